@@ -1,0 +1,1 @@
+"""Assets (models, texts, tables), tasks made from them, and their splits."""

@@ -1,0 +1,1 @@
+"""Metrics, statistics, calibration, and the rows that every result is made of."""

@@ -1,0 +1,196 @@
+"""Benchmarks: a long table that grows over runs and machines, and goals computed from it.
+
+A benchmark is a list of cells (method, settings, seed, inputs) and a function that measures a cell. Rows are appended
+to ``docs/results/NAME.jsonl``; a cell whose rows are there with the same method version is not computed again. From the
+rows alone ``NAME.md`` and ``NAME.goals.json`` are rewritten.
+"""
+
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from core.evaluate.rows import Row, read_rows, write_rows
+from core.hashing import code_version
+from core.progress import track
+from core.state import write_bytes, write_json
+
+RESULTS = Path("docs/results")
+SIZES = ("smoke", "default", "full")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work of a benchmark. ``modules``: the core modules whose code decides the result."""
+
+    method: str
+    settings: Mapping[str, Any]
+    seed: int
+    modules: Sequence[str]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, metric: str, value: float | None, budget: Mapping[str, float] | None = None, oracle: str = "") -> Row:
+        """A row of this cell; an undefined value is None."""
+        if value is not None and not math.isfinite(value):
+            value = None
+        return Row(
+            method=self.method,
+            metric=metric,
+            value=value,
+            seed=self.seed,
+            settings=dict(self.settings),
+            budget=dict(budget or {}),
+            oracle=oracle,
+            inputs=dict(self.inputs),
+            version=code_version(self.modules),
+            commit=commit(),
+            hardware=hardware(),
+        )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A numeric goal of the project: its literal target and what the rows say.
+
+    ``holds`` is None-proof: a goal without rows has value None and does not hold.
+    """
+
+    goal: str
+    target: str
+    value: float | None
+    low: float | None
+    high: float | None
+    holds: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("goal", "target", "value", "low", "high", "holds")}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A table and its goals.
+
+    Args:
+        name: files are ``docs/results/<name>.*``.
+        title: headline of the page.
+        cells: size ("smoke", "default", "full") -> cells in the order they should be computed.
+        measure: cell -> rows (made with :meth:`Cell.row`).
+        goals: current rows -> goals; must give every goal also when rows are missing.
+        page: current rows -> Markdown below the goals table (tables, links to plots it wrote next to the page).
+        timing_metrics: metrics that a VERIFY run does not compare (seconds, ratios of seconds).
+    """
+
+    name: str
+    title: str
+    cells: Callable[[str], Sequence[Cell]]
+    measure: Callable[[Cell], Sequence[Row]]
+    goals: Callable[[Sequence[Row]], Sequence[Goal]]
+    page: Callable[[Sequence[Row], Path], str]
+    timing_metrics: frozenset[str] = frozenset()
+
+    def run(self, size: str = "default", verify: int = 0, folder: Path = RESULTS, minutes: float | None = None) -> None:
+        """Compute missing cells (at most about ``minutes``), append their rows, rewrite page and goals."""
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
+        path = folder / f"{self.name}.jsonl"
+        rows = read_rows(path)
+        cells = list(self.cells(size))
+        known = {r.key() for r in rows}
+        todo = [c for c in cells if c.row("", None).key() not in known]
+        if verify:
+            self._verify(cells, rows, verify)
+        stop = None if minutes is None else time.monotonic() + 60 * minutes
+        with track(f"bench {self.name}", max(len(todo), 1), "cell") as bar:
+            for cell in todo:
+                if stop is not None and time.monotonic() > stop:
+                    break
+                rows = [*rows, *self.measure(cell)]
+                write_rows(path, rows)
+                bar.advance()
+        self.render(rows, folder)
+
+    def current(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of the present code: those whose key is a cell of the full table."""
+        keys = {c.row("", None).key() for size in SIZES for c in self.cells(size)}
+        return [r for r in rows if r.key() in keys]
+
+    def render(self, rows: Sequence[Row], folder: Path = RESULTS) -> None:
+        """Rewrite ``NAME.md`` and ``NAME.goals.json`` from rows."""
+        current = self.current(rows)
+        goals = list(self.goals(current))
+        write_json(folder / f"{self.name}.goals.json", [g.as_dict() for g in goals])
+        lines = [f"# {self.title}", "", f"{len(current)} rows of the present code. `make bench-{self.name}`", ""]
+        lines += ["| goal | target | value | 95 % interval | holds |", "|---|---|---|---|---|"]
+        for g in goals:
+            value = "no rows" if g.value is None else f"{g.value:.4g}"
+            interval = "" if g.low is None or g.high is None else f"{g.low:.4g} to {g.high:.4g}"
+            lines.append(f"| {g.goal} | {g.target} | {value} | {interval} | {'yes' if g.holds else 'no'} |")
+        body = self.page(current, folder)
+        write_bytes(folder / f"{self.name}.md", ("\n".join(lines) + "\n\n" + body.strip() + "\n").encode())
+
+    def _verify(self, cells: Sequence[Cell], rows: Sequence[Row], count: int) -> None:
+        by_key: dict[str, list[Row]] = {}
+        for r in rows:
+            by_key.setdefault(r.key(), []).append(r)
+        done = [c for c in cells if c.row("", None).key() in by_key]
+        for cell in random.SystemRandom().sample(done, min(count, len(done))):
+            stored = {r.metric: r.value for r in by_key[cell.row("", None).key()]}
+            again = {r.metric: r.value for r in self.measure(cell)}
+            for metric in stored.keys() - self.timing_metrics:
+                if not _same(stored[metric], again.get(metric)):
+                    raise SystemExit(
+                        f"{self.name}: {cell.method} {dict(cell.settings)} seed {cell.seed} {metric}: "
+                        f"stored {stored[metric]}, recomputed {again.get(metric)}"
+                    )
+            print(f"verified {cell.method} {dict(cell.settings)} seed {cell.seed}: {len(stored)} rows agree")
+
+
+def main(benchmark: Benchmark) -> None:
+    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``."""
+    minutes = os.environ.get("MINUTES")
+    benchmark.run(
+        os.environ.get("SIZE", "default"),
+        int(os.environ.get("VERIFY", "0") or 0),
+        Path(os.environ.get("RESULTS", RESULTS)),
+        float(minutes) if minutes else None,
+    )
+    folder = Path(os.environ.get("RESULTS", RESULTS))
+    for g in json.loads((folder / f"{benchmark.name}.goals.json").read_text()):
+        value = "no rows" if g["value"] is None else f"{g['value']:.4g}"
+        print(f"{'holds ' if g['holds'] else 'misses'}  {g['goal']}: {value} (target {g['target']})")
+    print(f"page: {folder / (benchmark.name + '.md')}")
+
+
+@cache
+def hardware() -> str:
+    """CPU count, CUDA device if any."""
+    try:
+        import torch
+
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    except ImportError:
+        gpu = ""
+    return f"{platform.machine()} {os.cpu_count()} cores" + (f", {gpu}" if gpu else "")
+
+
+@cache
+def commit() -> str:
+    """The git commit of the working folder, ``+`` when changed; empty outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)

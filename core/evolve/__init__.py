@@ -1,0 +1,1 @@
+"""Ask-tell optimizers, transfer injection, and the one search loop that structure and system level share."""
