@@ -198,10 +198,11 @@ class Cache:
         os.utime(folder)
         return folder
 
-    def compute(
-        self, kind: str, key: str, build: Callable[[Path], None], facts: Mapping[str, Any] | None = None
-    ) -> Path:
-        """The folder under ``key``; ``build(folder)`` fills it when it is not there. One process at a time."""
+    def compute(self, kind: str, key: str, build: Callable[[Path], Mapping[str, Any] | None]) -> Path:
+        """The folder under ``key``; ``build(folder)`` fills it when it is not there. One process at a time.
+
+        What ``build`` returns (who made it, when, at what cost) is kept in the manifest beside the hash, not in it.
+        """
         folder = self.path(kind, key)
         with exclusive(folder, wait_s=-1):
             found = self.find(kind, key)
@@ -209,8 +210,7 @@ class Cache:
                 return found
             part = folder.with_name(f"{key}.part")
             part.mkdir(parents=True, exist_ok=True)
-            build(part)
-            seal(part, facts)
+            seal(part, build(part))
             os.replace(part, folder)
             _fsync_folder(folder.parent)
         return folder

@@ -1,0 +1,29 @@
+"""One file a stage: read inputs, call ``core``, record in MLflow. No mathematics here.
+
+Importing this package switches telemetry off (unless the environment says otherwise) and points MLflow and Prefect at
+the embedded stores under ``TRANSFEROPT_HOME``; ``MLFLOW_TRACKING_URI`` and ``PREFECT_API_URL`` select servers instead.
+It must happen before either library is imported, hence here.
+"""
+
+import os
+
+from core.state import home
+
+_DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_HOME": str(home() / "prefect"),
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # The spool (tasks.tracking) retries on its own; long retries inside the client would only hold a run up.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
+if "MLFLOW_TRACKING_URI" not in os.environ:
+    home().mkdir(parents=True, exist_ok=True)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home() / 'mlflow.db'}"

@@ -1,0 +1,57 @@
+# Everything installs into .venv from the lock; a second call starts at once.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+FLOWS ?= merge distill evolve-merge search transfer
+# make run FLOW=merge runs one flow; without it every level runs at its default size.
+FLOW ?=
+export TRANSFEROPT_DATA ?= $(wildcard ../shared/data)
+
+.PHONY: help install run test test-ui lint serve lock clean FORCE
+
+help:
+	@echo "make install          create .venv from the lock"
+	@echo "make run [FLOW=name]  run every level (or one flow) on real models and data"
+	@echo "make test             lint, import contracts, tests"
+	@echo "make test-ui          browser tests (chromium, chromium-driver)"
+	@echo "make serve            MLflow, Prefect, deployments and a worker on this machine"
+	@echo "make bench-NAME       a benchmark: SIZE=smoke|default|full, VERIFY=5, MINUTES=30"
+
+install: $(VENV)/installed
+
+# torch alone with its own dependencies (a CPU and a CUDA build need different ones), the rest exactly as locked.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or set PYTHON="; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m core.merge.kernels
+	@touch $@
+
+run: install
+	@for flow in $(or $(FLOW),$(FLOWS)); do $(BIN)/transferopt run $$flow || exit 1; done
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test-ui: install
+	$(BIN)/python -m pytest tests/ui -m ui
+
+serve: install
+	$(BIN)/transferopt serve
+
+bench-%: install FORCE
+	$(BIN)/python -m benchmarks.$(subst -,_,$*)
+
+# Resolve pyproject anew and pin what came out; only for whoever updates dependencies.
+lock: FORCE
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v -e '^torch==' -e '^pip==' -e '^transferopt' > requirements.lock
+
+clean:
+	rm -rf $(VENV)

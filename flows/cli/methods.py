@@ -1,0 +1,29 @@
+"""``transferopt methods``"""
+
+from typing import Annotated
+
+import typer
+
+
+def methods(
+    family: Annotated[str | None, typer.Argument(help="only this family, e.g. 'merge operator'")] = None,
+) -> None:
+    import importlib
+    import pkgutil
+
+    from rich.table import Table
+
+    import core
+    from core.registry import FAMILIES, nearest
+    from flows.cli.show import console
+
+    for module in pkgutil.walk_packages(core.__path__, "core."):
+        if module.ispkg:
+            importlib.import_module(module.name)
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(sorted(FAMILIES))}")
+    table = Table("family", "method", "what it is")
+    for name in [family] if family else sorted(FAMILIES):
+        for entry in FAMILIES[name]:
+            table.add_row(name, entry.name, entry.summary)
+    console.print(table)

@@ -1,0 +1,51 @@
+"""``transferopt run FLOW``"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    flow: Annotated[str, typer.Argument(help="name of the flow, see `transferopt flows`")],
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON file of parameters")] = None,
+    set_: Annotated[list[str], typer.Option("--set", help="key=value, dots for nested keys; may be repeated")] = [],  # noqa: B006
+    size: Annotated[
+        str | None, typer.Option(help="smoke or default: a preset of the flow; settings override it")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="print stages, cache hits, time, memory, disk; run nothing")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
+) -> None:
+    from core.state import write_bytes
+    from flows.cli import parameters as reader
+    from flows.cli.show import console, show_plan, show_summary
+    from flows.runtime import FLOWS, server_in_use, stop_embedded_server
+
+    chosen = FLOWS.get(flow)
+    parameters = reader.read(chosen.parameters, config, [*_preset(chosen, size), *set_])
+    if plan:
+        show_plan(chosen, parameters)
+        return
+    console.print(f"[bold]{flow}[/]: {chosen.__doc__}")
+    console.print(
+        f"Prefect: {server_in_use()}   MLflow: {os.environ['MLFLOW_TRACKING_URI']}", style="dim", soft_wrap=True
+    )
+    try:
+        summary = chosen(parameters)
+    finally:
+        stop_embedded_server()
+    show_summary(summary)
+    if json_file is not None:
+        write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
+
+
+def _preset(flow, size: str | None) -> list[str]:
+    size = size or os.environ.get("SIZE")
+    if not size or size == "default":
+        return []
+    if "size" not in flow.parameters.model_fields:
+        raise ValueError(f"flow {flow.name!r} has no sizes")
+    return [f"size={size}"]

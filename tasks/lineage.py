@@ -1,0 +1,117 @@
+"""From any run back to the hashes of its sources, with every hash checked against what lies on disk."""
+
+import html
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from core.state import StateError, verify
+from tasks import spool
+
+
+@dataclass
+class Node:
+    """An artifact or run: its hash, the run that made it, the state of its folder, and what it was made from."""
+
+    name: str
+    sha256: str
+    run: str
+    path: str
+    state: str  # "intact" | "damaged" | "gone" | "" (a run without folder)
+    inputs: list["Node"] = field(default_factory=list)
+
+    def walk(self) -> Iterator["Node"]:
+        yield self
+        for child in self.inputs:
+            yield from child.walk()
+
+
+def trace(run: str) -> Node:
+    """The tree above a run.
+
+    Raises:
+        ValueError: no such run in the tracking store.
+    """
+    mlflow_id = spool.find_run(run) or run
+    try:
+        tags = spool.client().get_run(mlflow_id).data.tags
+    except MlflowException:
+        raise ValueError(
+            f"no run {run!r} in {spool.client().tracking_uri}; give an MLflow run id or a printed id"
+        ) from None
+    return Node(tags.get("mlflow.runName", "run"), tags.get("output.sha256", ""), mlflow_id, "", "", _inputs(tags, {}))
+
+
+def _inputs(tags: dict[str, str], seen: dict[str, list[Node]]) -> list[Node]:
+    nodes = []
+    for entry in json.loads(tags.get("inputs", "[]")):
+        node = Node(entry["name"], entry["sha256"], entry["run"], entry["path"], _state(entry))
+        if entry["run"]:
+            if entry["run"] not in seen:
+                seen[entry["run"]] = []
+                made_by = spool.find_run(entry["run"])
+                if made_by is not None:
+                    seen[entry["run"]] = _inputs(spool.client().get_run(made_by).data.tags, seen)
+            node.inputs = seen[entry["run"]]
+        nodes.append(node)
+    return nodes
+
+
+def _state(entry: dict[str, str]) -> str:
+    if not entry["path"]:
+        return ""
+    try:
+        found = verify(Path(entry["path"]))["sha256"]
+    except FileNotFoundError:
+        return "gone"
+    except StateError:
+        return "damaged"
+    return "intact" if found == entry["sha256"] else "damaged"
+
+
+def graph_html(root: Node, experiments: dict[str, str], base_url: str | None) -> str:
+    """The tree as a self-contained SVG page whose nodes open the upstream runs (when a server has an address).
+
+    Args:
+        experiments: run id -> MLflow experiment and run path (``experiments/E/runs/R``).
+        base_url: address of the MLflow UI, or None.
+    """
+    placed: list[tuple[Node, int, int]] = []
+    edges: list[tuple[int, int]] = []
+
+    def place(node: Node, depth: int, parent: int | None) -> None:
+        placed.append((node, depth, len(placed)))
+        me = len(placed) - 1
+        if parent is not None:
+            edges.append((parent, me))
+        for child in node.inputs:
+            place(child, depth + 1, me)
+
+    place(root, 0, None)
+    step_x, step_y, width = 250, 46, 230
+    height = step_y * len(placed) + 20
+    shapes = []
+    for a, b in edges:
+        (_, da, ra), (_, db, rb) = placed[a], placed[b]
+        x1, y1, x2, y2 = da * step_x + 24, ra * step_y + 38, db * step_x + 10, rb * step_y + 24
+        shapes.append(f'<path d="M{x1} {y1} V{y2} H{x2}" fill="none" stroke="#888"/>')
+    colours = {"intact": "#e3f4e8", "damaged": "#f9d6d5", "gone": "#fdf1cc", "": "#e4ecf7"}
+    for node, depth, row in placed:
+        x, y = depth * step_x + 10, row * step_y + 10
+        digest = f"{node.sha256[:16]} {node.state}"
+        text = f"{html.escape(node.name)}</text><text x='{x + 8}' y='{y + 25}' class='h'>{digest}</text>"
+        box = (
+            f"<rect x='{x}' y='{y}' width='{width}' height='32' rx='5' fill='{colours[node.state]}' stroke='#667'/>"
+            f"<text x='{x + 8}' y='{y + 13}'>{text}"
+        )
+        target = experiments.get(node.run)
+        shapes.append(f"<a href='{base_url}/#/{target}'>{box}</a>" if base_url and target else box)
+    span = (max(d for _, d, _ in placed) + 1) * step_x + 20
+    style = "text{font:12px sans-serif}.h{font:10px monospace;fill:#555}"
+    return (
+        f"<!doctype html><meta charset='utf-8'><title>Lineage</title><svg xmlns='http://www.w3.org/2000/svg' "
+        f"width='{span}' height='{height}'><style>{style}</style>{''.join(shapes)}</svg>"
+    )

@@ -1,0 +1,263 @@
+"""Delivery to MLflow through a spool on disk: a run never waits for, or fails with, its tracking server.
+
+Every record is first appended to ``<spool>/<run>/ops.jsonl``; a thread delivers records in order and stores how far it
+came. What could not be delivered (server down, database locked) is delivered later by the same run, by the next run, or
+by ``transferopt sync``. Repeating a delivery is harmless: runs are found by their own id, parameters, tags and files
+are overwritten with equal content, and MLflow keeps one copy of equal metric points.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from core.state import StateError, exclusive, home, write_json
+
+log = logging.getLogger(__name__)
+LOCAL_ID = "transferopt.id"
+METRICS_PER_BATCH = 1000  # MLflow's own limit for one log_batch
+RETRY_S = 2.0
+
+
+class NotDelivered(Exception):
+    """The tracking server did not take a record; it stays in the spool."""
+
+
+def spool_root() -> Path:
+    return home() / "spool"
+
+
+class Spool:
+    """Records of one flow run. ``append`` is cheap and never fails because of the server."""
+
+    def __init__(self, run: str):
+        self.folder = spool_root() / run
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def append(self, op: str, run: str, **fields: Any) -> None:
+        """Record one operation of the run with local id ``run``."""
+        line = json.dumps({"op": op, "run": run, **fields}, sort_keys=True)
+        with self._lock, open(self.folder / "ops.jsonl", "a") as f:
+            f.write(line + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+        self._wake.set()
+
+    def close(self, wait_s: float = 60) -> bool:
+        """Deliver what is left, waiting at most ``wait_s``; True when nothing is left."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(wait_s)
+        return pending(self.folder) == 0
+
+    def _work(self) -> None:
+        quiet = False
+        while True:
+            self._wake.wait(RETRY_S)
+            self._wake.clear()
+            last = self._closed
+            try:
+                deliver(self.folder)
+                quiet = False
+            except (NotDelivered, StateError) as error:
+                if not quiet:
+                    log.warning("tracking is kept on disk for now: %s", error)
+                quiet = True
+            if last:
+                return
+
+
+def pending(folder: Path) -> int:
+    """Number of records not yet delivered."""
+    return sum(1 for _ in _undelivered(folder))
+
+
+def deliver_all() -> tuple[int, int]:
+    """Deliver the spools of all earlier runs: (runs fully delivered, records still pending)."""
+    done = left = 0
+    root = spool_root()
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not (folder / "ops.jsonl").exists() or pending(folder) == 0:
+            continue
+        try:
+            deliver(folder)
+            done += 1
+        except (NotDelivered, StateError) as error:
+            log.warning("%s: %s", folder.name, error)
+            left += pending(folder)
+    return done, left
+
+
+def deliver(folder: Path) -> None:
+    """Apply undelivered records in order.
+
+    Raises:
+        NotDelivered: the server refused or is away; the position is kept.
+        StateError: another process delivers this spool.
+    """
+    if pending(folder) == 0:
+        return
+    with exclusive(folder / "delivery", wait_s=0):
+        ids = _read(folder / "runs.json", {})
+        for end, op in _undelivered(folder):
+            try:
+                _apply(op, ids)
+            except Exception as error:  # MLflow raises many kinds: HTTP, SQL, OS; all mean "not now"
+                if _is_refusal(error):
+                    log.error("MLflow refused a record of %s: %s", op["run"], error)
+                else:
+                    raise NotDelivered(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+            write_json(folder / "runs.json", ids)
+            write_json(folder / "delivered.json", end)
+
+
+def _undelivered(folder: Path) -> Iterator[tuple[int, dict]]:
+    """(byte position after the record, record) of each undelivered complete line."""
+    path = folder / "ops.jsonl"
+    if not path.exists():
+        return
+    position = _read(folder / "delivered.json", 0)
+    with open(path, "rb") as f:
+        f.seek(position)
+        for line in f:
+            if not line.endswith(b"\n"):  # torn by a kill; the next append continues after it
+                break
+            position += len(line)
+            try:
+                op = json.loads(line)
+            except ValueError:
+                continue
+            yield position, op
+
+
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def _is_refusal(error: Exception) -> bool:
+    """An answer that a repetition would not change (bad value), as against a server that is away."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+@cache
+def client():
+    """The MLflow client of this process."""
+    import mlflow
+
+    return mlflow.MlflowClient()
+
+
+@cache
+def experiment_id(name: str) -> str:
+    """Id of the experiment, created on first use; artifacts lie under TRANSFEROPT_HOME for the embedded store."""
+    found = client().get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    location = (home() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite") else None
+    return client().create_experiment(name, artifact_location=location)
+
+
+def find_run(local_id: str) -> str | None:
+    """MLflow run id of a local id, or None."""
+    experiments = [e.experiment_id for e in client().search_experiments()]
+    runs = client().search_runs(experiments, f"tags.`{LOCAL_ID}` = '{local_id}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _apply(op: dict, ids: dict[str, str]) -> None:
+    APPLY[op["op"]](op, ids)
+
+
+def _start(op: dict, ids: dict[str, str]) -> None:
+    run = find_run(op["run"])
+    if run is None:
+        tags = {LOCAL_ID: op["run"], **op["tags"]}
+        if op.get("parent"):
+            tags["mlflow.parentRunId"] = ids[op["parent"]]
+        created = client().create_run(
+            experiment_id(op["experiment"]), start_time=op["time"], tags=tags, run_name=op["name"]
+        )
+        run = created.info.run_id
+    ids[op["run"]] = run
+
+
+def _values(op: dict, ids: dict[str, str]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    run = ids[op["run"]]
+    metrics = [Metric(key, value, time_ms, step) for key, value, time_ms, step in op.get("metrics", [])]
+    params = [Param(k, str(v)[:6000]) for k, v in op.get("params", {}).items()]
+    tags = [RunTag(k, str(v)[:5000]) for k, v in op.get("tags", {}).items()]
+    for start in range(0, len(params), 100):
+        client().log_batch(run, params=params[start : start + 100])
+    for start in range(0, len(tags), 100):
+        client().log_batch(run, tags=tags[start : start + 100])
+    for start in range(0, len(metrics), METRICS_PER_BATCH):
+        client().log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
+
+
+def _artifact(op: dict, ids: dict[str, str]) -> None:
+    path = Path(op["path"])
+    if not path.exists():
+        client().set_tag(ids[op["run"]], f"missing.{path.name}", f"{path} was removed before it could be logged")
+        return
+    if path.is_dir():
+        client().log_artifacts(ids[op["run"]], str(path), op.get("at") or None)
+    else:
+        client().log_artifact(ids[op["run"]], str(path), op.get("at") or None)
+
+
+def _dataset(op: dict, ids: dict[str, str]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=op["name"],
+        digest=op["sha256"][:36],
+        source_type="transferopt",
+        source=json.dumps(op["source"]),
+        schema=json.dumps(op.get("schema", {})),
+        profile=json.dumps(op.get("profile", {})),
+    )
+    client().log_inputs(ids[op["run"]], datasets=[DatasetInput(dataset, [InputTag("sha256", op["sha256"])])])
+
+
+def _model(op: dict, ids: dict[str, str]) -> None:
+    from tasks.serving import log_model
+
+    log_model(ids[op["run"]], Path(op["path"]), op["name"], op["alias"], op.get("tags", {}))
+
+
+def _end(op: dict, ids: dict[str, str]) -> None:
+    client().set_terminated(ids[op["run"]], status=op["status"], end_time=op["time"])
+
+
+APPLY = {
+    "start": _start,
+    "values": _values,
+    "artifact": _artifact,
+    "dataset": _dataset,
+    "model": _model,
+    "end": _end,
+}
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def delivered_id(folder: Path, local_id: str) -> str | None:
+    """MLflow run id of a run whose start has been delivered from this spool, or None."""
+    return _read(folder / "runs.json", {}).get(local_id)

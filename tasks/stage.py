@@ -1,0 +1,296 @@
+"""A stage: one Prefect task, one nested MLflow run, one folder found by content.
+
+    @stage("merge", modules=["core.merge.engine"])
+    def merge(out: Output, config: MergeConfig, base: Artifact, experts: list[Artifact]) -> None:
+        ...write files into out.folder, call out.metrics(...), out.rows([...])...
+
+    merged = merge(config, base=base, experts=experts)          # -> Artifact
+
+The folder's key is the hash of stage name, configuration, input hashes and the source of the ``core`` modules named, so
+equal work is a cache hit, a killed run continues where it stood (the body finds its own checkpoints in ``out.folder``),
+and nothing half-written is ever seen. Under :func:`planning` nothing runs: stages only say whether they would.
+"""
+
+import functools
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from core.config import Config
+from core.evaluate.rows import Row, read_rows, write_rows
+from core.hashing import code_version, content_key
+from core.progress import listen
+from core.state import MANIFEST, Cache, home, verify, write_json
+from tasks import tracking
+
+ROWS, METRICS, CURVES = "rows.jsonl", "metrics.json", "curves.json"
+
+
+class Artifact(Config):
+    """A reference to a sealed folder: what is handed from stage to stage."""
+
+    name: str
+    path: str = Field(description="folder")
+    sha256: str = Field(description="content hash of the folder")
+    run: str = Field("", description="id of the run that produced it; empty for a source")
+    planned: bool = Field(False, description="true while planning, when the folder does not exist yet")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path)
+
+    def rows(self) -> list[Row]:
+        return read_rows(self.folder / ROWS)
+
+
+@dataclass
+class Output:
+    """What a stage body writes to."""
+
+    folder: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    _metrics: dict[str, float] = field(default_factory=dict)
+    _curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        self._metrics |= {k: float(v) for k, v in values.items()}
+        write_json(self.folder / METRICS, self._metrics)
+
+    def curve(self, name: str, values: Sequence[tuple[int, float]]) -> None:
+        self._curves[name] = [[int(s), float(v)] for s, v in values]
+        write_json(self.folder / CURVES, self._curves)
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        write_rows(self.folder / ROWS, rows)
+
+    def budget(self, spent: Mapping[str, float]) -> None:
+        """Record what was spent (unit -> amount)."""
+        self.facts["budget"] = dict(spent)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of a plan."""
+
+    stage: str
+    state: str  # "cached" | "run"
+    seconds: float | None
+    memory_mb: float | None
+    disk_mb: float | None
+
+
+_plan: ContextVar[list[Planned] | None] = ContextVar("plan", default=None)
+
+
+@contextmanager
+def planning() -> Iterator[list[Planned]]:
+    """Inside, stages run nothing and are listed instead."""
+    token = _plan.set([])
+    try:
+        yield _plan.get()
+    finally:
+        _plan.reset(token)
+
+
+def is_planning() -> bool:
+    return _plan.get() is not None
+
+
+class Stage:
+    """A stage made by :func:`stage`; call it with a configuration and its input artifacts."""
+
+    def __init__(
+        self, name: str, body: Callable, modules: Sequence[str], retries: int, timeout_s: float | None, keep: str
+    ):
+        from prefect import task
+        from prefect.cache_policies import NO_CACHE
+
+        self.name, self.body, self.modules, self.keep = name, body, tuple(modules), keep
+        functools.update_wrapper(self, body)
+        self._task = task(
+            self._run,
+            name=name,
+            description=(body.__doc__ or "").strip() or None,
+            retries=retries,
+            retry_delay_seconds=5,
+            timeout_seconds=timeout_s,
+            cache_policy=NO_CACHE,  # ours is by content and survives the Prefect server
+            persist_result=False,
+        )
+
+    def __call__(self, config: Config, **inputs: Any) -> Artifact:
+        if is_planning():
+            return self._planned(config, inputs)
+        return self._task(config, inputs)
+
+    def submit(self, config: Config, **inputs: Any):
+        """Start on the flow's task runner; returns a Prefect future (an Artifact while planning)."""
+        if is_planning():
+            return self._planned(config, inputs)
+        return self._task.submit(config, inputs)
+
+    def key(self, config: Config, inputs: Mapping[str, Any]) -> str:
+        return content_key(self.name, config, _hashes(inputs), code_version(self.modules))
+
+    def _planned(self, config: Config, inputs: Mapping[str, Any]) -> Artifact:
+        unknown = any(a.planned for a in _artifacts(inputs))
+        key = self.key(config, inputs)
+        folder = None if unknown else Cache().find(self.name, key)
+        past = history(self.name)
+        known = (past.get("seconds"), past.get("memory_mb"), past.get("disk_mb"))
+        _plan.get().append(Planned(self.name, "cached", 0, 0, 0) if folder else Planned(self.name, "run", *known))
+        if folder:
+            return _artifact(self.name, folder)
+        return Artifact(name=self.name, path="", sha256=key, planned=True)
+
+    def _run(self, config: Config, inputs: Mapping[str, Any]) -> Artifact:
+        tags = {"stage": self.name, **_input_tags(inputs)}
+        with tracking.nested(self.name, config, tags) as run:
+            started = time.monotonic()
+            built = []
+
+            def build(folder: Path) -> dict[str, Any]:
+                built.append(True)
+                out = Output(folder)
+                with listen(_prefect_progress(self.name)):
+                    self.body(out, config, **inputs)
+                return {"run": run.id, "stage": self.name, **out.facts}
+
+            key = self.key(config, inputs)
+            folder = Cache().compute(self.name, key, build)
+            artifact = _artifact(self.name, folder)
+            seconds = time.monotonic() - started
+            run.tags({"key": key, "cache": "miss" if built else "hit", "output.sha256": artifact.sha256})
+            run.tags({"output.path": artifact.path, "output.run": artifact.run, "seconds": f"{seconds:.2f}"})
+            _record(run, folder, self.keep)
+            if built:
+                _remember(self.name, key, seconds, folder)
+        return artifact
+
+
+def stage(
+    name: str,
+    *,
+    modules: Sequence[str],
+    retries: int = 0,
+    timeout_s: float | None = None,
+    keep: str = "small",
+) -> Callable[[Callable], Stage]:
+    """Make a stage of ``body(out: Output, config: Config, **inputs: Artifact | list[Artifact])``.
+
+    Args:
+        modules: the core modules whose code decides the result (part of the content key).
+        retries: only where a retry can help (network); computing again gives the same error.
+        keep: what MLflow gets of the folder: "small" (all files up to the size limit) or "nothing" (only hashes,
+            for folders that hold users' texts).
+    """
+    return lambda body: Stage(name, body, modules, retries, timeout_s, keep)
+
+
+def _artifact(name: str, folder: Path) -> Artifact:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return Artifact(name=name, path=str(folder), sha256=manifest["sha256"], run=manifest["facts"].get("run", ""))
+
+
+def source(name: str, folder: Path) -> Artifact:
+    """An artifact that no stage made (an asset folder); it must be sealed."""
+    return Artifact(name=name, path=str(folder), sha256=verify(folder)["sha256"])
+
+
+def _artifacts(inputs: Mapping[str, Any]) -> list[Artifact]:
+    found = []
+    for value in inputs.values():
+        if isinstance(value, Artifact):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            found += _artifacts(value)
+        elif isinstance(value, (list, tuple)):
+            found += [v for v in value if isinstance(v, Artifact)]
+    return found
+
+
+def _hashes(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def of(value: Any) -> Any:
+        if isinstance(value, Artifact):
+            return value.sha256
+        if isinstance(value, Mapping):
+            return {k: of(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [of(v) for v in value]
+        raise TypeError(
+            f"a stage takes Artifacts (or lists and dicts of them) beside its config, got {type(value).__name__}"
+        )
+
+    return {name: of(value) for name, value in inputs.items()}
+
+
+def _input_tags(inputs: Mapping[str, Any]) -> dict[str, str]:
+    listed = [{"name": a.name, "sha256": a.sha256, "run": a.run, "path": a.path} for a in _artifacts(inputs)]
+    return {"inputs": json.dumps(listed)}
+
+
+def _record(run: tracking.Run, folder: Path, keep: str) -> None:
+    """Send a sealed folder's metrics, curves, rows, budget and small files to MLflow."""
+    if (folder / METRICS).exists():
+        run.metrics(json.loads((folder / METRICS).read_text()))
+    if (folder / CURVES).exists():
+        for name, values in json.loads((folder / CURVES).read_text()).items():
+            run.curve(name, values)
+    run.rows(read_rows(folder / ROWS))
+    facts = json.loads((folder / MANIFEST).read_text())["facts"]
+    if "budget" in facts:
+        run.tags({"budget.spent": json.dumps(facts["budget"])})
+        run.metrics({f"budget.{unit}": amount for unit, amount in facts["budget"].items()})
+    run.artifact(folder if keep == "small" else folder / MANIFEST)
+
+
+def _prefect_progress(name: str) -> Callable[[str, float], None]:
+    """A progress artifact in the Prefect UI that moves at most once a second."""
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+    from prefect.context import TaskRunContext
+
+    ids: dict[str, Any] = {}
+    last: dict[str, float] = {}
+
+    def show(description: str, fraction: float) -> None:
+        if TaskRunContext.get() is None:
+            return
+        now = time.monotonic()
+        if description in ids and fraction < 1 and now - last[description] < 1:
+            return
+        last[description] = now
+        if description not in ids:
+            ids[description] = create_progress_artifact(100 * fraction, description=f"{name}: {description}")
+        else:
+            update_progress_artifact(ids[description], 100 * fraction)
+
+    return show
+
+
+def _remember(name: str, key: str, seconds: float, folder: Path) -> None:
+    disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    line = json.dumps({"stage": name, "key": key, "seconds": seconds, "memory_mb": memory, "disk_mb": disk})
+    path = home() / "history.jsonl"
+    with open(path, "a") as f:
+        f.write(line + "\n")
+
+
+def history(name: str) -> dict[str, float]:
+    """Median seconds, memory and disk of earlier runs of a stage; empty without any."""
+    path = home() / "history.jsonl"
+    if not path.exists():
+        return {}
+    import pandas as pd
+
+    table = pd.read_json(path, lines=True)
+    table = table[table["stage"] == name]
+    return {} if table.empty else table[["seconds", "memory_mb", "disk_mb"]].median().to_dict()

@@ -1,0 +1,158 @@
+"""Lineage: a flow is a parent run, each stage a nested run, every input and output named by its sha256."""
+
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from core.config import Config
+from core.evaluate.benchmark import commit, hardware
+from core.evaluate.rows import Row
+from core.transfer.problem import Problem
+from tasks.spool import Spool, now_ms
+
+LIBRARIES = ("torch", "transformers", "prefect", "mlflow", "numpy", "pandas", "datasets", "peft")
+_current: ContextVar["Run | None"] = ContextVar("run", default=None)
+
+
+@dataclass
+class Run:
+    """A tracked run. ``id`` is ours (stable, known before any server answers); the MLflow id is found by it."""
+
+    id: str
+    name: str
+    experiment: str
+    spool: Spool
+    problem: Problem
+    parent: "Run | None" = None
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self.spool.append("values", self.id, params=flatten(values))
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        self.spool.append("values", self.id, tags={k: str(v) for k, v in values.items()})
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log scalars as one batch."""
+        time_ms = now_ms()
+        self.spool.append("values", self.id, metrics=[[k, float(v), time_ms, step] for k, v in values.items()])
+
+    def curve(self, name: str, values: Iterable[tuple[int, float]]) -> None:
+        """Log one metric over steps as one batch."""
+        time_ms = now_ms()
+        self.spool.append("values", self.id, metrics=[[name, float(v), time_ms, int(s)] for s, v in values])
+
+    def artifact(self, path: Path, at: str = "") -> None:
+        """Log a file or folder; above ``TRANSFEROPT_ARTIFACT_LIMIT_MB`` (default 200) by reference only."""
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+        if size > 1e6 * float(os.environ.get("TRANSFEROPT_ARTIFACT_LIMIT_MB", "200")):
+            self.tags({f"reference.{path.name}": json.dumps({"uri": path.as_uri(), "bytes": size})})
+            path = path / "artifact.json"
+            if not path.is_file():
+                return
+        self.spool.append("artifact", self.id, path=str(path), at=at)
+
+    def rows(self, rows: Iterable[Row]) -> None:
+        """Log each row as a metric named ``method/<settings>/metric``; seeds are steps."""
+        time_ms = now_ms()
+        points = [[row_metric(r), r.value, time_ms, r.seed] for r in rows if r.value is not None]
+        if points:
+            self.spool.append("values", self.id, metrics=points)
+
+
+def row_metric(row: Row) -> str:
+    """The MLflow metric name of a row."""
+    settings = [f"{k}={v}" for k, v in sorted(row.settings.items()) if isinstance(v, (str, int, float, bool))]
+    name = "/".join([row.method, *settings, row.metric])
+    return "".join(c if c.isalnum() or c in "_-. /=" else "_" for c in name).replace("=", "-")[:250]
+
+
+def current() -> Run:
+    """The run in whose context this code executes.
+
+    Raises:
+        RuntimeError: outside any run.
+    """
+    run = _current.get()
+    if run is None:
+        raise RuntimeError("no tracked run here; call stages inside a flow")
+    return run
+
+
+@contextmanager
+def start(
+    name: str, experiment: str, problem: Problem, config: Config | None, tags: Mapping[str, str]
+) -> Iterator[Run]:
+    """A parent run: opened now, ended FINISHED or FAILED; the rest of the spool is delivered before it returns."""
+    run_id = uuid.uuid4().hex
+    spool = Spool(run_id)
+    run = Run(run_id, name, experiment, spool, problem)
+    try:
+        with _recorded(run, config, tags):
+            yield run
+    finally:
+        spool.close()
+
+
+@contextmanager
+def nested(name: str, config: Config | None, tags: Mapping[str, str]) -> Iterator[Run]:
+    """A run below the current one, for a stage."""
+    parent = current()
+    run = Run(uuid.uuid4().hex, name, parent.experiment, parent.spool, parent.problem, parent)
+    with _recorded(run, config, tags):
+        yield run
+
+
+@contextmanager
+def _recorded(run: Run, config: Config | None, tags: Mapping[str, str]) -> Iterator[Run]:
+    everything = {**run.problem.tags(), **environment(), **tags}
+    parent = run.parent.id if run.parent else None
+    run.spool.append(
+        "start", run.id, name=run.name, experiment=run.experiment, parent=parent, tags=everything, time=now_ms()
+    )
+    if config is not None:
+        run.params(config.model_dump(mode="json"))
+    token = _current.set(run)
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except BaseException as error:
+        run.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+        raise
+    finally:
+        _current.reset(token)
+        run.spool.append("end", run.id, status=status, time=now_ms())
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Commit, hardware and library versions, as tags."""
+    found = {"commit": commit(), "hardware": hardware(), "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[f"version.{library}"] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested configuration as dotted names."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -1,0 +1,44 @@
+"""Fixtures for all tests: a home of their own, and where shared data may lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_environment(tmp_path_factory):
+    """Tests never touch the user's home: caches, tracking database and Prefect state go to a session folder.
+
+    Assets already downloaded are reused (they are large and checked by hash), so they stay where the user has them.
+    """
+    from core.state import home
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TRANSFEROPT_ASSETS", os.environ.get("TRANSFEROPT_ASSETS", str(home() / "assets")))
+    root = tmp_path_factory.mktemp("home")
+    patch.setenv("TRANSFEROPT_HOME", str(root))
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    patch.setenv("PREFECT_HOME", str(root / "prefect"))
+    patch.delenv("PREFECT_API_URL", raising=False)
+    if (SHARED / "data").is_dir():
+        patch.setenv("TRANSFEROPT_DATA", str(SHARED / "data"))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A fresh TRANSFEROPT_HOME for one test."""
+    monkeypatch.setenv("TRANSFEROPT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """../shared/data; the test is skipped where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs ../shared/data")
+    return SHARED / "data"
