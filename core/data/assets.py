@@ -135,8 +135,8 @@ def find_local(name: str) -> Path | None:
 
 
 def asset_cache() -> Cache:
-    """Where fetched assets lie: ``<home>/assets/<name>/<key>``."""
-    return Cache(home() / "assets")
+    """Where fetched assets lie: ``<TRANSFEROPT_ASSETS, default <home>/assets>/<name>/<key>``."""
+    return Cache(os.environ.get("TRANSFEROPT_ASSETS") or home() / "assets")
 
 
 def resolve(name: str) -> Asset:
