@@ -250,6 +250,15 @@ class Group:
         """Each model's whole tensor minus the base's."""
         return [t - self.base for t in self.tensors]
 
+    def delta(self, index: int) -> np.ndarray:
+        """One model's whole tensor minus the base's, read anew and not kept (for operators that take one at a time)."""
+        model = self.models[index] if self.models else str(index)
+        return self.decoded(self.sources[index], 0, self.size, model).reshape(self.shape) - self.base
+
+    def weighted_deltas(self) -> list[np.ndarray]:
+        """Each model's whole delta times its ``weight``; the unweighted ones are not kept."""
+        return [p["weight"] * self.delta(i) for i, p in enumerate(self.per_model)]
+
 
 Operator = Callable[[Group], "np.ndarray | Callable[[Block], np.ndarray]"]
 OPERATORS: Registry[Operator] = Registry("merge operator", "core.merge.operators")
