@@ -1,0 +1,257 @@
+"""Loading: an asset, a folder or a hub name becomes an encoder or a language model with its tokenizer.
+
+Nothing here unpickles and nothing runs code that comes with a model unless ``remote_code=True`` is asked for. A GGUF
+file (4-bit SmolLM2) is dequantised once and cached as safetensors: say "dequantised" where it is reported.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.hashing import content_key, sha256_file
+from core.state import Cache
+
+QUANTISED = ("none", "8bit", "4bit")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies. ``path``: a folder with ``config.json``, or one ``.gguf`` file."""
+
+    name: str
+    path: Path
+    sha256: str
+
+    @property
+    def gguf(self) -> Path | None:
+        if self.path.suffix == ".gguf":
+            return self.path
+        files = sorted(self.path.glob("*.gguf"))
+        return files[0] if files and not (self.path / "config.json").exists() else None
+
+
+@dataclass
+class LanguageModel:
+    """A language model with its head: ``kind`` is ``"causal"`` or ``"masked"``."""
+
+    model: Any
+    tokenizer: Any
+    kind: str
+    name: str
+    sha256: str
+    max_length: int
+
+
+def locate(source: Any) -> Source:
+    """``source`` as a :class:`Source`: an asset, a folder, a GGUF file, or an asset's name.
+
+    Raises:
+        ValueError: a path without a model in it, or an unknown asset name.
+    """
+    if isinstance(source, Source):
+        return source
+    if not (hasattr(source, "path") and hasattr(source, "sha256")):
+        from core.data.assets import resolve
+
+        source = resolve(str(Path(source).resolve()) if Path(source).exists() else str(source))
+    found = Source(source.name, Path(source.path), source.sha256)
+    if not (found.path / "config.json").exists() and found.gguf is None:
+        raise ValueError(f"{found.path} holds no model: give a folder with config.json and *.safetensors, or a .gguf")
+    return found
+
+
+def load_encoder(source: Any, *, layers: int | None = None, device: str | None = None, remote_code: bool = False):
+    """The text encoder of ``source`` in float32: a :class:`core.models.encoder.TextEncoder` with mean pooling.
+
+    Args:
+        layers: keep the first ``layers`` transformer layers (None: all).
+        device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where it is.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    from core.models.encoder import TextEncoder
+
+    found = locate(source)
+    backbone = _quietly(AutoModel.from_pretrained, found.path, trust_remote_code=remote_code, dtype="float32")
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=remote_code)
+    encoder = TextEncoder(backbone, tokenizer, found.name, found.sha256, _sentence_length(found.path, backbone.config))
+    if layers is not None:
+        encoder = encoder.first_layers(layers)
+    return encoder.to(device or default_device()).eval()
+
+
+def load_causal(
+    source: Any,
+    *,
+    layers: int | None = None,
+    device: str | None = None,
+    quantised: str = "none",
+    cache: Cache | None = None,
+    remote_code: bool = False,
+) -> LanguageModel:
+    """A causal language model. A model too large for one device is sharded over all of them (Accelerate).
+
+    Args:
+        layers: keep the first ``layers`` layers (the final norm and the head stay).
+        quantised: ``"8bit"`` or ``"4bit"`` load through bitsandbytes (CUDA only).
+        cache: where a dequantised GGUF is kept.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load_lm(AutoModelForCausalLM, "causal", source, layers, device, quantised, cache, remote_code)
+
+
+def load_masked(
+    source: Any,
+    *,
+    layers: int | None = None,
+    device: str | None = None,
+    quantised: str = "none",
+    remote_code: bool = False,
+) -> LanguageModel:
+    """A masked language model with its head (arguments as :func:`load_causal`)."""
+    from transformers import AutoModelForMaskedLM
+
+    return _load_lm(AutoModelForMaskedLM, "masked", source, layers, device, quantised, None, remote_code)
+
+
+def _load_lm(auto, kind, source, layers, device, quantised, cache, remote_code) -> LanguageModel:
+    from transformers import AutoTokenizer
+
+    if quantised not in QUANTISED:
+        raise ValueError(f"quantised={quantised!r}; allowed: {', '.join(QUANTISED)}")
+    found = locate(source)
+    folder = dequantised(found, cache) if found.gguf else found.path
+    device = device or default_device()
+    extra = _placement(folder, device, quantised)
+    model = _quietly(auto.from_pretrained, folder, trust_remote_code=remote_code, dtype="float32", **extra)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    if layers is not None:
+        model = first_layers(model, layers)
+    if not extra:
+        model = model.to(device)
+    length = int(getattr(model.config, "max_position_embeddings", 512))
+    name = found.name if layers is None else f"{found.name}[:{layers}]"
+    return LanguageModel(model.eval(), tokenizer, kind, name, content_key(found.sha256, layers or 0), length)
+
+
+def _placement(folder: Path, device: str, quantised: str) -> dict[str, Any]:
+    """Keyword arguments that quantise the model, or shard it when its float32 weights exceed one CUDA device."""
+    import torch
+
+    if quantised != "none":
+        if not torch.cuda.is_available():
+            raise ValueError(f"quantised={quantised!r} needs a CUDA device and bitsandbytes; use quantised='none'")
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(load_in_8bit=quantised == "8bit", load_in_4bit=quantised == "4bit")
+        return {"quantization_config": config, "device_map": "auto"}
+    if str(device).startswith("cuda"):
+        size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+        free, _ = torch.cuda.mem_get_info()
+        if size > 0.8 * free:
+            return {"device_map": "auto"}
+    return {}
+
+
+def dequantised(source: Source, cache: Cache | None = None) -> Path:
+    """The float16 safetensors folder of a GGUF model, made once and kept in the cache."""
+    key = content_key(sha256_file(source.gguf), "float16 1")
+
+    def build(folder: Path) -> dict[str, str]:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = {"gguf_file": source.gguf.name}
+        loaded = _quietly(AutoModelForCausalLM.from_pretrained, source.gguf.parent, dtype="float32", **where)
+        config = copy.deepcopy(loaded.config)
+        for stale in ("quantization_config", "_pre_quantization_dtype"):
+            if hasattr(config, stale):
+                delattr(config, stale)
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.half().save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source.gguf.parent, **where).save_pretrained(folder)
+        return {"name": source.name, "weights": "dequantised"}
+
+    return (cache or Cache()).compute("models", key, build)
+
+
+def layer_list(model: Any) -> tuple[Any, str]:
+    """The module that holds the transformer layers and the attribute's name (``encoder, "layer"``).
+
+    Raises:
+        ValueError: no ModuleList has as many entries as ``config.num_hidden_layers``.
+    """
+    from torch import nn
+
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                return module, name
+    raise ValueError(f"{type(model).__name__} has no list of {count} layers; it cannot be cut to its first layers")
+
+
+def first_layers(model: Any, count: int) -> Any:
+    """A copy of ``model`` with its first ``count`` layers; norm, pooling and head stay.
+
+    Raises:
+        ValueError: ``count`` is not between 1 and the number of layers.
+    """
+    total = model.config.num_hidden_layers
+    if not 1 <= count <= total:
+        raise ValueError(f"layers={count}: the model has {total}; give 1 to {total}")
+    holder, name = layer_list(model)
+    layers = getattr(holder, name)
+    setattr(holder, name, layers[:count])
+    try:
+        smaller = copy.deepcopy(model)
+    finally:
+        setattr(holder, name, layers)
+    smaller.config.num_hidden_layers = count
+    return smaller
+
+
+def default_device() -> str:
+    """``"cuda"`` where a device is there, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sentence_length(folder: Path, config: Any) -> int:
+    """Longest input in tokens: sentence-transformers' setting where it is given, else the position table's."""
+    import json
+
+    length = int(getattr(config, "max_position_embeddings", 512))
+    if getattr(config, "model_type", "") in ("mpnet", "roberta", "xlm-roberta"):
+        length -= 2  # their position table starts behind the padding index
+    stated = folder / "sentence_bert_config.json"
+    if stated.exists():
+        length = min(length, int(json.loads(stated.read_text()).get("max_seq_length") or length))
+    return length
+
+
+def _quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a transformers loader without its weight-loading bar; the global RNG is left as it was."""
+    import torch
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng():
+            return load(*args, **kwargs)
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
