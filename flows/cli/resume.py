@@ -1,0 +1,48 @@
+"""``transferopt resume RUN``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="MLflow run id of a flow, or the id it printed")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
+) -> None:
+    import tasks  # noqa: F401
+    from core.state import write_bytes
+    from flows.cli.show import console, show_summary
+    from flows.runtime import FLOWS, stop_embedded_server
+    from tasks import spool
+
+    spool.deliver_all()
+    mlflow_id = spool.find_run(run) or run
+    found = _tags(mlflow_id)
+    flow = FLOWS.get(found["flow"])
+    parameters = flow.parameters.model_validate_json(found["config"])
+    spool.client().set_tag(mlflow_id, "resumed", "yes")
+    if spool.client().get_run(mlflow_id).info.status == "RUNNING":
+        spool.client().set_terminated(mlflow_id, status="KILLED")
+    console.print(f"continuing {flow.name} of run {mlflow_id[:12]}: finished stages are taken from the cache")
+    try:
+        summary = flow(parameters)
+    finally:
+        stop_embedded_server()
+    show_summary(summary)
+    if json_file is not None:
+        write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
+
+
+def _tags(mlflow_id: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    from tasks import spool
+
+    try:
+        tags = spool.client().get_run(mlflow_id).data.tags
+    except MlflowException:
+        raise ValueError(f"no run {mlflow_id!r} in {spool.client().tracking_uri}") from None
+    if "config" not in tags or "flow" not in tags:
+        raise ValueError(f"run {mlflow_id} is a stage, not a flow; give its parent run")
+    return tags
