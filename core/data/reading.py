@@ -1,0 +1,227 @@
+"""Rows of a task's source: csv, tsv, jsonl, json, parquet, dialogues, folders of them or of images, hub, bundled."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from core.data.assets import AssetError, data_folders, find_local, resolve
+from core.data.derive import DERIVATIONS
+from core.registry import nearest
+
+FORMATS = {
+    "csv": (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst"),
+    "tsv": (".tsv", ".tab", ".tsv.gz"),
+    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson"),
+    "json": (".json",),
+    "parquet": (".parquet",),
+    "dialogues": (".yml", ".yaml"),
+}
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm")
+BUNDLED = {
+    "digits": "load_digits",
+    "iris": "load_iris",
+    "wine": "load_wine",
+    "breast_cancer": "load_breast_cancer",
+    "diabetes": "load_diabetes",
+}
+ALL = "all"
+
+
+class TaskError(ValueError):
+    """A task's file, source or rows are not what its description says; the message names the place and the remedy."""
+
+
+def read_source(source: Any, where: str, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """The source's rows by split name; ``{"all": rows}`` when it has no splits of its own.
+
+    Args:
+        source: a :class:`core.data.tasks.Source`.
+        where: name of the task, for messages.
+
+    Raises:
+        TaskError, AssetError: missing file, unknown format, damaged rows, no access.
+    """
+    if source.hub:
+        frames = _from_hub(source.hub, source.config, where)
+    elif source.bundled:
+        frames = {ALL: _bundled(source.bundled, where)}
+    else:
+        frames = _from_disk(locate(source, where), source, where)
+    frames = {name: _filtered(rows, source.where, where) for name, rows in frames.items()}
+    for name, settings in source.derive.items():
+        frames = {split: derive(name, rows, seed, settings, where) for split, rows in frames.items()}
+    return frames
+
+
+def derive(name: str, rows: pd.DataFrame, seed: int, settings: Mapping[str, Any], where: str) -> pd.DataFrame:
+    """Run a registered derivation; its missing columns and unknown settings are named."""
+    columns = [v for v in settings.values() if isinstance(v, str)]
+    try:
+        return DERIVATIONS.get(name)(rows, seed, **settings)
+    except KeyError as error:
+        raise TaskError(f"{where}: {name} needs column {error}; the source has {', '.join(map(str, rows))}") from None
+    except TypeError as error:
+        raise TaskError(f"{where}: {name} with {settings} ({columns}): {error}") from None
+
+
+def locate(source: Any, where: str) -> Path:
+    """The file or folder on this disk that the source names; an asset is fetched if need be."""
+    if source.local:
+        found = find_local(source.local)
+        if found is None:
+            folders = ", ".join(map(str, data_folders())) or "not set"
+            raise TaskError(
+                f"task {where} reads {source.local!r} from a local data folder (TRANSFEROPT_DATA: {folders}); set "
+                "TRANSFEROPT_DATA to a folder that holds it, or choose a task that reads a registry archive"
+            )
+        return found
+    if source.asset:
+        root = resolve(source.asset).path
+        path = root / source.member if source.member else root
+        if not path.exists():
+            members = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+            raise TaskError(f"{where}: asset {source.asset} has no {source.member!r}{nearest(source.member, members)}")
+        return path
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "."
+        raise TaskError(f"{where}: {path} does not exist{near} Give an existing file or folder as source.path")
+    return path
+
+
+def _from_disk(path: Path, source: Any, where: str) -> dict[str, pd.DataFrame]:
+    if path.is_file():
+        return {ALL: read_table(path, source.format, source.options, where)}
+    files = [p for p in sorted(path.iterdir()) if p.is_file() and format_of(p)]
+    if any(format_of(p) == "dialogues" for p in files):
+        return {ALL: pd.concat([read_table(p, "dialogues", {}, where) for p in files], ignore_index=True)}
+    tables = {p.name.split(".")[0]: p for p in files if p.name not in ("dataset_info.json", "artifact.json")}
+    if tables:
+        return {name: read_table(p, source.format, source.options, where) for name, p in tables.items()}
+    return _image_folders(path, where)
+
+
+def format_of(path: Path) -> str:
+    """The table format that the file's suffix says, or an empty string."""
+    name = path.name.lower()
+    return next((f for f, suffixes in FORMATS.items() if name.endswith(suffixes)), "")
+
+
+def read_table(path: Path, kind: str = "", options: Mapping[str, Any] | None = None, where: str = "") -> pd.DataFrame:
+    """One file as a data frame. csv and tsv cells are text as written (``NA`` is no missing value, an empty cell is).
+
+    Raises:
+        TaskError: unknown format, not decodable, or damaged; the file is named.
+    """
+    kind = kind or format_of(path)
+    options = dict(options or {})
+    if kind not in FORMATS:
+        raise TaskError(f"{where}: {path.name} has no known format; allowed: {', '.join(FORMATS)} (source.format)")
+    try:
+        if kind in ("csv", "tsv"):
+            given = {"dtype": str, "keep_default_na": False, "na_values": [""], "sep": "\t" if kind == "tsv" else ","}
+            return pd.read_csv(path, **{**given, **options})
+        if kind == "jsonl":
+            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        if kind == "json":
+            return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+        if kind == "dialogues":
+            return _dialogues(path)
+        return _parquet(path)
+    except (ValueError, OSError, EOFError, TypeError, yaml.YAMLError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TaskError(f"{where}: cannot read {path} as {kind} ({reason})") from None
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pandas()
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
+
+
+def _dialogues(path: Path) -> pd.DataFrame:
+    """A chatterbot-corpus file: each conversation's neighbouring turns as question and answer, with its topic."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("conversations"), list):
+        raise ValueError("no list 'conversations'")
+    made = []
+    for turns in content["conversations"]:
+        said = [str(t).strip() for t in turns if t is not None]
+        made += [{"question": a, "answer": b, "topic": path.stem} for a, b in zip(said[:-1:2], said[1::2]) if a and b]
+    return pd.DataFrame(made, columns=["question", "answer", "topic"])
+
+
+def _image_folders(path: Path, where: str) -> dict[str, pd.DataFrame]:
+    """``<class>/<image>`` or ``<split>/<class>/<image>`` as columns ``image`` (path) and ``label``."""
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    if not found:
+        raise TaskError(f"{where}: {path} holds neither tables ({', '.join(FORMATS)}) nor images ({' '.join(IMAGES)})")
+    frames: dict[str, list[dict[str, str]]] = {}
+    for p in found:
+        parts = p.relative_to(path).parts
+        if len(parts) not in (2, 3):
+            raise TaskError(f"{where}: {p}: an image folder holds class/image or split/class/image")
+        frames.setdefault(parts[0] if len(parts) == 3 else ALL, []).append({"image": str(p), "label": parts[-2]})
+    return {name: pd.DataFrame(rows) for name, rows in frames.items()}
+
+
+def _bundled(name: str, where: str) -> pd.DataFrame:
+    """A set that scikit-learn carries: feature columns and ``label`` (class name, or the target value)."""
+    from sklearn import datasets
+
+    if name not in BUNDLED:
+        raise TaskError(f"{where}: unknown bundled set {name!r}{nearest(name, BUNDLED)} Allowed: {', '.join(BUNDLED)}")
+    loaded = getattr(datasets, BUNDLED[name])()
+    rows = pd.DataFrame(loaded.data, columns=[str(f) for f in loaded.feature_names])
+    names = getattr(loaded, "target_names", None)
+    rows["label"] = [str(names[t]) for t in loaded.target] if names is not None else loaded.target
+    return rows
+
+
+def _from_hub(repository: str, config: str, where: str) -> dict[str, pd.DataFrame]:
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name, _, revision = repository.partition("@")
+    try:
+        HfApi().dataset_info(name, revision=revision or None, timeout=5)
+        loaded = load_dataset(name, config or None, revision=revision or None)
+    except (OSError, HfHubHTTPError, HFValidationError, *_connection_errors()) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AssetError(
+            f"{where}: cannot read {name!r} from the Hugging Face hub ({reason}); check the network, or give a local "
+            "file as source.path"
+        ) from None
+    return {split: rows.to_pandas() for split, rows in loaded.items()}
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """What the installed huggingface_hub raises when there is no network: its HTTP client's base error."""
+    from huggingface_hub import errors
+
+    base = [c for c in errors.HfHubHTTPError.__mro__ if c.__module__.split(".")[0] in ("httpx", "httpx2", "requests")]
+    return tuple(base)
+
+
+def strings(column: pd.Series) -> list[str]:
+    """Cells as stripped texts; a missing cell is empty, a whole number written as float has no ``.0``."""
+    whole = pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all())
+    return ["" if pd.isna(v) else str(int(v) if whole else v).strip() for v in column]
+
+
+def _filtered(rows: pd.DataFrame, where: Mapping[str, Any], task: str) -> pd.DataFrame:
+    for column, allowed in where.items():
+        if column not in rows:
+            raise TaskError(f"{task}: source.where names column {column!r}{nearest(column, rows)} Has: {list(rows)}")
+        values = {str(v) for v in (allowed if isinstance(allowed, list) else [allowed])}
+        rows = rows[[v in values for v in strings(rows[column])]]
+    return rows

