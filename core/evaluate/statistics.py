@@ -12,7 +12,6 @@ import numpy as np
 
 Values = Sequence[float] | np.ndarray
 Alternative = Literal["two-sided", "greater", "less"]
-CHANCE_HARM = 0.05
 
 
 @dataclass(frozen=True)

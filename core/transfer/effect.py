@@ -1,0 +1,312 @@
+"""The transfer effect: what a transfer gained against its no-transfer twin, at equal budget, with intervals.
+
+A pure function of rows. A *cell* is what two methods are compared on: all settings except the ones that grow along a
+curve (budget, training size). Inside a cell runs are paired by seed. Larger is better; metrics where smaller is better
+are negated first.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from core.evaluate.metrics import METRICS, higher_is_better
+from core.evaluate.rows import Row
+from core.evaluate.statistics import (
+    Interval,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar,
+    paired_wilcoxon,
+    percentile_harm,
+)
+
+Cell = tuple[tuple[str, Any], ...]
+COSTS = ("seconds", "trained_parameters", "trained_share", "peak_memory_mb", "energy_wh")
+CALIBRATION = ("ece", "brier")
+BEFORE, AFTER = "source_before", "source_after"
+
+
+@dataclass(frozen=True)
+class MethodEffect:
+    """What one method gained over the twin. None where the rows do not tell.
+
+    ``gain``: mean score difference at the largest budget both reached, interval over cells and seeds. ``harm``: share
+    of runs below the 5th percentile of the twin's runs in the same cell; ``harm_chance`` is what luck alone gives: 5 %
+    with many twin runs, more with few, whose percentile is uncertain.
+    ``budget_ratio``: median over cells of cost to reach the twin's final mean score, over the twin's own cost of it
+    (below 1: cheaper; cells that never reach it are counted in ``not_reached``). ``area``: difference of the areas
+    under the curves score against log size. ``forgetting``: source score before less after. ``calibration``: metric ->
+    difference to the twin (negative: better). ``cost``: mean of each cost metric.
+    """
+
+    method: str
+    pairs: int
+    score: Interval
+    gain: Interval
+    p_wilcoxon: float
+    p_holm: float
+    harm: float
+    harm_chance: float
+    budget_ratio: float | None = None
+    not_reached: int = 0
+    area: Interval | None = None
+    forgetting: Interval | None = None
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    mcnemar_p: float | None = None
+
+
+@dataclass(frozen=True)
+class EffectReport:
+    """Effects of all methods against ``without``, and the curves behind them.
+
+    ``curves[method][size]`` is the score with its interval over cells and seeds; empty without a size setting.
+    """
+
+    metric: str
+    without: str
+    unit: str
+    baseline: Interval
+    methods: Sequence[MethodEffect]
+    curves: Mapping[str, Mapping[float, Interval]]
+
+    def of(self, method: str) -> MethodEffect:
+        """The effect of ``method``; ValueError names the methods there are."""
+        for m in self.methods:
+            if m.method == method:
+                return m
+        raise ValueError(f"no effect of {method!r}; there are {', '.join(m.method for m in self.methods)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, comparable across runs."""
+        out = asdict(self)
+        out["curves"] = {m: {str(x): asdict(i) for x, i in c.items()} for m, c in self.curves.items()}
+        return out
+
+
+def effect(
+    rows: Sequence[Row],
+    *,
+    metric: str,
+    without: str,
+    unit: str = "train_labels",
+    size: str | None = None,
+    ignore: Sequence[str] = (),
+    correct: Mapping[tuple[str, int], np.ndarray] | None = None,
+    seed: int = 0,
+) -> EffectReport:
+    """Compare every method in ``rows`` with the method ``without`` transfer.
+
+    Args:
+        metric: what is compared; rows of other metrics give costs, calibration and forgetting.
+        unit: budget unit of "equal budget" and of the budget ratio (``Row.budget[unit]``).
+        size: setting along which data-efficiency curves run (such as ``"n"``).
+        ignore: settings that do not distinguish cells (a method's own hyper-parameters).
+        correct: (method, seed) -> per test example whether it was right, for McNemar (seeds joined).
+
+    Raises:
+        ValueError: no rows of the metric, or none of the twin, or no pair of a method with it.
+    """
+    sign = 1.0 if metric not in METRICS or higher_is_better(metric) else -1.0
+    skip = {*ignore, *([size] if size else ())}
+    runs = _runs(rows, metric, unit, sign, skip, size)
+    if without not in runs:
+        raise ValueError(f"no rows of {without!r} with metric {metric!r}; methods there: {', '.join(sorted(runs))}")
+    twin = runs[without]
+    names = [m for m in runs if m != without]
+    raw = [_one(m, runs[m], twin, rows, without, skip, seed) for m in names]
+    adjusted = holm([r["p_wilcoxon"] for r in raw]) if raw else []
+    methods = []
+    for values, p in zip(raw, adjusted):
+        values["mcnemar_p"] = _mcnemar(correct, values["method"], without)
+        methods.append(MethodEffect(**values, p_holm=p))
+    base = hierarchical_bootstrap(_by_cell(twin, lambda points: points[-1].score), seed)
+    curves = {m: _curve(r, seed) for m, r in runs.items()} if size else {}
+    return EffectReport(metric, without, unit, base, methods, curves)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One measured score of a run: at which budget and which size."""
+
+    spent: float
+    size: float
+    score: float
+
+
+Runs = dict[tuple[Cell, int], list[_Point]]
+
+
+def _runs(rows, metric, unit, sign, skip, size) -> dict[str, Runs]:
+    """method -> (cell, seed) -> points in order of size, then budget."""
+    out: dict[str, Runs] = defaultdict(lambda: defaultdict(list))
+    for r in rows:
+        if r.metric == metric and r.value is not None:
+            point = _Point(r.budget.get(unit, 0.0), float(r.settings.get(size, 0)) if size else 0.0, sign * r.value)
+            out[r.method][_cell(r, skip), r.seed].append(point)
+    if not out:
+        raise ValueError(f"no rows of metric {metric!r}; metrics there: {', '.join(sorted({r.metric for r in rows}))}")
+    for runs in out.values():
+        for points in runs.values():
+            points.sort(key=lambda p: (p.size, p.spent))
+    return {m: dict(runs) for m, runs in out.items()}
+
+
+def _cell(row: Row, skip: set[str]) -> Cell:
+    return tuple(sorted((k, str(v)) for k, v in row.settings.items() if k not in skip))
+
+
+def _one(method, runs: Runs, twin: Runs, rows, without, skip, seed) -> dict[str, Any]:
+    shared = sorted(runs.keys() & twin.keys())
+    if not shared:
+        raise ValueError(f"{method!r} and {without!r} share no cell and seed; settings of the method go into ignore")
+    pairs = {key: _equal_budget(runs[key], twin[key]) for key in shared}
+    pairs = {key: p for key, p in pairs.items() if p}
+    if not pairs:
+        raise ValueError(f"{method!r} and {without!r} were never measured at a common size")
+    ours = {k: np.mean([a for a, _ in p]) for k, p in pairs.items()}
+    base = {k: np.mean([b for _, b in p]) for k, p in pairs.items()}
+    gains: dict[Cell, list[float]] = defaultdict(list)
+    for key in pairs:
+        gains[key[0]].append(float(ours[key] - base[key]))
+    ratio, missed = _budget_ratio(runs, twin)
+    areas = {k: _area(runs[k]) - _area(twin[k]) for k in pairs if _has_curve(runs[k], twin[k])}
+    return {
+        "method": method,
+        "pairs": len(pairs),
+        "score": hierarchical_bootstrap(_group(ours), seed),
+        "gain": hierarchical_bootstrap(gains, seed),
+        "p_wilcoxon": paired_wilcoxon(list(ours.values()), list(base.values())),
+        "harm": _harm(ours, base),
+        "harm_chance": float(np.mean([_chance(len(g)) for g in _group(base).values()])),
+        "budget_ratio": ratio,
+        "not_reached": missed,
+        "area": hierarchical_bootstrap(_group(areas), seed) if areas else None,
+        "forgetting": _forgetting(rows, method, skip, seed),
+        "calibration": _differences(rows, method, without, skip),
+        "cost": _costs(rows, method),
+    }
+
+
+def _equal_budget(ours: Sequence[_Point], twin: Sequence[_Point]) -> list[tuple[float, float]]:
+    """For each size both have: the two scores at the largest budget that both reached."""
+    out = []
+    for size in sorted({p.size for p in ours} & {p.size for p in twin}):
+        a, b = ([p for p in points if p.size == size] for points in (ours, twin))
+        limit = min(a[-1].spent, b[-1].spent)
+        a, b = ([p for p in points if p.spent <= limit] for points in (a, b))
+        if a and b:
+            out.append((a[-1].score, b[-1].score))
+    return out
+
+
+def _harm(ours: Mapping, base: Mapping) -> float:
+    """Mean over cells of the share of runs below the twin's 5th percentile; cells weigh the same."""
+    with_, without = _group(ours), _group(base)
+    return float(np.mean([percentile_harm(with_[c], without[c]) for c in with_]))
+
+
+@cache
+def _chance(runs: int) -> float:
+    """How often a normal draw lies below the 5th percentile of ``runs`` others of the same distribution."""
+    draws = np.random.default_rng(0).normal(size=(20000, runs + 1))
+    return float((draws[:, 0] < np.percentile(draws[:, 1:], 5, axis=1)).mean())
+
+
+def _budget_ratio(runs: Runs, twin: Runs) -> tuple[float | None, int]:
+    """Median over cells of the mean curves' cost of the twin's final score, and in how many it was never reached."""
+    ratios, missed = [], 0
+    cells = {c for c, _ in runs} & {c for c, _ in twin}
+    for cell in sorted(cells):
+        ours, base = _mean_curve(runs, cell), _mean_curve(twin, cell)
+        goal = base[-1][1]
+        cost = next((spent for spent, score in ours if score >= goal), None)
+        own = next(spent for spent, score in base if score >= goal)
+        if cost is None:
+            missed += 1
+        elif own > 0:
+            ratios.append(cost / own)
+    return (float(np.median(ratios)) if ratios else None), missed
+
+
+def _mean_curve(runs: Runs, cell: Cell) -> list[tuple[float, float]]:
+    points: dict[float, list[float]] = defaultdict(list)
+    for (c, _), run in runs.items():
+        if c == cell:
+            for p in run:
+                points[p.spent].append(p.score)
+    return [(spent, float(np.mean(scores))) for spent, scores in sorted(points.items())]
+
+
+def _has_curve(ours: Sequence[_Point], twin: Sequence[_Point]) -> bool:
+    sizes = {p.size for p in ours}
+    return len(sizes) > 1 and sizes == {p.size for p in twin}
+
+
+def _area(points: Sequence[_Point]) -> float:
+    """Mean height of the curve over log size (trapezoids), at the largest budget of each size."""
+    last = {p.size: p.score for p in points}
+    x, y = np.log(list(last)), np.array(list(last.values()))
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def _curve(runs: Runs, seed: int) -> dict[float, Interval]:
+    sizes = sorted({p.size for points in runs.values() for p in points})
+    at = {s: {k: [p.score for p in pts if p.size == s][-1:] for k, pts in runs.items()} for s in sizes}
+    return {s: hierarchical_bootstrap(_group({k: v[0] for k, v in at[s].items() if v}), seed) for s in sizes}
+
+
+def _by_cell(runs: Runs, pick) -> dict[Cell, list[float]]:
+    return _group({key: pick(points) for key, points in runs.items()})
+
+
+def _group(values: Mapping[tuple[Cell, int], float]) -> dict[Cell, list[float]]:
+    out: dict[Cell, list[float]] = defaultdict(list)
+    for (cell, _), value in values.items():
+        out[cell].append(float(value))
+    return dict(out)
+
+
+def _values(rows, method, metric, skip) -> dict[tuple[Cell, int], float]:
+    chosen: dict[tuple[Cell, int], list[float]] = defaultdict(list)
+    for r in rows:
+        if r.method == method and r.metric == metric and r.value is not None:
+            chosen[_cell(r, skip), r.seed].append(r.value)
+    return {k: float(np.mean(v)) for k, v in chosen.items()}
+
+
+def _forgetting(rows, method, skip, seed) -> Interval | None:
+    before, after = _values(rows, method, BEFORE, skip), _values(rows, method, AFTER, skip)
+    lost = {k: before[k] - after[k] for k in before.keys() & after.keys()}
+    return hierarchical_bootstrap(_group(lost), seed) if lost else None
+
+
+def _differences(rows, method, without, skip) -> dict[str, float]:
+    out = {}
+    for metric in CALIBRATION:
+        ours, base = _values(rows, method, metric, skip), _values(rows, without, metric, skip)
+        shared = ours.keys() & base.keys()
+        if shared:
+            out[metric] = float(np.mean([ours[k] - base[k] for k in shared]))
+    return out
+
+
+def _costs(rows, method) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for r in rows:
+        if r.method == method and r.metric in COSTS and r.value is not None:
+            values[r.metric].append(r.value)
+    return {m: float(np.mean(v)) for m, v in values.items()}
+
+
+def _mcnemar(correct, method, without) -> float | None:
+    if not correct:
+        return None
+    seeds = sorted({s for m, s in correct if m == method} & {s for m, s in correct if m == without})
+    if not seeds:
+        return None
+    return mcnemar(*(np.concatenate([correct[m, s] for s in seeds]) for m in (method, without)))

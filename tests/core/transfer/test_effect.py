@@ -1,0 +1,145 @@
+"""The effect report on rows whose effect is known by construction."""
+
+import numpy as np
+import pytest
+
+from core.evaluate.rows import Row
+from core.transfer import effect_page
+from core.transfer.effect import effect
+from core.transfer.report import render
+
+SIZES = (16, 64, 256, 1024, 4096)
+
+
+def rows(gain=0.1, seeds=20, sizes=SIZES, tasks=("a", "b"), noise=0.01, method="with", seed=0):
+    """``none`` rises by .1 a factor of four; ``method`` lies ``gain`` above it."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for task in tasks:
+        for s in range(seeds):
+            for i, n in enumerate(sizes):
+                base = 0.4 + 0.1 * i
+                for name, value in (("none", base), (method, base + gain)):
+                    settings, budget = {"task": task, "n": n}, {"train_labels": n}
+                    value = value + noise * rng.normal()
+                    out.append(
+                        Row(method=name, metric="accuracy", value=value, seed=s, settings=settings, budget=budget)
+                    )
+    return out
+
+
+def test_gain_harm_and_tests_of_a_true_gain():
+    r = effect(rows(), metric="accuracy", without="none", size="n")
+    m = r.of("with")
+    assert m.pairs == 40
+    assert m.gain.mean == pytest.approx(0.1, abs=0.005)
+    assert m.gain.low < 0.1 < m.gain.high
+    assert m.p_holm < 1e-6
+    assert m.harm == 0
+    assert m.area.mean == pytest.approx(0.1, abs=0.005)
+    assert m.budget_ratio == pytest.approx(1024 / 4096), "one size earlier is as good"
+    assert r.curves["with"][16].mean == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_harmless_twin_has_chance_harm_and_no_gain():
+    m = effect(rows(gain=0, seeds=200, tasks=("a",)), metric="accuracy", without="none", size="n").of("with")
+    assert m.gain.low < 0 < m.gain.high
+    assert m.harm == pytest.approx(m.harm_chance, abs=0.04)
+    assert m.harm_chance == pytest.approx(0.05, abs=0.01)
+    assert m.p_wilcoxon > 0.01
+
+
+def test_chance_harm_is_larger_with_few_twin_runs():
+    m = effect(rows(gain=0, seeds=3), metric="accuracy", without="none", size="n").of("with")
+    assert 0.2 < m.harm_chance < 0.35
+
+
+def test_negative_transfer_is_seen():
+    m = effect(rows(gain=-0.2), metric="accuracy", without="none", size="n").of("with")
+    assert m.harm == 1
+    assert m.gain.high < 0
+    assert m.budget_ratio is None
+    assert m.not_reached == 2
+
+
+def test_gain_is_taken_at_equal_budget_not_at_the_end():
+    """A method that went on for ten times the budget is compared where the twin stopped."""
+    out = []
+    for s in range(4):
+        for spent, value in ((10, 0.5), (100, 0.9)):
+            out.append(Row(method="long", metric="accuracy", value=value, seed=s, budget={"queries": spent}))
+        out.append(Row(method="none", metric="accuracy", value=0.6, seed=s, budget={"queries": 10}))
+    m = effect(out, metric="accuracy", without="none", unit="queries").of("long")
+    assert m.gain.mean == pytest.approx(-0.1)
+    assert m.budget_ratio == pytest.approx(10)
+
+
+def test_error_metrics_are_turned_round():
+    out = [Row(method=m, metric="mse", value=v, seed=s) for s in range(3) for m, v in (("none", 2.0), ("with", 1.5))]
+    assert effect(out, metric="mse", without="none").of("with").gain.mean == pytest.approx(0.5)
+
+
+def test_forgetting_calibration_and_cost():
+    out = rows(seeds=3, sizes=(16,), tasks=("a",))
+    for s in range(3):
+        where = {"seed": s, "settings": {"task": "a", "n": 16}}
+        for method, metric, value in (
+            ("with", "source_before", 0.9),
+            ("with", "source_after", 0.7),
+            ("with", "ece", 0.1),
+            ("none", "ece", 0.15),
+            ("with", "seconds", 4.0),
+        ):
+            out.append(Row(method=method, metric=metric, value=value, **where))
+    m = effect(out, metric="accuracy", without="none", size="n").of("with")
+    assert m.forgetting.mean == pytest.approx(0.2)
+    assert m.calibration == {"ece": pytest.approx(-0.05)}
+    assert m.cost == {"seconds": 4.0}
+    assert m.area is None, "one size is no curve"
+
+
+def test_mcnemar_over_examples():
+    rng = np.random.default_rng(0)
+    correct = {("none", s): rng.uniform(size=300) < 0.6 for s in range(2)}
+    correct |= {("with", s): rng.uniform(size=300) < 0.8 for s in range(2)}
+    m = effect(rows(seeds=2), metric="accuracy", without="none", size="n", correct=correct).of("with")
+    assert m.mcnemar_p < 1e-4
+
+
+def test_undefined_values_are_left_out():
+    out = [*rows(seeds=3), Row(method="with", metric="accuracy", value=None, settings={"task": "a", "n": 16})]
+    assert effect(out, metric="accuracy", without="none", size="n").of("with").pairs == 6
+
+
+def test_page_and_dictionary():
+    import json
+
+    report = effect([*rows(), *rows(0.02, method="x", seed=1)], metric="accuracy", without="none", size="n")
+    page = render("effect", {"metric": report.metric}, effect_page.sections(report))
+    assert "Data efficiency" in page
+    assert page.count("<img") == 2
+    assert json.loads(json.dumps(report.as_dict()))["methods"][0]["method"] == "with"
+    assert effect_page.markdown(report).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: effect(rows(), metric="f1", without="none"), "metrics there: accuracy"),
+        (lambda: effect(rows(), metric="accuracy", without="scratch"), "methods there: none, with"),
+        (
+            lambda: effect(
+                [
+                    Row(method="none", metric="accuracy", value=0.5),
+                    Row(method="with", metric="accuracy", value=0.5, settings={"lr": 1}),
+                ],
+                metric="accuracy",
+                without="none",
+            ),
+            "ignore",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
