@@ -1,26 +1,43 @@
-"""What every flow shares: the Prefect flow, the MLflow parent run, the plan, the summary, the result tables.
+"""What every flow shares: the Prefect flow, the MLflow parent run, the plan and the summary.
 
-@transfer_flow("merge", level="system", problem=describe, title="...")
-def merge(parameters: MergeParameters) -> Artifact:
-    ...chain stages, return the artifact whose rows and report are the result...
+    @transfer_flow("merge", level="system", parameters=MergeParameters, problem=describe, title="...")
+    def merge(parameters: MergeParameters) -> Artifact:
+        ...chain stages, return the artifact whose rows and report are the result...
+
+``merge`` is then a Prefect flow whose arguments are the fields of ``MergeParameters`` (so that the form in the UI shows
+each with description, default, choices and bounds).
 """
 
-import functools
+import tasks  # noqa: F401  (sets the environment before Prefect reads it)
+
+# isort: split
+
+import inspect
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-import tasks  # noqa: F401  (environment first: see its docstring)
+from prefect import Flow
+from prefect.runtime import flow_run
+
 from core.config import Config
 from core.evaluate.rows import Row
 from core.registry import Registry
 from core.transfer.problem import Problem
 from tasks import tracking
-from tasks.stage import Artifact, Planned, is_planning, planning
+from tasks.links import publish
+from tasks.stage import Artifact, Planned, planning
 
-LEVELS = ("content", "structure", "system", "transfer", "operation")
+LEVELS = {
+    "content": "few-shot distillation of prompt-tuned models",
+    "structure": "architecture search that transfers across search spaces",
+    "system": "merging many fine-tuned models",
+    "transfer": "share, adjust or retrain, and does it pay",
+    "operation": "benchmarks and chains of the other levels",
+}
 FLOWS: Registry["TransferFlow"] = Registry("flow", package="flows")
 
 
@@ -38,28 +55,28 @@ class Summary(Config):
     artifact: Artifact
 
 
-class TransferFlow:
-    """A flow made by :func:`transfer_flow`. Calling it runs it; ``deployable`` is the Prefect flow object."""
+class TransferFlow(Flow):
+    """A Prefect flow made by :func:`transfer_flow`."""
 
-    def __init__(self, name: str, level: str, body: Callable, parameters: type[Config], describe: Callable, title: str):
-        from prefect import flow
-
+    def __init__(self, name: str, level: str, body: Callable, form: type[Config], describe: Callable, title: str):
         if level not in LEVELS:
             raise ValueError(f"unknown level {level!r}; allowed: {', '.join(LEVELS)}")
-        self.name, self.level, self.body, self.parameters, self.describe = name, level, body, parameters, describe
-        self.__doc__, self.__module__, self.__qualname__ = title, body.__module__, body.__qualname__
+        self.level, self.body, self.form, self.describe, self.title = level, body, form, describe, title
 
-        def run(parameters=None):
-            return self._run(parameters or self.parameters())
+        def run(**values: Any) -> dict[str, Any]:
+            return self._track(form(**values))
 
-        run.__annotations__ = {"parameters": parameters, "return": dict}
-        run.__defaults__ = (parameters(),)
-        run.__doc__ = title
+        run.__signature__, run.__doc__ = _signature(form), _docstring(title, form)
         run.__module__, run.__qualname__, run.__name__ = body.__module__, body.__qualname__, body.__name__
-        self.deployable = flow(name=name, description=title, persist_result=False, log_prints=True)(run)
+        # The form's own messages name the nearest key; Prefect's check of the same types would come first otherwise.
+        super().__init__(
+            run, name=name, description=title, flow_run_name=_run_name(name), log_prints=True, validate_parameters=False
+        )
 
-    def __call__(self, parameters: Config | None = None) -> Summary:
-        return Summary(**self.deployable(parameters or self.parameters()))
+    def run(self, parameters: Config | None = None) -> Summary:
+        """Run in this process."""
+        values = parameters or self.form()
+        return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
     def plan(self, parameters: Config) -> list[Planned]:
         """The stages that would run or be found, in order; nothing runs."""
@@ -67,13 +84,11 @@ class TransferFlow:
             self.body(parameters)
         return list(lines)
 
-    def _run(self, parameters: Config) -> dict[str, Any]:
-        from prefect.runtime import flow_run
-
+    def _track(self, parameters: Config) -> dict[str, Any]:
         tags = {
             "flow": self.name,
             "level": self.level,
-            "mlflow.note.content": f"{self.__doc__}\n\n`transferopt run {self.name}`",
+            "mlflow.note.content": f"{self.title}\n\n`transferopt run {self.name}`",
             "prefect.flow_run_id": str(flow_run.id or ""),
             "prefect.url": str(flow_run.ui_url or ""),
             "config": parameters.model_dump_json(),
@@ -84,21 +99,17 @@ class TransferFlow:
             run.rows(rows)
             run.artifact(result.folder)
             budget = _budget(rows)
+            made = {"name": result.name, "sha256": result.sha256, "run": result.run, "path": result.path}
             run.tags({"budget.spent": json.dumps(budget), "output.sha256": result.sha256, "output.run": result.run})
-            run.tags(
-                {"inputs": json.dumps([{"name": result.name, **result.model_dump(include={"sha256", "run", "path"})}])}
-            )
-        from tasks.links import publish
-
-        mlflow_id = publish(run, rows)
+            run.tags({"inputs": json.dumps([made])})
         return Summary(
             flow=self.name,
             status="completed",
             rows=rows,
-            metrics={tracking.row_metric(r): r.value for r in rows if r.value is not None},
+            metrics=tracking.row_metrics(rows),
             budget=budget,
             run_id=run.id,
-            mlflow_run_id=mlflow_id,
+            mlflow_run_id=publish(run, rows),
             prefect_flow_run_id=str(flow_run.id or "") or None,
             artifact=result,
         ).model_dump(mode="json")
@@ -111,15 +122,40 @@ def transfer_flow(
 
     def wrap(body: Callable) -> TransferFlow:
         made = TransferFlow(name, level, body, parameters, problem, title)
-        functools.update_wrapper(made, body, assigned=("__module__",), updated=())
         FLOWS.register(name, summary=title, level=level)(made)
         return made
 
     return wrap
 
 
+def _run_name(name: str) -> Callable[[], str]:
+    """A telling run name: the flow, its size and seed, and Prefect's own words to tell runs apart."""
+
+    def run_name() -> str:
+        given = flow_run.parameters or {}
+        parts = [f"{given[key]}" for key in ("size", "suite", "task", "target") if isinstance(given.get(key), str)]
+        seed = [f"seed {given['seed']}"] if isinstance(given.get("seed"), int) else []
+        return " ".join([name, *parts, *seed])
+
+    return run_name
+
+
+def _signature(form: type[Config]) -> inspect.Signature:
+    fields = []
+    for name, field in form.model_fields.items():
+        kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
+        fields.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+    return inspect.Signature(fields, return_annotation=dict)
+
+
+def _docstring(title: str, form: type[Config]) -> str:
+    lines = [f"    {name}: {field.description or name}" for name, field in form.model_fields.items()]
+    return textwrap.dedent(f"{title}\n\nArgs:\n") + "\n".join(lines) + "\n"
+
+
 def _budget(rows: list[Row]) -> dict[str, float]:
-    """The largest amount of each unit over rows: what the whole run spent is stated by its last row."""
+    """The largest amount of each unit over rows: rows state what was spent up to them."""
     total: dict[str, float] = {}
     for row in rows:
         for unit, amount in row.budget.items():
@@ -140,6 +176,3 @@ def stop_embedded_server() -> None:
 def server_in_use() -> str:
     """The Prefect server this process talks to, in words."""
     return os.environ.get("PREFECT_API_URL") or "embedded (no PREFECT_API_URL)"
-
-
-__all__ = ["FLOWS", "Summary", "TransferFlow", "is_planning", "server_in_use", "stop_embedded_server", "transfer_flow"]

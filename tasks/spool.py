@@ -156,6 +156,7 @@ def client():
     """The MLflow client of this process."""
     import mlflow
 
+    home().mkdir(parents=True, exist_ok=True)
     return mlflow.MlflowClient()
 
 

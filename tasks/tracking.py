@@ -69,6 +69,15 @@ class Run:
             self.spool.append("values", self.id, metrics=points)
 
 
+def row_metrics(rows: Iterable[Row]) -> dict[str, float]:
+    """Metric name -> mean over seeds of the defined values."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.value is not None:
+            values.setdefault(row_metric(row), []).append(row.value)
+    return {name: sum(v) / len(v) for name, v in values.items()}
+
+
 def row_metric(row: Row) -> str:
     """The MLflow metric name of a row."""
     settings = [f"{k}={v}" for k, v in sorted(row.settings.items()) if isinstance(v, (str, int, float, bool))]

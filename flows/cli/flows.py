@@ -18,7 +18,7 @@ def flows(name: Annotated[str | None, typer.Argument(help="show the parameters o
         console.print(table)
         return
     flow = FLOWS.get(name)
-    table = Table("parameter", "default", "meaning", title=f"{name}: {flow.__doc__}")
-    for key, field in flow.parameters.model_fields.items():
+    table = Table("parameter", "default", "meaning", title=f"{name}: {flow.title}")
+    for key, field in flow.form.model_fields.items():
         table.add_row(key, str(field.get_default(call_default_factory=True)), field.description or "")
     console.print(table)

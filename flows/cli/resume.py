@@ -20,13 +20,13 @@ def resume(
     mlflow_id = spool.find_run(run) or run
     found = _tags(mlflow_id)
     flow = FLOWS.get(found["flow"])
-    parameters = flow.parameters.model_validate_json(found["config"])
+    parameters = flow.form.model_validate_json(found["config"])
     spool.client().set_tag(mlflow_id, "resumed", "yes")
     if spool.client().get_run(mlflow_id).info.status == "RUNNING":
         spool.client().set_terminated(mlflow_id, status="KILLED")
     console.print(f"continuing {flow.name} of run {mlflow_id[:12]}: finished stages are taken from the cache")
     try:
-        summary = flow(parameters)
+        summary = flow.run(parameters)
     finally:
         stop_embedded_server()
     show_summary(summary)

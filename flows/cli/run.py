@@ -25,16 +25,16 @@ def run(
     from flows.runtime import FLOWS, server_in_use, stop_embedded_server
 
     chosen = FLOWS.get(flow)
-    parameters = reader.read(chosen.parameters, config, [*_preset(chosen, size), *set_])
+    parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_])
     if plan:
         show_plan(chosen, parameters)
         return
-    console.print(f"[bold]{flow}[/]: {chosen.__doc__}")
+    console.print(f"[bold]{flow}[/]: {chosen.title}")
     console.print(
         f"Prefect: {server_in_use()}   MLflow: {os.environ['MLFLOW_TRACKING_URI']}", style="dim", soft_wrap=True
     )
     try:
-        summary = chosen(parameters)
+        summary = chosen.run(parameters)
     finally:
         stop_embedded_server()
     show_summary(summary)
@@ -46,6 +46,6 @@ def _preset(flow, size: str | None) -> list[str]:
     size = size or os.environ.get("SIZE")
     if not size or size == "default":
         return []
-    if "size" not in flow.parameters.model_fields:
+    if "size" not in flow.form.model_fields:
         raise ValueError(f"flow {flow.name!r} has no sizes")
     return [f"size={size}"]
