@@ -29,7 +29,7 @@ def task_arrays(task: Any, rows: pd.DataFrame, labels: list[Label]) -> Examples:
         if task.image_shape is None or int(np.prod(task.image_shape)) != table.shape[1]:
             raise TaskError(
                 f"task {task.name}: image_shape {task.image_shape} does not fit {table.shape[1]} columns; give"
-                f" channels, height and width whose product is {table.shape[1]}, or a column {task.fields.image!r} of files"
+                f" channels, height, width with that product, or a column {task.fields.image!r} of files"
             )
         table = table.reshape(-1, *task.image_shape)
     return Examples([], None, labels, table)

@@ -81,7 +81,7 @@ class Examples:
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False)
         return self.take(np.sort(chosen))
 
-    def keys(self) -> list[str]:
+    def folded(self) -> list[str]:
         """One folded key per example (pair included): equal keys are the same input."""
         if self.arrays is not None and not self.texts:
             flat = np.ascontiguousarray(self.arrays).reshape(len(self), -1)
