@@ -50,10 +50,11 @@ class TextEncoder(nn.Module):
         """Pooled embeddings [B, H]; with ``hidden`` also every layer's pooled state [layers + 1, B, H]."""
         out = self.backbone(**batch, output_hidden_states=hidden)
         mask = batch["attention_mask"].unsqueeze(-1)
-        pooled = mean_pool(out.last_hidden_state, mask)
+        length = mask.shape[1]  # soft prompts come before the text and are not pooled
+        pooled = mean_pool(out.last_hidden_state[:, -length:], mask)
         if not hidden:
             return pooled
-        return pooled, torch.stack([mean_pool(h, mask) for h in out.hidden_states])
+        return pooled, torch.stack([mean_pool(h[:, -length:], mask) for h in out.hidden_states])
 
     def embed(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, dtype: str = "auto", normalize: bool = False
