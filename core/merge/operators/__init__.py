@@ -9,8 +9,11 @@ An operator is one function of a :class:`Group` and one line, ``@OPERATORS.regis
   returns; every walk reads the sources again, block by block, so memory does not grow with the tensor.
 
 All arithmetic is float64 on exactly decoded inputs. Operators are pure: same group, same bytes; inputs are read-only;
-randomness comes from :mod:`core.merge.random`, keyed by seed, model, tensor and index. Everything here needs numpy only:
-import scipy, torch or others inside the function.
+randomness comes from :mod:`core.merge.random`, keyed by seed, model, tensor and index. Everything here needs numpy
+only: import scipy, torch or others inside the function.
+
+Speed: a streamed operator may return one of the objects of :mod:`core.merge.mixing` (a weighted sum, the base plus
+mixed deltas), which have a native kernel of the same arithmetic; :mod:`core.merge.selection` has exact ranks and masks.
 
 Facts of an operator (see :class:`Contract`) are its schema: recipes are checked against them before anything is read.
 """
@@ -286,6 +289,10 @@ class ArraySource:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self._flat[start:stop]
+
+    def place(self) -> tuple[int | None, int, int]:
+        """Address, file descriptor and byte offset for the native kernels."""
+        return self._flat.ctypes.data, -1, 0
 
 
 def make_group(
