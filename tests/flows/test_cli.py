@@ -1,0 +1,111 @@
+"""The command line in a process of its own: messages, exit codes, and what it does not import."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+
+def call(*arguments, env=None, code=0):
+    done = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "160", **(env or {})},
+        timeout=120,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_lists_commands_and_imports_nothing_heavy():
+    program = (
+        "import sys\nfrom flows.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'prefect', 'mlflow', 'transformers', 'ray', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "merge", "lineage", "doctor"):
+        assert command in done.stdout
+
+
+def test_unknown_command_names_the_nearest():
+    assert "did you mean 'run'" in call("rnu", code=2)
+
+
+def test_unknown_flow_is_one_line():
+    out = call("run", "merg", code=1)
+    assert out.startswith("error: unknown flow 'merg', did you mean 'merge'?")
+    assert "Traceback" not in out
+    assert "Traceback" in call("--debug", "run", "merg", code=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("densty=3", "unknown key 'densty'"),
+        ("size=huge", "size: "),
+        ("size", "--set takes key=value"),
+    ],
+)
+def test_bad_parameters_are_refused_before_work(setting, message):
+    out = call("run", "merge", "--set", setting, code=1)
+    assert message in out
+    assert "Traceback" not in out
+
+
+def test_bad_configuration_files(tmp_path):
+    assert "no configuration file" in call("run", "merge", "--config", str(tmp_path / "none.yaml"), code=1)
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    assert "is not valid YAML" in call("run", "merge", "--config", str(tmp_path / "bad.yaml"), code=1)
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    assert "must hold keys and values" in call("run", "merge", "--config", str(tmp_path / "list.yaml"), code=1)
+
+
+def test_flows_and_their_parameters():
+    out = call("flows")
+    assert "merge" in out
+    assert "system" in out
+    assert "size" in call("flows", "merge")
+
+
+def test_a_plan_runs_nothing(tmp_path):
+    out = call("run", "merge", "--plan", "--size", "smoke", env={"TRANSFEROPT_HOME": str(tmp_path)})
+    assert "plan of merge" in out
+    assert "expected time" in out
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_nested_settings_reach_the_form():
+    from core.config import Config
+    from flows.cli.parameters import read
+
+    class Inner(Config):
+        rate: float = 0.1
+
+    class Form(Config):
+        inner: Inner = Inner()
+        names: list[str] = []
+
+    assert read(Form, None, ["inner.rate=0.5", "names=[a, b]"]) == Form(inner=Inner(rate=0.5), names=["a", "b"])
+    with pytest.raises(ValueError, match="unknown key 'rat', did you mean 'rate'"):
+        read(Form, None, ["inner.rat=1"])
+
+
+def test_files_and_settings_combine(tmp_path):
+    from core.config import Config
+    from flows.cli.parameters import read
+
+    class Form(Config):
+        a: int = 1
+        b: int = 2
+
+    (tmp_path / "c.json").write_text(json.dumps({"a": 5}))
+    assert read(Form, tmp_path / "c.json", ["b=7"]) == Form(a=5, b=7)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"a": 6}))
+    assert read(Form, tmp_path / "c.yaml", []) == Form(a=6)
