@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from core.data.reading import TaskError, format_of, read_table, strings
+from core.data.reading import TaskError, read_table, strings
 from core.data.tasks import load_task, parse_task
 from core.registry import nearest
 from core.state import write_bytes
@@ -74,8 +74,6 @@ def describe(
     pair = pair or next((c for c in PAIR_NAMES if c in words and c != text), "")
     kind = kind or _kind(rows, label, text, pair, numeric)
     given = {"path": Path(_relative(file, target)).as_posix()}
-    if format_of(file) in ("csv", "tsv") and kind == "table":
-        given["options"] = {"dtype": None}
     fields = {"text": text, "pair": pair if kind in ("pair", "regression", "generation") else "", "label": label}
     if kind == "table":
         fields = {"label": label, "features": numeric}

@@ -28,7 +28,7 @@ from core.config import Config
 from core.data.assets import card_licence, declared
 from core.data.examples import Examples, Splits, fold, share_of
 from core.data.reading import ALL, TaskError, derive, locate, read_source, strings
-from core.hashing import content_key
+from core.hashing import content_key, sha256_file
 from core.registry import nearest
 
 BUILT_IN = Path(__file__).with_name("tasks")
@@ -233,10 +233,14 @@ def _splits(description: str, seed: int) -> Splits:
     for name, part in parts.items():
         if not len(part):
             raise TaskError(f"task {task.name}: no rows in {name} (left out: {dropped[name] or 'none'})")
-    present = set(parts["train"].labels) if task.labels else set()
-    missing = [name for i, name in enumerate(task.labels) if i not in present]
-    if missing:
-        raise TaskError(f"task {task.name}: no train row of class {', '.join(missing)}; add rows or remove the label")
+    for name, part in parts.items():
+        present = set(part.labels)
+        missing = [label for i, label in enumerate(task.labels) if i not in present]
+        if missing:
+            raise TaskError(
+                f"task {task.name}: {name} has no row of class {', '.join(missing[:5])}; add rows, enlarge its "
+                "share in `splits`, or remove the label"
+            )
     return Splits(**parts, dropped=dropped)
 
 
@@ -258,23 +262,46 @@ def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.
     rows = frames[train]
     result = {"train": rows, **{p: frames[n] for p, n in named.items() if p != "train" and isinstance(n, str)}}
     if shares:
-        by = plan.by or (task.fields.text if task.kind in TEXT_KINDS else task.fields.label)
-        position = _positions(rows, by if plan.by or task.kind in TEXT_KINDS else "", task.name, seed)
+        position = _positions(_split_keys(rows, task), _strata(rows, task), seed)
         low = 0.0
         for part in ("test", "validation"):
             if part in shares:
-                result[part] = rows[(position >= low) & (position < low + shares[part])]
-                low += shares[part]
+                result[part] = rows[(position >= low) & (position < round(low + shares[part], 9))]
+                low = round(low + shares[part], 9)
         result["train"] = rows[position >= low]
     for name, settings in plan.pair.items():
         result = {part: derive(name, r, seed, settings, f"task {task.name}") for part, r in result.items()}
     return {part: result[part] for part in ("train", "validation", "test")}
 
 
-def _positions(rows: pd.DataFrame, by: str, task: str, seed: int) -> np.ndarray:
-    """Each row's place in [0, 1): by the folded text of column ``by``, or by its number when ``by`` is empty."""
-    keys = [fold(v) for v in strings(_column(rows, by, task))] if by else [str(i) for i in range(len(rows))]
-    return np.array([share_of(key, seed) for key in keys])
+def _split_keys(rows: pd.DataFrame, task: Task) -> list[str]:
+    """What decides a row's split: the folded split column or text, the image's bytes, or all features."""
+    if task.plan.by or task.kind in TEXT_KINDS:
+        return [fold(v) for v in strings(_column(rows, task.plan.by or task.fields.text, task.name))]
+    if task.kind == "image" and task.fields.image in rows.columns:
+        return [sha256_file(str(p)) for p in rows[task.fields.image]]
+    features = rows[[c for c in rows.columns if c != task.fields.label]]
+    return [repr(values) for values in features.itertuples(index=False, name=None)]
+
+
+def _strata(rows: pd.DataFrame, task: Task) -> list[str]:
+    known = bool(task.labels) and not task.plan.pair and task.fields.label in rows.columns
+    return strings(rows[task.fields.label]) if known else [""] * len(rows)
+
+
+def _positions(keys: list[str], strata: list[str], seed: int) -> np.ndarray:
+    """Each row's place in [0, 1): the rank of its key's hash among the keys of its class.
+
+    Equal keys get equal places, and every class is cut in the same proportion.
+    """
+    members: dict[str, list[str]] = {}
+    for key, stratum in dict(zip(keys[::-1], strata[::-1])).items():  # a key belongs to the class of its first row
+        members.setdefault(stratum, []).append(key)
+    place = {}
+    for of_class in members.values():
+        of_class.sort(key=lambda key: share_of(key, seed))
+        place |= {key: round(rank / len(of_class), 9) for rank, key in enumerate(of_class)}
+    return np.array([place[key] for key in keys])
 
 
 def _column(rows: pd.DataFrame, column: str, task: str) -> pd.Series:
