@@ -1,0 +1,215 @@
+"""Task vectors once: base and deltas of all experts as flat float32 arrays, memory-mapped and shared by workers.
+
+The layout puts the tensors of a group (a block of layers, a kind of module) next to each other, so a candidate is one
+matrix-vector product a group. Only tensors in which some expert differs from the base take part.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from core.hashing import content_key, sha256_file
+from core.state import Cache, write_json
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+LAYOUT = "layout.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor's place in the flat arrays."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the transformer layer it belongs to, None outside the layers."""
+        found = LAYER.search(self.name)
+        return int(found.group(1)) if found else None
+
+
+class TaskVectors:
+    """Base and components of n experts, flat.
+
+    Attributes:
+        names: the experts' names.
+        tensors: layout, in order.
+        base: float32 [P].
+        deltas: float32 [n, P]; raw task vectors or the components of another basis (memory-mapped, read-only).
+    """
+
+    def __init__(self, folder: Path):
+        layout = json.loads((folder / LAYOUT).read_text())
+        self.folder, self.names, self.basis = folder, tuple(layout["names"]), layout["basis"]
+        self.settings, self.sha256 = layout["settings"], layout["sha256"]
+        self.tensors = tuple(Tensor(t["name"], tuple(t["shape"]), t["start"]) for t in layout["tensors"])
+        self.base = np.load(folder / "base.npy", mmap_mode="r")
+        self.deltas = np.load(folder / "deltas.npy", mmap_mode="r")
+
+    @property
+    def size(self) -> int:
+        """Elements of the flat vector, P."""
+        return self.base.size
+
+    @property
+    def bytes(self) -> int:
+        """Memory the arrays take when all of them are touched."""
+        return self.base.nbytes + self.deltas.nbytes
+
+    @cached_property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return 1 + max((t.layer for t in self.tensors if t.layer is not None), default=0)
+
+
+def read_tensors(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model folder's tensors, from the safetensors headers only.
+
+    Raises:
+        ValueError: no safetensors file there.
+    """
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+        with safe_open(path, framework="np") as f:
+            shapes |= {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+    return shapes
+
+
+def task_vectors(
+    base: str | Path, experts: Mapping[str, str | Path], cache: Cache | None = None, far: float = 0.9
+) -> TaskVectors:
+    """Raw task vectors of model folders, cached by the hashes of their weights.
+
+    Args:
+        base: folder of the base model.
+        experts: name -> folder.
+        far: largest relative distance ``|expert - base| / |base|`` over all matrices that still counts as the same base.
+
+    Raises:
+        ValueError: fewer than two experts, tensors missing or of another shape, an expert too far from the base
+            (fine-tuned from another one), equal to it, or holding NaN.
+    """
+    if len(experts) < 2:
+        raise ValueError(f"a merge needs at least two experts, got {sorted(experts)}")
+    reference = read_tensors(base)
+    prefix = {name: _prefix(reference, read_tensors(folder), name) for name, folder in experts.items()}
+    shas = {n: [sha256_file(p) for p in _weight_files(f)] for n, f in {"": base, **experts}.items()}
+    key = content_key("task vectors", VERSION, shas, list(experts))
+
+    def build(folder: Path) -> None:
+        _build(folder, Path(base), {n: Path(f) for n, f in experts.items()}, prefix, reference, key, far)
+
+    return TaskVectors((cache or Cache()).compute("task-vectors", key, build))
+
+
+def _build(
+    folder: Path,
+    base: Path,
+    experts: Mapping[str, Path],
+    prefix: Mapping[str, str],
+    reference: Mapping[str, tuple[int, ...]],
+    key: str,
+    far: float,
+) -> None:
+    start: dict[str, np.ndarray] = load_tensors(base)
+    moved: set[str] = set()
+    for name, path in experts.items():
+        tensors, distance, norm = load_tensors(path, prefix[name]), 0.0, 0.0
+        for t, value in start.items():
+            delta = tensors[t] - value
+            if not np.isfinite(delta).all():
+                raise ValueError(f"expert {name!r}: tensor {t!r} holds NaN or infinite values")
+            if value.ndim > 1:  # norms and biases start alike in every model and would hide a foreign base
+                distance += float(np.vdot(delta, delta))
+                norm += float(np.vdot(value, value))
+            if delta.any():
+                moved.add(t)
+        ratio = float(np.sqrt(distance / max(norm, 1e-30)))
+        if ratio == 0:
+            raise ValueError(f"expert {name!r} equals the base; there is nothing to merge")
+        if ratio > far:
+            raise ValueError(
+                f"expert {name!r} is {ratio:.2f} of the base's norm away from it: it was fine-tuned from another base"
+            )
+    layout = _layout({t: reference[t] for t in start if t in moved})
+    size = layout[-1].stop
+    np.save(folder / "base.npy", np.concatenate([start[t.name].ravel() for t in layout]))
+    deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, (len(experts), size))
+    for row, (name, path) in enumerate(experts.items()):
+        tensors = load_tensors(path, prefix[name])
+        for t in layout:
+            deltas[row, t.start : t.stop] = (tensors[t.name] - start[t.name]).ravel()
+    deltas.flush()
+    write_layout(folder, list(experts), layout, "raw", {}, key)
+
+
+def write_layout(
+    folder: Path, names: Sequence[str], tensors: Sequence[Tensor], basis: str, settings: Mapping, sha256: str
+) -> None:
+    """Write the layout file beside ``base.npy`` and ``deltas.npy``."""
+    listed = [{"name": t.name, "shape": list(t.shape), "start": t.start} for t in tensors]
+    payload = {"names": list(names), "tensors": listed, "basis": basis, "settings": dict(settings), "sha256": sha256}
+    write_json(folder / LAYOUT, payload)
+
+
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+    """Tensors by layer and name; those outside the layers first."""
+    order = sorted(shapes, key=lambda n: (-1 if Tensor(n, (), 0).layer is None else Tensor(n, (), 0).layer, n))
+    tensors, at = [], 0
+    for name in order:
+        tensors.append(Tensor(name, tuple(shapes[name]), at))
+        at = tensors[-1].stop
+    return tensors
+
+
+def _prefix(reference: Mapping[str, tuple], given: Mapping[str, tuple], name: str) -> str:
+    """The part by which an expert's tensor names are longer (``bert.``), checked against names and shapes."""
+    prefixes = {g[: -len(r)] for r in list(reference)[:1] for g in given if g.endswith(r)} or {""}
+    best = min(prefixes, key=lambda p: sum(p + r not in given for r in reference))
+    missing = [r for r in reference if best + r not in given and not r.startswith("pooler.")]
+    wrong = [r for r in reference if best + r in given and tuple(given[best + r]) != tuple(reference[r])]
+    if missing or wrong:
+        what = f"lacks {missing[:3]}" if missing else f"has other shapes for {wrong[:3]}"
+        raise ValueError(f"expert {name!r} is not of this base: it {what}")
+    return best
+
+
+def load_tensors(folder: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """Floating-point tensors of a folder in float32 without the prefix; pooler tensors are left out."""
+    from safetensors.torch import load_file
+
+    out = {}
+    for path in _weight_files(folder):
+        for name, tensor in load_file(path).items():
+            if tensor.is_floating_point() and name.startswith(prefix):
+                out[name[len(prefix) :]] = tensor.float().numpy()
+    return {n: v for n, v in out.items() if not n.startswith("pooler.")}
+
+
+def _weight_files(folder: str | Path) -> list[Path]:
+    folder = Path(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / f for f in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no model.safetensors; give a Hugging Face model folder")
+    return [path]
