@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.data.examples import Examples, Label
-from core.data.reading import TaskError
+from core.data.examples import Examples, Label, TaskError
 
 
 def task_arrays(task: Any, rows: pd.DataFrame, labels: list[Label]) -> Examples:

@@ -12,6 +12,11 @@ import numpy as np
 _FOLD = re.compile(r"[\W_]+")
 _FOLD_ASCII = str.maketrans({chr(c): " " for c in range(128) if not chr(c).isalnum()})
 Label = int | float | str
+ALL = "all"  # name of the only split of a source that has none
+
+
+class TaskError(ValueError):
+    """A task's file, source or rows are not what its description says; the message names the place and the remedy."""
 
 
 def fold(text: str) -> str:

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from core.data.assets import find_local
-from core.data.examples import Examples, fold
-from core.data.reading import TaskError
+from core.data.examples import Examples, TaskError, fold
 from core.data.tasks import Task
 from core.registry import nearest
 

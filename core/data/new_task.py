@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from core.data.reading import TaskError, read_table, strings
+from core.data.examples import TaskError
+from core.data.reading import read_table, strings
 from core.data.tasks import load_task, parse_task
 from core.registry import nearest
 from core.state import write_bytes
@@ -81,7 +82,9 @@ def describe(
         raise TaskError(f"{file.name}: no text column found; give one with --text, or --kind table")
     labels = [] if kind in ("regression", "generation") else _labels(rows, label, kind, file.name)
     content: dict[str, object] = {"version": 1, "summary": f"{label} of {file.name}", "kind": kind, "source": given}
-    content |= {"splits": {"validation": 0.1, "test": 0.2}, "fields": {k: v for k, v in fields.items() if v}}
+    smallest = int(rows[label].value_counts().min()) if labels else len(rows)
+    shares = {"validation": 0.1, "test": 0.2} if smallest >= 10 else {"validation": 0.25, "test": 0.25}
+    content |= {"splits": shares, "fields": {k: v for k, v in fields.items() if v}}
     if labels:
         content["labels"] = labels
     content["metric"] = {"regression": "pearson", "generation": "rouge_l"}.get(kind, "accuracy" if labels else "r2")

@@ -10,6 +10,7 @@ import yaml
 
 from core.data.assets import AssetError, data_folders, find_local, resolve
 from core.data.derive import DERIVATIONS
+from core.data.examples import ALL, TaskError
 from core.registry import nearest
 
 FORMATS = {
@@ -28,11 +29,6 @@ BUNDLED = {
     "breast_cancer": "load_breast_cancer",
     "diabetes": "load_diabetes",
 }
-ALL = "all"
-
-
-class TaskError(ValueError):
-    """A task's file, source or rows are not what its description says; the message names the place and the remedy."""
 
 
 def read_source(source: Any, where: str, seed: int = 0) -> dict[str, pd.DataFrame]:
@@ -59,13 +55,12 @@ def read_source(source: Any, where: str, seed: int = 0) -> dict[str, pd.DataFram
 
 def derive(name: str, rows: pd.DataFrame, seed: int, settings: Mapping[str, Any], where: str) -> pd.DataFrame:
     """Run a registered derivation; its missing columns and unknown settings are named."""
-    columns = [v for v in settings.values() if isinstance(v, str)]
     try:
         return DERIVATIONS.get(name)(rows, seed, **settings)
     except KeyError as error:
         raise TaskError(f"{where}: {name} needs column {error}; the source has {', '.join(map(str, rows))}") from None
     except TypeError as error:
-        raise TaskError(f"{where}: {name} with {settings} ({columns}): {error}") from None
+        raise TaskError(f"{where}: {name} with {settings}: {error}") from None
 
 
 def locate(source: Any, where: str) -> Path:

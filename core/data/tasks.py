@@ -17,21 +17,24 @@
 
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from core.config import Config
 from core.data.assets import card_licence, declared
-from core.data.examples import Examples, Splits, fold, share_of
-from core.data.reading import ALL, TaskError, derive, locate, read_source, strings
+from core.data.examples import ALL, Examples, Splits, TaskError, fold, share_of
 from core.hashing import content_key, sha256_file
-from core.registry import nearest
+from core.registry import Registry, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUILT_IN = Path(__file__).with_name("tasks")
+TASKS: Registry[Path] = Registry("task")
+_FILES: dict[str, Path] = {}
 KINDS = ("single", "pair", "regression", "generation", "image", "table")
 TEXT_KINDS = ("single", "pair", "regression", "generation")
 
@@ -168,12 +171,28 @@ class Task(Config):
             return declared(self.source.asset).licence
         if self.source.bundled:
             return "BSD-3-Clause (scikit-learn; see its data set descriptions)"
+        from core.data.reading import locate
+
         return card_licence(locate(self.source, self.name)) if not self.source.hub else "see the hub's data card"
 
 
+def register_tasks(folder: str | Path) -> None:
+    """Make every task file of ``folder`` known by its name; third-party packages call this (entry points).
+
+    Raises:
+        TaskError: a name is taken by another file.
+    """
+    for path in sorted(Path(folder).glob("*.yaml")):
+        if _FILES.setdefault(path.stem, path) != path:
+            raise TaskError(f"task {path.stem!r} exists already ({_FILES[path.stem]}); rename {path}")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        summary = next((x.removeprefix("summary:").strip() for x in lines if x.startswith("summary:")), "")
+        TASKS.register(path.stem, summary)(path)
+
+
 def built_in() -> list[str]:
-    """Names of the built-in tasks."""
-    return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+    """Names of the tasks that are known by name: our own and those of third-party packages."""
+    return TASKS.names()
 
 
 def load_task(name: str | Path) -> Task:
@@ -184,12 +203,12 @@ def load_task(name: str | Path) -> Task:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        if str(name) not in built_in():
+        if str(name) not in TASKS:
             raise TaskError(
-                f"unknown task {str(name)!r}{nearest(str(name), built_in())} Built in: {', '.join(built_in())}; "
-                "or give the path of a task's YAML file"
+                f"unknown task {str(name)!r}{nearest(str(name), built_in())} Known: {', '.join(built_in())}; or give "
+                "the path of a task's YAML file"
             )
-        path = BUILT_IN / f"{name}.yaml"
+        path = TASKS.get(str(name))
     if not path.is_file():
         raise TaskError(f"{path} does not exist; `transferopt task new FILE --label COLUMN` writes a task from a csv")
     try:
@@ -226,6 +245,8 @@ def _check_template(template: str) -> None:
 
 @cache
 def _splits(description: str, seed: int) -> Splits:
+    from core.data.reading import read_source
+
     task = Task.model_validate_json(description)
     frames = cut(read_source(task.source, task.name, seed), task, seed)
     dropped: dict[str, dict[str, int]] = {}
@@ -244,8 +265,10 @@ def _splits(description: str, seed: int) -> Splits:
     return Splits(**parts, dropped=dropped)
 
 
-def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.DataFrame]:
+def cut(frames: "dict[str, pd.DataFrame]", task: Task, seed: int) -> "dict[str, pd.DataFrame]":
     """Apply the split plan: named splits are taken, shares are cut from train by the hash of the split column."""
+    from core.data.reading import derive
+
     plan = task.plan
     train = plan.train or ("train" if "train" in frames else ALL)
     test = plan.test or ("test" if "test" in frames else 0.2)
@@ -274,8 +297,10 @@ def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.
     return {part: result[part] for part in ("train", "validation", "test")}
 
 
-def _split_keys(rows: pd.DataFrame, task: Task) -> list[str]:
+def _split_keys(rows: "pd.DataFrame", task: Task) -> list[str]:
     """What decides a row's split: the folded split column or text, the image's bytes, or all features."""
+    from core.data.reading import strings
+
     if task.plan.by or task.kind in TEXT_KINDS:
         return [fold(v) for v in strings(_column(rows, task.plan.by or task.fields.text, task.name))]
     if task.kind == "image" and task.fields.image in rows.columns:
@@ -284,7 +309,9 @@ def _split_keys(rows: pd.DataFrame, task: Task) -> list[str]:
     return [repr(values) for values in features.itertuples(index=False, name=None)]
 
 
-def _strata(rows: pd.DataFrame, task: Task) -> list[str]:
+def _strata(rows: "pd.DataFrame", task: Task) -> list[str]:
+    from core.data.reading import strings
+
     known = bool(task.labels) and not task.plan.pair and task.fields.label in rows.columns
     return strings(rows[task.fields.label]) if known else [""] * len(rows)
 
@@ -304,14 +331,16 @@ def _positions(keys: list[str], strata: list[str], seed: int) -> np.ndarray:
     return np.array([place[key] for key in keys])
 
 
-def _column(rows: pd.DataFrame, column: str, task: str) -> pd.Series:
+def _column(rows: "pd.DataFrame", column: str, task: str) -> "pd.Series":
     if column not in rows.columns:
         has = [str(c) for c in rows.columns]
         raise TaskError(f"task {task}: no column {column!r}{nearest(column, has)} Has: {', '.join(has)}")
     return rows[column]
 
 
-def _examples(task: Task, rows: pd.DataFrame, dropped: dict[str, int]) -> Examples:
+def _examples(task: Task, rows: "pd.DataFrame", dropped: dict[str, int]) -> Examples:
+    from core.data.reading import strings
+
     labelled = _column(rows, task.fields.label, task.name)
     hidden = ("", "-1") if task.labels else ("",)  # -1 marks a hidden label in many published test sets
     keep = np.array([label not in hidden for label in strings(labelled)], dtype=bool)
@@ -336,15 +365,19 @@ def _note(dropped: dict[str, int], reason: str, count: int) -> None:
         dropped[reason] = dropped.get(reason, 0) + int(count)
 
 
-def _texts(task: Task, rows: pd.DataFrame, column: str) -> list[str] | None:
+def _texts(task: Task, rows: "pd.DataFrame", column: str) -> list[str] | None:
+    from core.data.reading import strings
+
     if not column:
         return None
     texts = strings(rows[column])
     return [" ".join(t.split()[: task.max_words]) for t in texts] if task.max_words else texts
 
 
-def _labels(task: Task, raw: pd.Series) -> list[Any]:
+def _labels(task: Task, raw: "pd.Series") -> list[Any]:
     """Class indices, numbers or reference texts."""
+    from core.data.reading import strings
+
     if task.kind == "generation":
         return strings(raw)
     if not task.labels:
@@ -365,9 +398,14 @@ def _labels(task: Task, raw: pd.Series) -> list[Any]:
     return [known[t] for t in texts]
 
 
-def _numbers(task: Task, raw: pd.Series) -> list[float]:
+def _numbers(task: Task, raw: "pd.Series") -> list[float]:
+    import pandas as pd
+
     numbers = pd.to_numeric(raw, errors="coerce").astype(float)
     bad = raw[~np.isfinite(numbers.to_numpy())]
     if len(bad):
         raise TaskError(f"task {task.name}: {task.fields.label!r} holds {str(bad.iloc[0])!r}, not a finite number")
     return numbers.tolist()
+
+
+register_tasks(BUILT_IN)
