@@ -27,6 +27,7 @@ from core.config import Config
 from core.evaluate.rows import Row
 from core.registry import Registry
 from core.transfer.problem import Problem
+from flows.forms import Form
 from tasks import tracking
 from tasks.links import publish
 from tasks.stage import Artifact, Planned, planning
@@ -58,13 +59,13 @@ class Summary(Config):
 class TransferFlow(Flow):
     """A Prefect flow made by :func:`transfer_flow`."""
 
-    def __init__(self, name: str, level: str, body: Callable, form: type[Config], describe: Callable, title: str):
+    def __init__(self, name: str, level: str, body: Callable, form: type[Form], describe: Callable, title: str):
         if level not in LEVELS:
             raise ValueError(f"unknown level {level!r}; allowed: {', '.join(LEVELS)}")
         self.level, self.body, self.form, self.describe, self.title = level, body, form, describe, title
 
         def run(**values: Any) -> dict[str, Any]:
-            return self._track(form(**values))
+            return self._track(form(**values).resolved())
 
         run.__signature__, run.__doc__ = _signature(form), _docstring(title, form)
         run.__module__, run.__qualname__, run.__name__ = body.__module__, body.__qualname__, body.__name__
@@ -73,18 +74,18 @@ class TransferFlow(Flow):
             run, name=name, description=title, flow_run_name=_run_name(name), log_prints=True, validate_parameters=False
         )
 
-    def run(self, parameters: Config | None = None) -> Summary:
+    def run(self, parameters: Form | None = None) -> Summary:
         """Run in this process."""
         values = parameters or self.form()
         return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
-    def plan(self, parameters: Config) -> list[Planned]:
+    def plan(self, parameters: Form) -> list[Planned]:
         """The stages that would run or be found, in order; nothing runs."""
         with planning() as lines:
-            self.body(parameters)
+            self.body(parameters.resolved())
         return list(lines)
 
-    def _track(self, parameters: Config) -> dict[str, Any]:
+    def _track(self, parameters: Form) -> dict[str, Any]:
         tags = {
             "flow": self.name,
             "level": self.level,
@@ -116,7 +117,7 @@ class TransferFlow(Flow):
 
 
 def transfer_flow(
-    name: str, *, level: str, parameters: type[Config], problem: Callable[[Any], Problem], title: str
+    name: str, *, level: str, parameters: type[Form], problem: Callable[[Any], Problem], title: str
 ) -> Callable[[Callable[[Any], Artifact]], TransferFlow]:
     """Make and register a flow of ``body(parameters) -> Artifact`` (its rows are the result)."""
 
@@ -140,7 +141,7 @@ def _run_name(name: str) -> Callable[[], str]:
     return run_name
 
 
-def _signature(form: type[Config]) -> inspect.Signature:
+def _signature(form: type[Form]) -> inspect.Signature:
     fields = []
     for name, field in form.model_fields.items():
         kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
@@ -149,7 +150,7 @@ def _signature(form: type[Config]) -> inspect.Signature:
     return inspect.Signature(fields, return_annotation=dict)
 
 
-def _docstring(title: str, form: type[Config]) -> str:
+def _docstring(title: str, form: type[Form]) -> str:
     lines = [f"    {name}: {field.description or name}" for name, field in form.model_fields.items()]
     return textwrap.dedent(f"{title}\n\nArgs:\n") + "\n".join(lines) + "\n"
 

@@ -13,7 +13,9 @@ and nothing half-written is ever seen. Under :func:`planning` nothing runs: stag
 
 import functools
 import json
+import os
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ from core.progress import listen
 from core.state import MANIFEST, Cache, home, verify, write_json
 from tasks import tracking
 
-ROWS, METRICS, CURVES = "rows.jsonl", "metrics.json", "curves.json"
+ROWS, METRICS, CURVES, DATA = "rows.jsonl", "metrics.json", "curves.json", "data.json"
 
 
 class Artifact(Config):
@@ -70,6 +72,18 @@ class Output:
 
     def rows(self, rows: Sequence[Row]) -> None:
         write_rows(self.folder / ROWS, rows)
+
+    def link(self, source: Path, name: str = "") -> None:
+        """Take files from elsewhere into the folder without copying them where the file system allows."""
+        target = self.folder / name if name else self.folder
+        for path in sorted(p for p in source.rglob("*") if p.is_file() and p.name != MANIFEST):
+            to = target / path.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.unlink(missing_ok=True)
+            try:
+                os.link(path.resolve(), to)
+            except OSError:  # another file system
+                shutil.copyfile(path, to)
 
     def budget(self, spent: Mapping[str, float]) -> None:
         """Record what was spent (unit -> amount)."""
@@ -245,6 +259,8 @@ def _record(run: tracking.Run, folder: Path, keep: str) -> None:
         for name, values in json.loads((folder / CURVES).read_text()).items():
             run.curve(name, values)
     run.rows(read_rows(folder / ROWS))
+    if (folder / DATA).exists():
+        run.dataset(**json.loads((folder / DATA).read_text()))
     facts = json.loads((folder / MANIFEST).read_text())["facts"]
     if "budget" in facts:
         run.tags({"budget.spent": json.dumps(facts["budget"])})

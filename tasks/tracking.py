@@ -61,6 +61,13 @@ class Run:
                 return
         self.spool.append("artifact", self.id, path=str(path), at=at)
 
+    def dataset(
+        self, name: str, sha256: str, source: Mapping[str, Any], schema: Mapping[str, Any], profile: Any
+    ) -> None:
+        """Log a data set by hash, schema and counts; never its rows."""
+        fields = {"name": name, "sha256": sha256, "source": dict(source), "schema": dict(schema), "profile": profile}
+        self.spool.append("dataset", self.id, **fields)
+
     def rows(self, rows: Iterable[Row]) -> None:
         """Log each row as a metric named ``method/<settings>/metric``; seeds are steps."""
         time_ms = now_ms()

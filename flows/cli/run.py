@@ -46,6 +46,4 @@ def _preset(flow, size: str | None) -> list[str]:
     size = size or os.environ.get("SIZE")
     if not size or size == "default":
         return []
-    if "size" not in flow.form.model_fields:
-        raise ValueError(f"flow {flow.name!r} has no sizes")
     return [f"size={size}"]

@@ -21,7 +21,7 @@ def show_plan(flow, parameters) -> None:
     unknown = sum(line.seconds is None for line in lines)
     total = sum(line.seconds or 0 for line in lines)
     note = f", {unknown} stages without history not counted" if unknown else ""
-    problem = flow.describe(parameters)
+    problem = flow.describe(parameters.resolved())
     console.print(f"expected time: {total:.0f} s{note}; budget: {problem.budget}")
 
 

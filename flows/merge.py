@@ -1,0 +1,96 @@
+"""Merge experts with static operators: the first of the flows, and the example for all others."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from core.data.assets import find_local
+from core.merge.experts import ExpertConfig
+from core.merge.static import STATIC, static_methods
+from core.merge.suite import as_tasks, load_suite
+from core.models.train import TrainConfig
+from core.transfer.problem import Problem
+from flows.forms import Form
+from flows.runtime import transfer_flow
+from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
+from tasks.load_data import load_data
+from tasks.load_model import load_model
+from tasks.merge_recipe import MergeConfig, merge_recipe
+from tasks.merge_static import StaticConfig, tune_static
+from tasks.report_merges import ReportConfig, report_merges
+from tasks.stage import Artifact
+from tasks.train_expert import TrainExpertConfig, train_expert
+
+
+class MergeForm(Form):
+    """Which experts are made and how they are merged."""
+
+    sizes: ClassVar = {
+        "smoke": {"examples": 96, "epochs": 1, "validation_examples": 40, "test_examples": 60, "most_tasks": 2},
+        "default": {"examples": 1000, "epochs": 2, "validation_examples": 150, "test_examples": 400, "most_tasks": 8},
+        "full": {"examples": 2000, "epochs": 4, "validation_examples": 300, "test_examples": 100_000, "most_tasks": 99},
+    }
+
+    base: str = Field("all-minilm-l6-v2", description="encoder that all experts start from: asset, folder or hub name")
+    suite: str = Field("auto", description="auto (eight with local data, else archive), eight, archive, or a YAML file")
+    tasks: tuple[str, ...] = Field((), description="tasks instead of a suite: built-in names or task files")
+    most_tasks: int | None = Field(None, ge=2, description="at most so many tasks of the suite (empty: by size)")
+    methods: tuple[str, ...] = Field(tuple(STATIC), description="static operators to compare")
+    examples: int | None = Field(None, ge=8, description="training examples an expert (empty: by size)")
+    epochs: int | None = Field(None, ge=1, le=50, description="training epochs an expert (empty: by size)")
+    max_length: int = Field(64, ge=8, le=512, description="longest text in tokens")
+    validation_examples: int | None = Field(None, ge=20, description="a task, to choose scales (empty: by size)")
+    test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
+    seed: int = Field(0, ge=0, description="draws, initialisation, batch order, random operators")
+
+
+def task_names(form: MergeForm) -> list[str]:
+    """The tasks a form asks for, checked to be text classification."""
+    names = list(form.tasks)
+    if not names:
+        suite = form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive"
+        names = load_suite(suite)[: form.most_tasks]
+    return [task.name if task.name in names else name for task, name in zip(as_tasks(names), names, strict=True)]
+
+
+def problem(form: MergeForm) -> Problem:
+    """What this merge transfers."""
+    names = task_names(form)
+    return Problem(
+        source=f"{len(names)} experts of {form.base}, one a task",
+        target=f"one {form.base} encoder with {len(names)} heads",
+        knowledge="task vectors (expert minus base)",
+        domain=", ".join(names),
+        objective="mean validation accuracy chooses the scale, test accuracy is reported",
+        budget=f"{form.validation_examples} validation examples a task and scale (task_examples)",
+    )
+
+
+@transfer_flow(
+    "merge",
+    level="system",
+    parameters=MergeForm,
+    problem=problem,
+    title="Fine-tune experts of one base and merge them with static operators",
+)
+def merge(form: MergeForm) -> Artifact:
+    names = task_names(form)
+    base = load_model(form.base)
+    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
+    expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
+    experts = {n: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n)) for n in names}
+    methods = tuple(static_methods(form.methods, len(names)))
+    shared = {"max_length": form.max_length, "seed": form.seed}
+    tuned = tune_static(
+        StaticConfig(methods=methods, validation_examples=form.validation_examples, **shared),
+        base=base,
+        experts=experts,
+    )
+    merged = {
+        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned) for m in methods
+    }
+    test = EvaluateConfig(test_examples=form.test_examples, **shared)
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged)
+    facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}
+    config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)
+    return report_merges(config, evaluated=evaluated, tuned=tuned)

@@ -1,0 +1,68 @@
+"""Evaluate merged models on every task's test set, beside the base, each expert, and the individual ceiling."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import save_file
+
+from core.config import Config
+from core.evaluate.rows import Row
+from core.hashing import code_version
+from core.merge.experts import Expert
+from core.merge.suite import Predictions, objectives, predict, rows_of
+from core.models.load import load_encoder
+from core.progress import progress
+from tasks.merge_static import experts_of
+from tasks.stage import Artifact, Output, stage
+
+MODULES = ["core.merge.suite", "core.merge.static"]
+CORRECT = "correct.safetensors"
+CEILING, PROBE, BASE = "individual experts", "frozen base + probe", "base + heads"
+
+
+class EvaluateConfig(Config):
+    """On how much test data."""
+
+    test_examples: int | None = Field(500, ge=20, description="test examples a task; none takes all")
+    max_length: int = Field(64, ge=8, description="longest text in tokens")
+    seed: int = Field(0, description="draw of test examples")
+
+
+@stage("evaluate-merges", modules=MODULES)
+def evaluate_merges(
+    out: Output, config: EvaluateConfig, base: Artifact, experts: Mapping[str, Artifact], merged: Mapping[str, Artifact]
+) -> None:
+    """Score every model on all tasks' test sets; accuracy, F1, ECE, and accuracy relative to the individual experts."""
+    found = experts_of(experts)
+    results = {PROBE: _of(base, found, config, probe=True), BASE: _of(base, found, config)}
+    singles = {e.task: _of(experts[e.task], found, config) for e in found}
+    results[CEILING] = {e.task: singles[e.task][e.task] for e in found}
+    results |= {f"expert {name}": r for name, r in singles.items()}
+    for name in progress(merged, "test", unit="model"):
+        results[name] = _of(merged[name], found, config)
+    individual = {t: float(p.correct.mean()) for t, p in results[CEILING].items()}
+    rows: list[Row] = []
+    for method, r in results.items():
+        facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
+        facts["budget"] = _labels(method, found)
+        facts["inputs"] = {"model": merged[method].sha256} if method in merged else {"base": base.sha256}
+        rows += rows_of(method, r, individual, **facts)
+    out.rows(rows)
+    hits = {f"{m}/{t}": p.correct.astype(np.uint8) for m, r in results.items() for t, p in r.items()}
+    save_file(hits, out.folder / CORRECT)
+    out.budget({"task_examples": float(sum(h.size for h in hits.values()))})
+
+
+def _of(model: Artifact, experts: list[Expert], config: EvaluateConfig, probe: bool = False) -> dict[str, Predictions]:
+    folder = model.folder / "model" if (model.folder / "model").is_dir() else model.folder
+    encoder = load_encoder(folder)
+    encoder.max_length = min(config.max_length, encoder.max_length)
+    tasks = objectives(encoder, experts, "test", config.test_examples, config.seed, probe)
+    return predict(encoder, tasks)
+
+
+def _labels(method: str, experts: list[Expert]) -> dict[str, float]:
+    """Training labels behind a method: those of the experts it uses."""
+    used = [e for e in experts if method == f"expert {e.task}"] or experts
+    return {"train_labels": float(sum(e.card["train_labels"] for e in used))}

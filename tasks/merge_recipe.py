@@ -1,0 +1,35 @@
+"""Execute a recipe with the streaming merge engine: a model folder on disk with its manifest and card."""
+
+import json
+from collections.abc import Mapping
+
+import yaml
+from pydantic import Field
+
+from core.config import Config
+from core.merge.engine import execute
+from core.merge.static import STATIC
+from core.state import write_bytes
+from tasks.merge_static import CHOICE, experts_of
+from tasks.stage import Artifact, Output, stage
+
+RECIPE, MODEL = "recipe.yaml", "model"
+
+
+class MergeConfig(Config):
+    """Which static method is executed."""
+
+    method: str = Field(description="name of a static method; its scale was chosen on validation")
+    seed: int = Field(0, description="of random operators")
+
+
+@stage("merge", modules=["core.merge.engine", "core.merge.static"])
+def merge_recipe(
+    out: Output, config: MergeConfig, base: Artifact, experts: Mapping[str, Artifact], tuned: Artifact
+) -> None:
+    """Merge at the chosen scale, streaming, into a model that transformers opens."""
+    folders = [e.folder for e in experts_of(experts)]
+    scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
+    recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
+    write_bytes(out.folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
+    execute(recipe, out.folder / MODEL)

@@ -1,0 +1,110 @@
+"""The report of a merge: table, bars per task, score against scale, paired tests, as one page."""
+
+import json
+
+from pydantic import Field
+from safetensors.numpy import load_file
+
+from core.config import Config
+from core.evaluate import plots
+from core.evaluate.rows import Row, frame
+from core.evaluate.statistics import Interval, bootstrap_mean, holm, mcnemar
+from core.state import write_bytes
+from core.transfer.report import Section, Table, render
+from tasks.evaluate_merges import CEILING, CORRECT, PROBE
+from tasks.merge_static import CHOICE
+from tasks.stage import Artifact, Output, stage
+
+TEXT = (
+    "Every merged model is one encoder with the experts' heads. Normalised accuracy is the test accuracy relative to "
+    "each task's own expert; 100 is the individual ceiling. The frozen base with a probe a task is what no transfer "
+    "between the experts' weights gives; a merge below it has not paid. Scales were chosen on validation data only."
+)
+
+
+class ReportConfig(Config):
+    """What the page says at its top."""
+
+    title: str = Field(description="headline")
+    facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
+
+
+@stage("report-merges", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
+def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned: Artifact) -> None:
+    """Write the page and hand the rows on."""
+    rows = evaluated.rows()
+    hits = load_file(evaluated.folder / CORRECT)
+    tasks = sorted({str(r.settings["task"]) for r in rows} - {"mean"})
+    methods = list(dict.fromkeys(r.method for r in rows))
+    intervals = {m: {t: bootstrap_mean(hits[f"{m}/{t}"].astype(float)) for t in tasks} for m in methods}
+    merged = [m for m in methods if f"{m}/{tasks[0]}" in hits and not m.startswith("expert ") and m != CEILING]
+    shown = {m: {t: _percent(intervals[m][t]) for t in tasks} for m in [*merged, CEILING]}
+    best = max((m for m in merged if m != PROBE), key=lambda m: _value(rows, m, "normalised"))
+    figure = plots.bars_with_intervals(shown, "test accuracy, %", "Accuracy by task, 95 % interval over test items")
+    curves = json.loads((tuned.folder / CHOICE).read_text())
+    lines = {n: ([x for x, _ in c["curve"]], [100 * y for _, y in c["curve"]]) for n, c in curves.items()}
+    scales = plots.curves_with_bands(lines, "scale", "mean validation accuracy, %", "Score against scale")
+    page = render(
+        config.title,
+        {
+            **config.facts,
+            "best static merge": f"{best}: {_value(rows, best, 'normalised'):.1f} % of the individual experts",
+        },
+        [
+            Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)], [figure]),
+            Section("Scale", "The smallest scale among equals is taken.", [_scales(curves)], [scales]),
+            Section("Paired tests", _test_words(best), [_paired(hits, best, methods, tasks)]),
+        ],
+    )
+    write_bytes(out.folder / "report.html", page.encode())
+    write_bytes(out.folder / "accuracy.png", plots.png(figure))
+    write_bytes(out.folder / "scale.png", plots.png(scales))
+    out.rows(rows)
+    out.metrics({f"normalised/{m}": _value(rows, m, "normalised") for m in methods})
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(*(None if v is None else 100 * v for v in (interval.mean, interval.low, interval.high)))
+
+
+def _value(rows: list[Row], method: str, metric: str) -> float:
+    return next(r.value for r in rows if r.method == method and r.metric == metric and r.settings["task"] == "mean")
+
+
+def _accuracies(rows: list[Row], methods: list[str], tasks: list[str]) -> Table:
+    table = frame(rows)
+    cells = {(r["method"], r["settings.task"], r["metric"]): r["value"] for r in table.to_dict("records")}
+    lines = [
+        [
+            m,
+            *(100 * cells[m, t, "accuracy"] for t in tasks),
+            _value(rows, m, "normalised"),
+            _mean(cells, m, tasks, "ece"),
+        ]
+        for m in methods
+    ]
+    return Table(["model", *tasks, "normalised mean, %", "ECE"], lines, "accuracy in % on test")
+
+
+def _mean(cells: dict, method: str, tasks: list[str], metric: str) -> float:
+    return sum(cells[method, t, metric] for t in tasks) / len(tasks)
+
+
+def _scales(curves: dict) -> Table:
+    lines = [[n, c["scale"], 100 * max(y for _, y in c["curve"]), len(c["curve"])] for n, c in curves.items()]
+    return Table(["operator", "chosen scale", "validation accuracy, %", "scales tried"], lines)
+
+
+def _test_words(best: str) -> str:
+    return (
+        f"Exact McNemar tests of {best} against every other model on the same test items, Holm-corrected over models "
+        "and tasks. A p value near 1 says the items do not tell the two apart."
+    )
+
+
+def _paired(hits: dict, best: str, methods: list[str], tasks: list[str]) -> Table:
+    others = [m for m in methods if m != best and not m.startswith("expert ")]
+    p = {(m, t): mcnemar(hits[f"{best}/{t}"], hits[f"{m}/{t}"]) for m in others for t in tasks}
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    lines = [[m, *(corrected[m, t] for t in tasks)] for m in others]
+    return Table([f"{best} against", *tasks], lines, "corrected p")
