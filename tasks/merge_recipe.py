@@ -7,7 +7,6 @@ import yaml
 from pydantic import Field
 
 from core.config import Config
-from core.merge.engine import execute
 from core.merge.static import STATIC
 from core.state import write_bytes
 from tasks.merge_static import CHOICE, experts_of
@@ -28,6 +27,8 @@ def merge_recipe(
     out: Output, config: MergeConfig, base: Artifact, experts: Mapping[str, Artifact], tuned: Artifact
 ) -> None:
     """Merge at the chosen scale, streaming, into a model that transformers opens."""
+    from core.merge.engine import execute
+
     folders = [e.folder for e in experts_of(experts)]
     scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
     recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
