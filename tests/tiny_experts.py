@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from core.data.examples import Examples, Splits
 from core.merge.experts import ExpertConfig, load_expert, train_expert
@@ -53,6 +54,10 @@ def tasks(names=("good", "plot", "dark")) -> list[WordTask]:
 
 def base_folder(folder: Path, seed: int = 0) -> Path:
     encoder = tiny.encoder(width=16, layers=2, seed=seed)
+    with torch.no_grad():  # weights of a useful size, so that fine-tuning moves them by a part of it
+        for parameter in encoder.backbone.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
     encoder.backbone.save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)
     return folder
