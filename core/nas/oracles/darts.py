@@ -49,7 +49,7 @@ class DartsSurrogate(Oracle):
         folder = Path(path) if path is not None else find_local(FOLDER)
         if folder is None or not (folder / "new_model.onnx").is_file():
             raise ValueError(
-                f"no surrogate {folder or FOLDER}/new_model.onnx: give path= or a folder of TRANSFEROPT_DATA that has it"
+                f"no surrogate {folder or FOLDER}/new_model.onnx: give path=, or a folder of TRANSFEROPT_DATA"
             )
         file = local_table(table, TABLE, "it is the reference for regret and percentile")
         self.space, self.epochs, self.folder = Darts(), epochs, str(folder)

@@ -1,0 +1,150 @@
+"""Gaussian processes in competition: which opinion about the target do its first answers support?
+
+A hypothesis is an expert (or a pair, or none) as prior mean, with a length scale and a nugget. The evidence of the
+answers weighs the hypotheses; prediction is their mixture. So a source is trusted exactly as far as it explains what
+was measured, and a wrong one fades after a few queries: this is the trust gate.
+
+    y = sigma * (sum_e b_e s_e(x) + m + g(x) + noise),  b_e ~ N(slope_e, spread^2),  m ~ N(0, 2^2),
+    g ~ GP(0, rest * exp(-d^2 / 2 l^2)),  rest = max(1/4, 1 - (sum slopes)^2),
+
+with sigma integrated out on a grid. Answers are centred on their median and cut at ``FLOOR`` robust deviations below
+it, because accuracies have a long lower tail that says nothing about the top.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.linalg import cho_solve, solve_triangular
+
+SIGMAS = np.exp(np.linspace(np.log(0.05), np.log(20), 25))
+LENGTHS = (0.35, 0.7, 1.4)  # in units where two random cells are at squared distance 2
+MEAN, SPREAD, FLOOR, NEGLIGIBLE = 2.0, 0.25, 2.0, 0.02
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """``slopes``: expert name -> expected slope on its normal score; empty for no expert. ``weight``: prior weight."""
+
+    weight: float
+    slopes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.slopes) or "none"
+
+    @property
+    def rest(self) -> float:
+        return max(0.25, 1 - sum(self.slopes.values()) ** 2)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    hypothesis: Hypothesis
+    length: float
+    factor: np.ndarray
+    alpha: np.ndarray
+    sigma: float
+
+
+class TrustedProcess:
+    """Mixture of Gaussian processes over hypotheses.
+
+    Args:
+        nuggets: noise variances tried, in units of the prior variance.
+    """
+
+    def __init__(
+        self,
+        hypotheses: Sequence[Hypothesis],
+        nuggets: Sequence[float] = (0.03, 0.3),
+        lengths: Sequence[float] = LENGTHS,
+    ):
+        if not hypotheses:
+            raise ValueError("a trusted process needs at least one hypothesis")
+        self.hypotheses, self.nuggets, self.lengths = tuple(hypotheses), tuple(nuggets), tuple(lengths)
+        self.fits: list[_Fit] = []
+        self.weights = np.zeros(0)
+
+    def fit(self, scores: Mapping[str, np.ndarray], square: np.ndarray, y: np.ndarray) -> "TrustedProcess":
+        """Condition on answers.
+
+        Args:
+            scores: expert -> normal scores of the asked cells ``[n]``; square: squared distances ``[n, n]``; y ``[n]``.
+        """
+        y = np.asarray(y, dtype=float)
+        self.center = float(np.median(y))
+        spread = float(np.std(y)) if len(y) < 4 else 1.4826 * float(np.median(np.abs(y - self.center)))
+        self.unit = max(spread, 1e-3 * abs(self.center) + 1e-6)
+        self.target = np.maximum((y - self.center) / self.unit, -FLOOR)
+        self.scores = {name: np.asarray(s) for name, s in scores.items()}
+        kernels = {length: np.exp(-0.5 * square / length**2) for length in self.lengths}
+        self.fits, evidence = [], []
+        for hypothesis in self.hypotheses:
+            extra, mean = self._prior(hypothesis)
+            for length in self.lengths:
+                for nugget in self.nuggets:
+                    cov = hypothesis.rest * kernels[length] + extra
+                    cov[np.diag_indices_from(cov)] += nugget
+                    fitted, log_evidence = _condition(hypothesis, length, cov, mean, self.target)
+                    self.fits.append(fitted)
+                    evidence.append(np.log(hypothesis.weight) + log_evidence)
+        weights = np.exp(np.array(evidence) - max(evidence))
+        self.weights = weights / weights.sum()
+        return self
+
+    def _prior(self, hypothesis: Hypothesis) -> tuple[np.ndarray, np.ndarray]:
+        n = len(self.target)
+        cov, mean = np.full((n, n), MEAN**2), np.zeros(n)
+        for name, slope in hypothesis.slopes.items():
+            cov += SPREAD**2 * np.outer(self.scores[name], self.scores[name])
+            mean += slope * self.scores[name]
+        return cov, mean
+
+    def predict(self, scores: Mapping[str, np.ndarray], square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, in units of :attr:`target`, ``[m]`` each.
+
+        Args:
+            scores: expert -> normal scores of the cells ``[m]``; square: squared distances asked to cells ``[n, m]``.
+        """
+        kernels: dict[float, np.ndarray] = {}
+        first = second = total = 0.0
+        for weight, fit in zip(self.weights, self.fits, strict=True):
+            if weight < NEGLIGIBLE and weight < self.weights.max():
+                continue
+            if fit.length not in kernels:
+                kernels[fit.length] = np.exp(-0.5 * square / fit.length**2)
+            cross = fit.hypothesis.rest * kernels[fit.length] + MEAN**2
+            own, mean = fit.hypothesis.rest + MEAN**2, 0.0
+            for name, slope in fit.hypothesis.slopes.items():
+                cross = cross + SPREAD**2 * np.outer(self.scores[name], scores[name])
+                own = own + SPREAD**2 * scores[name] ** 2
+                mean = mean + fit.sigma * slope * scores[name]
+            mean = mean + cross.T @ fit.alpha
+            half = solve_triangular(fit.factor, cross, lower=True, check_finite=False)
+            variance = fit.sigma**2 * np.maximum(own - (half * half).sum(0), 1e-6)
+            first, second, total = first + weight * mean, second + weight * (variance + mean**2), total + weight
+        mean = first / total
+        return mean, np.sqrt(np.maximum(second / total - mean**2, 1e-9))
+
+    def trust(self) -> dict[str, float]:
+        """Posterior weight of each hypothesis by name."""
+        out = {h.name: 0.0 for h in self.hypotheses}
+        for weight, fit in zip(self.weights, self.fits, strict=True):
+            out[fit.hypothesis.name] += float(weight)
+        return out
+
+
+def _condition(
+    hypothesis: Hypothesis, length: float, cov: np.ndarray, mean: np.ndarray, target: np.ndarray
+) -> tuple[_Fit, float]:
+    """Posterior of one hypothesis and its log evidence, sigma integrated on the grid."""
+    factor = np.linalg.cholesky(cov)
+    half = solve_triangular(factor, np.stack([target, mean], axis=1), lower=True, check_finite=False)
+    tt, tm, mm = half[:, 0] @ half[:, 0], half[:, 0] @ half[:, 1], half[:, 1] @ half[:, 1]
+    log = -0.5 * (tt / SIGMAS**2 - 2 * tm / SIGMAS + mm) - len(target) * np.log(SIGMAS)
+    mass = np.exp(log - log.max())
+    sigma = float(mass @ SIGMAS / mass.sum())
+    alpha = cho_solve((factor, True), target - sigma * mean, check_finite=False)
+    evidence = log.max() + np.log(mass.sum()) - np.log(np.diag(factor)).sum()
+    return _Fit(hypothesis, length, factor, alpha, sigma), float(evidence)

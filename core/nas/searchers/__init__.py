@@ -1,0 +1,48 @@
+"""Structure searchers, one a file: ask-tell optimizers on an :class:`core.nas.arena.Arena`.
+
+``SEARCHERS.get(name)(arena, seed, knowledge)`` builds one; it runs in the one loop of :mod:`core.evolve`. Fact ``uses``
+says what a searcher takes from its :class:`Knowledge`: ``nothing``, ``sizes``, ``encoder`` or ``source``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core.registry import Registry
+
+if TYPE_CHECKING:
+    from core.evolve.protocol import Told
+    from core.nas.arena import Arena
+    from core.nas.encoder import LatentSpace
+    from core.nas.source import Source
+    from core.nas.spaces import Genotype
+
+SEARCHERS: Registry[Any] = Registry("searcher", "core.nas.searchers")
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a search may use besides queries.
+
+    Args:
+        sources: what other spaces taught.
+        prior: whether parameters and FLOPs compete as experts.
+        noisy: whether the oracle answers with single training runs (decides how the incumbent is chosen).
+        latents: trained latent spaces by space name, for the searchers that work there.
+    """
+
+    sources: "tuple[Source, ...]" = ()
+    prior: bool = False
+    noisy: bool = True
+    latents: "dict[str, LatentSpace] | None" = None
+
+
+def get_searcher(name: str, arena: "Arena", seed: int = 0, knowledge: Knowledge | None = None, **settings: Any) -> Any:
+    """The searcher ``name`` on ``arena``, ready for the search loop."""
+    return SEARCHERS.get(name)(arena, seed, knowledge or Knowledge(), **settings)
+
+
+def best_told(told: "Sequence[Told]") -> "Genotype | None":
+    """The candidate of the highest answer, the first of equals; None before the first finite one."""
+    finite = [t for t in told if t.score > float("-inf")]
+    return max(finite, key=lambda t: t.score).candidate if finite else None

@@ -1,0 +1,276 @@
+"""Predictor-guided search: ask where the trusted process expects the largest improvement.
+
+The frame of every model-based searcher here: with no expert it is the no-source predictor search of the BANANAS /
+NPENAS kind (on one-hot or on generic features), with a size expert its variant with a parameters prior, and with
+sources it is ours (:mod:`core.nas.searchers.transfer`). So the cross source {on, off} x prior {on, off} compares one
+code with itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import norm
+
+from core.evolve.protocol import Told
+from core.nas.arena import Arena, one_hot
+from core.nas.experts import SIZES, Expert, size_expert
+from core.nas.features import raw_features
+from core.nas.predictors.gaussian import Hypothesis, TrustedProcess
+from core.nas.searchers import SEARCHERS, Knowledge
+from core.nas.spaces import Genotype
+
+TOPS, NEAREST, RANDOM = 600, 500, 1500  # candidates a round: best a priori, around the best so far, anywhere
+OWN = 0.65  # how much of what an answer deviates from the process counts as the cell's own (the rest is noise)
+NUGGETS = {True: (0.03, 0.3), False: (0.001, 0.03)}
+ROUND = 12  # from ROUND answers on, a twelfth of their number is asked at a time
+
+
+class GuidedSearch:
+    """Expected improvement under a mixture of Gaussian processes, in an open or closed arena.
+
+    Args:
+        experts: opinions that cost no query; hypotheses: what is believed of them.
+        features: distances between cells on ``generic`` features or ``onehot`` tokens.
+        initial: random cells asked first (only where no expert speaks).
+        noisy: the oracle's answers are single runs; the incumbent is then shrunk towards the process.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        seed: int,
+        experts: Sequence[Expert] = (),
+        hypotheses: Sequence[Hypothesis] = (Hypothesis(1.0),),
+        *,
+        features: Literal["generic", "onehot"] = "generic",
+        initial: int = 1,
+        noisy: bool = True,
+    ):
+        if features not in ("generic", "onehot"):
+            raise ValueError(f"features are 'generic' or 'onehot', got {features!r}")
+        self.space = self.arena = arena
+        self.rng = np.random.default_rng(seed)
+        self.features, self.initial, self.noisy = features, max(1, initial), noisy
+        self.experts, self.process = {e.name: e for e in experts}, TrustedProcess(hypotheses, NUGGETS[noisy])
+        self.told: list[Told[Genotype]] = []
+        self.queue: list[Genotype] = []
+        self.asked: set[str] = set()
+        self.field = _Field(arena, self.experts, features)
+        self.first = self._believed()
+
+    @property
+    def batch(self) -> int:
+        """Cells asked at a time; rounds end at multiples of 25, where results are compared."""
+        n = len(self.told)
+        return 1 if n < 2 * ROUND else min(n // ROUND, 25 - n % 25)
+
+    def _believed(self) -> np.ndarray:
+        """What the experts say together before any answer, ``[field]``."""
+        total = np.zeros(len(self.field.cells))
+        for h in self.process.hypotheses:
+            for name, slope in h.slopes.items():
+                total += h.weight * slope * self.field.scores[name]
+        return total
+
+    def ask(self, n: int = 1) -> list[Genotype]:
+        chosen: list[Genotype] = []
+        while self.queue and len(chosen) < n:
+            chosen += self._fresh([self.queue.pop(0)])
+        while len(chosen) < n:
+            got = self._round(n - len(chosen))
+            if not got:
+                break
+            chosen += got
+        return chosen
+
+    def _fresh(self, cells: Sequence[Genotype]) -> list[Genotype]:
+        out = []
+        for cell in cells:
+            key = self.arena.key(cell)
+            if key not in self.asked:
+                self.asked.add(key)
+                out.append(cell)
+        return out
+
+    def _round(self, n: int) -> list[Genotype]:
+        """Up to ``n`` new cells from the present model."""
+        speak = any(h.slopes for h in self.process.hypotheses)
+        if not speak and len(self.told) < self.initial:
+            return self._random(min(n, self.initial - len(self.told)))
+        if speak and not self.arena.closed and not self.told:
+            self._breed()
+        candidates = self._candidates()
+        if not len(candidates):
+            return self._random(n)
+        value = self._acquisition(candidates) if self.told else self.first[candidates]
+        value = value + 1e-12 * self.rng.standard_normal(len(candidates))
+        order = candidates[np.argsort(-value, kind="stable")]
+        return self._fresh([self.field.cells[i] for i in order[: 2 * n]])[:n] if n > 1 else self._one(order)
+
+    def _one(self, order: np.ndarray) -> list[Genotype]:
+        for i in order:
+            got = self._fresh([self.field.cells[i]])
+            if got:
+                return got
+        return self._random(1)
+
+    def _random(self, n: int) -> list[Genotype]:
+        out: list[Genotype] = []
+        for _ in range(300):
+            out += self._fresh([self.arena.sample(self.rng)])
+            if len(out) == n:
+                break
+        return out
+
+    def _candidates(self) -> np.ndarray:
+        """Rows of the field worth scoring this round, none of them asked before."""
+        total = len(self.field.cells)
+        parts = [self.rng.choice(total, min(RANDOM, total), replace=False)]
+        if self.experts:
+            parts.append(np.argsort(-self.first, kind="stable")[:TOPS])
+        if self.told:
+            best = self._best_rows(3)
+            if not self.arena.closed:
+                self.field.add([self.arena.mutate(self.field.cells[i], self.rng) for i in best for _ in range(8)])
+                self.first = self._believed()
+                parts.append(np.arange(total, len(self.field.cells)))
+            parts.append(np.argsort(self.field.square(best).min(0), kind="stable")[:NEAREST])
+        rows = np.unique(np.concatenate(parts))
+        return rows[[self.field.keys[i] not in self.asked for i in rows]]
+
+    def _breed(self, rounds: int = 3, parents: int = 60) -> None:
+        """Evolve cells of an open space under the experts' belief alone, before the first query."""
+        for _ in range(rounds):
+            best = np.argsort(-self.first, kind="stable")[:parents]
+            self.field.add([self.arena.mutate(self.field.cells[i], self.rng) for i in best])
+            self.first = self._believed()
+
+    def _acquisition(self, rows: np.ndarray) -> np.ndarray:
+        asked, mean_asked = self._condition()
+        mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows))
+        gain = (mean - mean_asked.max()) / deviation
+        return deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
+
+    def _condition(self, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Fit the process to the (first) answers; rows asked and the process there."""
+        told = self.told[:first]
+        rows = np.array(self.field.add([t.candidate for t in told]))
+        finite = [t.score for t in told if np.isfinite(t.score)]
+        lowest = min(finite, default=0.0)
+        y = np.array([t.score if np.isfinite(t.score) else lowest for t in told])
+        opinions, square = self.field.opinions(rows), self.field.square(rows, rows)
+        self.process.fit(opinions, square, y)
+        return rows, self.process.predict(opinions, square)[0]
+
+    def _best_rows(self, count: int) -> np.ndarray:
+        rows = np.array(self.field.add([t.candidate for t in self.told]))
+        return rows[np.argsort([-t.score for t in self.told], kind="stable")[:count]]
+
+    def incumbent(self, first: int | None = None) -> Genotype | None:
+        """The cell to keep after the first ``first`` answers (all by default).
+
+        Of noise-free answers the best. Of single training runs the best after shrinking: the process' mean plus the
+        share ``OWN`` of the answer's deviation from it, since the luckiest run is rarely the best cell.
+        """
+        told = [t for t in self.told[:first]]
+        if not any(np.isfinite(t.score) for t in told):
+            return None
+        if not self.noisy:
+            return max(told, key=lambda t: t.score).candidate
+        _, mean = self._condition(first)
+        shrunk = mean + OWN * (self.process.target - mean)
+        failed = np.array([not np.isfinite(t.score) for t in told])
+        return told[int(np.argmax(np.where(failed, -np.inf, shrunk)))].candidate
+
+    def trust(self) -> dict[str, float]:
+        """What the answers so far support: posterior weight of each hypothesis."""
+        if not self.told:
+            total = sum(h.weight for h in self.process.hypotheses)
+            return {h.name: h.weight / total for h in self.process.hypotheses}
+        self._condition()
+        return self.process.trust()
+
+    def tell(self, results: Sequence[Told[Genotype]]) -> None:
+        self.told += results
+        self.asked.update(self.arena.key(r.candidate) for r in results)
+
+    def inject(self, candidates: Sequence[Genotype]) -> None:
+        self.queue += list(candidates)
+
+    def state_dict(self) -> dict[str, Any]:
+        to_json = self.arena.to_json
+        return {
+            "rng": self.rng.bit_generator.state,
+            "told": [[to_json(t.candidate), t.score, list(t.parts)] for t in self.told],
+            "queue": [to_json(c) for c in self.queue],
+            "asked": sorted(self.asked),
+            "grown": [to_json(c) for c in self.field.cells[len(self.arena.cells) :]],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        parse = self.arena.from_json
+        self.rng.bit_generator.state = state["rng"]
+        self.told = [Told(parse(c), float(s), tuple(p)) for c, s, p in state["told"]]
+        self.queue, self.asked = [parse(c) for c in state["queue"]], set(state["asked"])
+        self.field = _Field(self.arena, self.experts, self.features)
+        self.field.add([parse(c) for c in state["grown"]])
+        self.first = self._believed()
+
+
+class _Field:
+    """The arena's population plus the cells a search has added: features, opinions, distances by row."""
+
+    def __init__(self, arena: Arena, experts: dict[str, Expert], features: str):
+        self.arena, self.experts, self.features = arena, experts, features
+        self.cells, self.keys, self.row_of = arena.cells, arena.keys, arena.row_of
+        self.points = arena.points if features == "generic" else arena.tokens
+        self.norms = (self.points**2).sum(1)
+        self.scores = {name: e.scores for name, e in experts.items()}
+
+    def add(self, cells: Sequence[Genotype]) -> list[int]:
+        """Rows of ``cells``; unknown ones join."""
+        new = {self.arena.key(c): c for c in cells if self.arena.key(c) not in self.row_of}
+        if new:
+            added, start = list(new.values()), len(self.cells)
+            raw = raw_features(self.arena.space, added)
+            ranks = self.arena.scale.ranks(raw)
+            generic = self.features == "generic"
+            points = self.arena.scale.distances(raw) if generic else one_hot(self.arena.space, added)
+            self.cells, self.keys = [*self.cells, *added], [*self.keys, *new]
+            self.row_of = self.row_of | {k: start + i for i, k in enumerate(new)}
+            self.points = np.concatenate([self.points, points])
+            self.norms = (self.points**2).sum(1)
+            self.scores = {n: np.concatenate([self.scores[n], e.of(raw, ranks)]) for n, e in self.experts.items()}
+        return [self.row_of[self.arena.key(c)] for c in cells]
+
+    def opinions(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: s[rows] for name, s in self.scores.items()}
+
+    def square(self, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+        """Squared distances ``[len(a), len(b)]``, b all rows by default."""
+        right, norms = (self.points, self.norms) if b is None else (self.points[b], self.norms[b])
+        return np.maximum(self.norms[a][:, None] + norms - 2 * self.points[a] @ right.T, 0)
+
+
+def size_hypotheses(knowledge: Knowledge, weight: float) -> list[Hypothesis]:
+    """Parameters and FLOPs as competing experts where the knowledge allows them."""
+    return [Hypothesis(weight / 2, {name: 0.6}) for name in SIZES] if knowledge.prior else []
+
+
+def size_experts(arena: Arena, knowledge: Knowledge) -> list[Expert]:
+    return [size_expert(name, arena) for name in SIZES] if knowledge.prior else []
+
+
+@SEARCHERS.register("predictor", "Predictor-guided search without source, generic features", uses="sizes")
+def predictor_generic(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 1, features: str = "generic"):
+    """Gaussian process on the target alone; with the sizes as experts where ``knowledge.prior``."""
+    hypotheses = [Hypothesis(0.2), *size_hypotheses(knowledge, 0.8)]
+    experts = size_experts(arena, knowledge)
+    return GuidedSearch(arena, seed, experts, hypotheses, features=features, initial=initial, noisy=knowledge.noisy)
+
+
+@SEARCHERS.register("predictor_onehot", "Predictor-guided search without source, one-hot tokens", uses="sizes")
+def predictor_onehot(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10):
+    """As ``predictor`` with distances on one-hot tokens, as published predictor searches encode a cell."""
+    return predictor_generic(arena, seed, knowledge, initial, "onehot")
