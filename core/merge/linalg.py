@@ -28,6 +28,7 @@ def one_thread() -> Iterator[None]:
 
     with _lock:
         if _holders == 0:
+            _take_control()
             _limits = threadpool_limits(limits=1, user_api="blas")
         _holders += 1
     try:
@@ -36,8 +37,18 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _holders -= 1
             if _holders == 0:
+                _take_control()
                 _limits.restore_original_limits()
+                _take_control()
                 _limits = None
+
+
+def _take_control() -> None:
+    """Let this thread set OpenBLAS's process-wide limit (threadpoolctl 3.7+ listens to the first thread alone)."""
+    from threadpoolctl import OpenBLASController
+
+    if hasattr(OpenBLASController, "clear_controlling_thread"):
+        OpenBLASController.clear_controlling_thread(force=True)
 
 
 def svd(matrix: Matrix, rank: int | None = None) -> tuple[Matrix, Matrix, Matrix]:

@@ -333,8 +333,8 @@ def make_group(
 def merge_group(method: str, group: Group) -> np.ndarray:
     """The merged tensor in float64, before rounding (the reference path; the engine streams the same blocks)."""
     result = OPERATORS.get(method)(group)
-    if isinstance(result, np.ndarray):
-        return result
+    if not callable(result):
+        return np.asarray(result).reshape(group.shape)
     rows = contract(method).rows
     pieces = [np.asarray(result(block)).copy() for block in group.blocks(rows)]
     return (np.concatenate(pieces) if pieces else np.zeros(0)).reshape(group.shape)
