@@ -252,10 +252,9 @@ def _register_rouge() -> None:
 
         return rouge
 
-    for kind in ("rouge1", "rouge2", "rougeL"):
-        METRICS.register(kind, f"Mean {kind.upper()} F-measure (rouge-score, stemmed).", kind="text", higher=True)(
-            make(kind)
-        )
+    for name, kind in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+        summary = f"Mean {kind.upper()} F-measure (rouge-score, stemmed)."
+        METRICS.register(name, summary, kind="text", higher=True)(make(kind))
 
 
 _register_rouge()

@@ -193,11 +193,17 @@ def layer_list(model: Any) -> tuple[Any, str]:
     from torch import nn
 
     count = model.config.num_hidden_layers
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count:
-                return module, name
-    raise ValueError(f"{type(model).__name__} has no list of {count} layers; it cannot be cut to its first layers")
+    found = [
+        (sum(p.numel() for p in child.parameters()), module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no list of {count} layers; it cannot be cut to its first layers")
+    # A speech model may have as many convolutions as transformer layers: the transformer's are the heavy ones.
+    _, module, name = max(found, key=lambda entry: entry[0])
+    return module, name
 
 
 def first_layers(model: Any, count: int) -> Any:
@@ -255,3 +261,12 @@ def _quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
+
+
+def shape(source: Any) -> tuple[int, int]:
+    """Width and number of layers of a model, from its configuration alone."""
+    from transformers import AutoConfig
+
+    found = locate(source)
+    config = AutoConfig.from_pretrained(dequantised(found) if found.gguf else found.path)
+    return int(config.hidden_size), int(config.num_hidden_layers)

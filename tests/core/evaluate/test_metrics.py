@@ -57,8 +57,8 @@ def test_text_values():
     assert score("exact_match", reference, [" The cat sat on  the mat", "x"]) == 0.5
     assert score("bleu", reference, reference) == pytest.approx(100)
     assert score("chrf", reference, reference) == pytest.approx(100)
-    assert score("rougeL", reference, answer) == pytest.approx((1 + 2 / 3) / 2)
-    assert score("rouge2", reference, reference) == 1.0
+    assert score("rouge_l", reference, answer) == pytest.approx((1 + 2 / 3) / 2)
+    assert score("rouge_2", reference, reference) == 1.0
     assert score("wer", ["a b c d"], ["a x c"]) == pytest.approx(0.5)
     assert score("wer", [""], ["a"]) is None
 

@@ -1,0 +1,94 @@
+"""Images: any ``AutoModelForImageClassification`` without its classifier."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.data.examples import Examples
+from core.models.load import default_device, locate
+from core.transfer.modalities import MODALITIES, ArrayInputs, arrays_of, seeded
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@MODALITIES.register("image", reads="arrays (n, channels, height, width), uint8 or float32")
+class ImageBody(nn.Module):
+    """ResNet, ViT, ConvNeXt and the like on image arrays; resized and normalised as their processor says."""
+
+    modality = "image"
+
+    def __init__(self, backbone: nn.Module, name: str, sha256: str, mean, std, size: int | None, pretrained=True):
+        super().__init__()
+        self.pretrained = pretrained
+        self.backbone, self.name, self.sha256 = backbone, name, sha256
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
+        self.width = _width(backbone)
+
+    @classmethod
+    def load(cls, source: Any, device: str | None = None) -> "ImageBody":
+        from transformers import AutoModelForImageClassification
+
+        found = locate(source)
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForImageClassification.from_pretrained(found.path, dtype=torch.float32)
+        mean, std, size = _processor(found.path)
+        size = size or getattr(model.config, "image_size", None)
+        body = cls(model.base_model, found.name, found.sha256, mean, std, size)
+        return body.to(device or default_device()).eval()
+
+    def inputs(self, examples: Examples) -> ArrayInputs:
+        pixels = arrays_of(examples, "image", 4, "(n, channels, height, width)")
+        scaled = pixels.astype(np.float32) / (255.0 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max())))
+        channels = getattr(self.backbone.config, "num_channels", 3)
+        if scaled.shape[1] not in (1, channels):
+            raise ValueError(f"{self.name} reads {channels} channels, the target's images have {scaled.shape[1]}")
+        scaled = np.repeat(scaled, channels, axis=1) if scaled.shape[1] != channels else scaled
+        shape = (1, -1, 1, 1)
+        mean, std = (np.resize(np.float32(v), channels).reshape(shape) for v in (self.mean, self.std))
+        return ArrayInputs("pixel_values", (scaled - mean) / std, length=64)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        pixels = batch["pixel_values"]
+        if self.size and pixels.shape[-1] != self.size:
+            pixels = nn.functional.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        out = self.backbone(pixel_values=pixels)
+        pooled = getattr(out, "pooler_output", None)
+        state = out.last_hidden_state if pooled is None else pooled
+        if state.ndim == 4:  # convolutional: [B, C, H, W]
+            return state.float().mean(dim=(2, 3))
+        return (state.mean(dim=1) if state.ndim == 3 else state).float()
+
+    def train(self, mode: bool = True) -> "ImageBody":
+        """As usual, but a pre-trained body keeps its batch statistics: those of a small target's batches mislead."""
+        super().train(mode)
+        for module in self.modules():
+            if self.pretrained and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def fresh(self, seed: int) -> "ImageBody":
+        backbone = seeded(lambda: type(self.backbone)(self.backbone.config), seed)
+        if getattr(self.backbone, "pooler", None) is None:
+            backbone.pooler = None
+        body = ImageBody(backbone, f"{self.name} (new)", "", self.mean, self.std, self.size, pretrained=False)
+        return body.to(next(self.parameters()).device)
+
+
+def _width(backbone: nn.Module) -> int:
+    config = backbone.config
+    sizes = getattr(config, "hidden_sizes", None)
+    return int(sizes[-1] if sizes else config.hidden_size)
+
+
+def _processor(folder: Path) -> tuple[Any, Any, int | None]:
+    """Mean, standard deviation and size from ``preprocessor_config.json``, ImageNet's where it is absent."""
+    path = folder / "preprocessor_config.json"
+    stated = json.loads(path.read_text()) if path.exists() else {}
+    size = stated.get("size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return stated.get("image_mean", IMAGENET[0]), stated.get("image_std", IMAGENET[1]), size

@@ -1,0 +1,143 @@
+"""LoRA, prompt tuning, prefix tuning and IA3: settings of one function on top of peft."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.transfer.strategies import STRATEGIES, StrategyConfig
+from core.transfer.strategies.tuning import ALL, tune
+
+# What IA3 scales where peft has no entry for an architecture: keys, values, and the feed-forward's inner state.
+KEYS_VALUES = ("key", "value", "k_proj", "v_proj", "k", "v", "query_key_value", "c_attn")
+FEED_FORWARD = ("intermediate.dense", "down_proj", "fc2", "wo", "dense2", "output_dense", "lin2")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A peft method: how its configuration is made, its learning rate, whether it adds tokens to the input."""
+
+    config: Callable[[nn.Module, StrategyConfig, Any], Any]
+    lr: float
+    tokens: bool
+    source: str
+    summary: str
+
+
+def _lora(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
+    from peft import LoraConfig
+
+    names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and not _is_output(n)]
+    return LoraConfig(task_type=task, r=c.rank, lora_alpha=2 * c.rank, target_modules=names)
+
+
+def _ia3(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
+    from peft import IA3Config
+
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _is_output(n)]
+    inner = [n for n in linear if n.endswith(FEED_FORWARD)]
+    scaled = [n for n in linear if n.rsplit(".", 1)[-1] in KEYS_VALUES]
+    if not scaled:
+        raise ValueError(f"ia3 scales keys and values; {type(model).__name__} has no attention to scale")
+    return IA3Config(task_type=task, target_modules=scaled + inner, feedforward_modules=inner)
+
+
+def _prompt(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
+    from peft import PromptTuningConfig
+
+    return PromptTuningConfig(task_type=task, num_virtual_tokens=c.virtual_tokens)
+
+
+def _prefix(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
+    from peft import PrefixTuningConfig
+
+    if getattr(model.config, "model_type", "") == "mpnet":
+        raise ValueError(
+            "prefix tuning needs a model that takes past keys and values, mpnet does not; use prompt_tuning"
+        )
+    return PrefixTuningConfig(task_type=task, num_virtual_tokens=c.virtual_tokens)
+
+
+METHODS = {
+    "lora": Method(_lora, 5e-4, False, "Hu et al. 2021", "Train low-rank updates of every linear layer."),
+    "ia3": Method(_ia3, 5e-3, False, "Liu et al. 2022", "Train scales of keys, values and feed-forward states."),
+    "prompt_tuning": Method(_prompt, 3e-2, True, "Lester et al. 2021", "Train virtual tokens in front of the input."),
+    "prefix_tuning": Method(_prefix, 1e-2, True, "Li & Liang 2021", "Train virtual keys and values in every layer."),
+}
+
+
+class Wrapped(nn.Module):
+    """A peft model as a backbone: the states of virtual tokens are cut off again, everything else passes."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **batch: Any) -> Any:
+        if "token_type_ids" in batch:
+            # peft warns and drops them; single texts have type 0 throughout, which models take as their default.
+            batch = {k: v for k, v in batch.items() if k != "token_type_ids"}
+        out = self.inner(**batch)
+        state = getattr(out, "last_hidden_state", None)
+        if state is not None and "input_ids" in batch and state.shape[1] > batch["input_ids"].shape[1]:
+            out.last_hidden_state = state[:, -batch["input_ids"].shape[1] :]
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def insert(method: Method, body: nn.Module, config: StrategyConfig) -> None:
+    """Put the method's parameters into ``body.backbone``.
+
+    Raises:
+        ValueError: virtual tokens for a model that reads no tokens.
+    """
+    from peft import TaskType, get_peft_model
+    from peft.mapping import inject_adapter_in_model
+
+    backbone = body.backbone
+    if not method.tokens:
+        inject_adapter_in_model(method.config(backbone, config, None), backbone)
+        return
+    if body.modality not in ("text", "language"):
+        raise ValueError(f"virtual tokens need a source that reads tokens, {body.name} is of modality {body.modality}")
+    task = TaskType.FEATURE_EXTRACTION
+    if body.modality == "language":
+        task = TaskType.SEQ_2_SEQ_LM if backbone.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    wrapped = get_peft_model(backbone, method.config(backbone, config, task))
+    _start_near_the_source(wrapped, backbone)
+    body.backbone = Wrapped(wrapped)
+
+
+def _start_near_the_source(wrapped: nn.Module, backbone: nn.Module) -> None:
+    """Virtual tokens start as words of the vocabulary, prefixes near zero; peft's own start is a standard normal."""
+    words = backbone.get_input_embeddings().weight.detach()
+    for encoder in wrapped.prompt_encoder.values():
+        virtual = encoder.embedding.weight
+        with torch.no_grad():
+            if virtual.shape[1] == words.shape[1]:
+                virtual.copy_(words[torch.randint(len(words), (len(virtual),)).to(words.device)])
+            else:
+                virtual.mul_(0.02)
+
+
+def _is_output(name: str) -> bool:
+    return name.split(".")[-1] in ("lm_head", "classifier", "pooler")
+
+
+def _register(name: str, method: Method) -> None:
+    def strategy(source, target, config, seed, budget):
+        return tune(source, target, config, seed, budget, lambda body, c: insert(method, body, c), lr=method.lr)
+
+    strategy.__qualname__ = name
+    STRATEGIES.register(name, method.summary, family="adjust", kinds=ALL, source=method.source)(strategy)
+
+
+for _name, _method in METHODS.items():
+    _register(_name, _method)
