@@ -5,6 +5,7 @@ import io
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -108,7 +109,7 @@ def _copy(z: zipfile.ZipFile, info: zipfile.ZipInfo, out: IO[bytes], left: int, 
                 if size > left:
                     raise ArchiveError(f"{archive} unpacks to more than {limit} bytes (at {info.filename!r}); refused")
                 out.write(block)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"{archive}: member {info.filename!r} is damaged ({error}); fetch it again") from None
     return size
 
