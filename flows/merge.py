@@ -16,9 +16,11 @@ from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.merge_recipe import MergeConfig, merge_recipe
-from tasks.merge_static import StaticConfig, tune_static
+from tasks.merge_static import StaticConfig, best_on_validation, tune_static
+from tasks.package_merge import PackageConfig, package_merge
+from tasks.register_model import register_model
 from tasks.report_merges import ReportConfig, report_merges
-from tasks.stage import Artifact
+from tasks.stage import Artifact, is_planning
 from tasks.train_expert import TrainExpertConfig, train_expert
 
 
@@ -91,6 +93,11 @@ def merge(form: MergeForm) -> Artifact:
     }
     test = EvaluateConfig(test_examples=form.test_examples, **shared)
     evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged)
+    package = package_merge(
+        PackageConfig(max_length=form.max_length), tuned=tuned, base=base, experts=experts, merged=merged
+    )
+    if not is_planning():
+        register_model("merged-encoder", package, evaluated, best_on_validation(tuned))
     facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}
     config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)
     return report_merges(config, evaluated=evaluated, tuned=tuned)

@@ -9,6 +9,8 @@ from core.data.assets import content_hash, find_local, resolve, table
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 
+ASSET = "asset.json"
+
 
 class ModelConfig(Config):
     """Which model, and what identifies its bytes."""
@@ -36,5 +38,5 @@ def _load(out: Output, config: ModelConfig) -> None:
     """Find or fetch a model's files."""
     asset = resolve(config.name)
     out.link(asset.path)
-    write_json(out.folder / "asset.json", {"name": asset.name, "licence": asset.licence, "origin": asset.origin})
+    write_json(out.folder / ASSET, {"name": asset.name, "licence": asset.licence, "origin": asset.origin})
     out.facts["where"] = asset.where

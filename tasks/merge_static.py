@@ -1,5 +1,6 @@
 """Static merges: choose each operator's scale on validation, in memory."""
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -59,6 +60,12 @@ def tune_static(out: Output, config: StaticConfig, base: Artifact, experts: Mapp
     write_json(out.folder / CHOICE, {n: {"scale": t.scale, "curve": list(t.curve)} for n, t in tuned.items()})
     out.metrics({f"scale/{n}": t.scale for n, t in tuned.items()})
     out.budget(budget.counts)
+
+
+def best_on_validation(tuned: Artifact) -> str:
+    """The method whose best scale scored highest on validation; the first among equals."""
+    choice = json.loads((tuned.folder / CHOICE).read_text())
+    return max(choice, key=lambda name: max(value for _, value in choice[name]["curve"]))
 
 
 def _dtype(device: str):

@@ -11,8 +11,8 @@ from core.evaluate.rows import Row, frame
 from core.evaluate.statistics import Interval, bootstrap_mean, holm, mcnemar
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
-from tasks.evaluate_merges import CEILING, CORRECT, PROBE
-from tasks.merge_static import CHOICE
+from tasks.evaluate_merges import CEILING, CORRECT
+from tasks.merge_static import CHOICE, best_on_validation
 from tasks.stage import Artifact, Output, stage
 
 TEXT = (
@@ -39,7 +39,7 @@ def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned:
     intervals = {m: {t: bootstrap_mean(hits[f"{m}/{t}"].astype(float)) for t in tasks} for m in methods}
     merged = [m for m in methods if f"{m}/{tasks[0]}" in hits and not m.startswith("expert ") and m != CEILING]
     shown = {m: {t: _percent(intervals[m][t]) for t in tasks} for m in [*merged, CEILING]}
-    best = max((m for m in merged if m != PROBE), key=lambda m: _value(rows, m, "normalised"))
+    best = best_on_validation(tuned)
     figure = plots.bars_with_intervals(shown, "test accuracy, %", "Accuracy by task, 95 % interval over test items")
     curves = json.loads((tuned.folder / CHOICE).read_text())
     lines = {n: ([x for x, _ in c["curve"]], [100 * y for _, y in c["curve"]]) for n, c in curves.items()}
@@ -48,7 +48,7 @@ def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned:
         config.title,
         {
             **config.facts,
-            "best static merge": f"{best}: {_value(rows, best, 'normalised'):.1f} % of the individual experts",
+            "best on validation": f"{best}: {_value(rows, best, 'normalised'):.1f} % of the individual experts",
         },
         [
             Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)], [figure]),

@@ -1,0 +1,56 @@
+"""``transferopt predict MODEL TEXT|FILE``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="folder that a flow packaged, or a registered name[@alias|/version]")],
+    text: Annotated[str, typer.Argument(help="a text, or a .txt / .csv / .jsonl / .parquet file of texts")],
+    task: Annotated[str | None, typer.Option(help="whose head, when the model has several")] = None,
+    column: Annotated[str, typer.Option(help="column that holds the texts")] = "text",
+    pair: Annotated[str | None, typer.Option(help="second text, or its column, for pair tasks")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the answers here (csv)")] = None,
+) -> None:
+    import pandas as pd
+
+    from core.data.reading import read_table, strings
+    from core.models.classifier import TextClassifier
+    from core.state import write_bytes
+    from flows.cli.show import console
+
+    def texts_of(given: str, name: str) -> list[str]:
+        path = Path(text)
+        if path.suffix not in (".txt", ".csv", ".tsv", ".jsonl", ".parquet") or not path.is_file():
+            return [given]
+        if path.suffix == ".txt":
+            return path.read_text().splitlines()
+        table = read_table(path)
+        if name not in table:
+            raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
+        return strings(table[name])
+
+    texts = texts_of(text, column)
+    pairs = None if pair is None else texts_of(pair, pair)
+    answers = TextClassifier(_folder(model)).predict(texts, pairs, task)
+    table = pd.DataFrame(
+        {"label": [a.label for a in answers], "probability": [round(a.probability, 4) for a in answers]}
+    )
+    if out is not None:
+        write_bytes(out, table.to_csv(index=False).encode())
+        console.print(f"{len(table)} answers in {out}")
+        return
+    for answer in answers:
+        console.print(f"{answer.label}\t{answer.probability:.3f}")
+
+
+def _folder(model: str) -> Path:
+    """The package's folder: a path, or the files of a registered model version."""
+    if Path(model).is_dir():
+        return Path(model)
+    import tasks  # noqa: F401
+    from tasks.serving import package_of
+
+    return package_of(model)

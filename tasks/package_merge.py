@@ -1,0 +1,44 @@
+"""Package the best merged encoder with the experts' heads: one folder to load, serve and ship."""
+
+import json
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from core.config import Config
+from core.data.licences import licences
+from core.data.tasks import load_task
+from core.models.classifier import Head, save
+from core.state import write_bytes
+from tasks.load_model import ASSET
+from tasks.merge_recipe import MODEL
+from tasks.merge_static import best_on_validation, experts_of
+from tasks.stage import Artifact, Output, stage
+
+
+class PackageConfig(Config):
+    """What the package states."""
+
+    max_length: int = Field(64, ge=8, description="longest text in tokens")
+
+
+@stage("package-merge", modules=["core.models.classifier"])
+def package_merge(
+    out: Output,
+    config: PackageConfig,
+    tuned: Artifact,
+    base: Artifact,
+    experts: Mapping[str, Artifact],
+    merged: Mapping[str, Artifact],
+) -> None:
+    """Write the merge that was best on validation, with all heads and label names."""
+    method = best_on_validation(tuned)
+    heads = {}
+    for expert in experts_of(experts):
+        weight, bias = expert.head()
+        heads[expert.task] = Head(weight, bias, load_task(expert.task).labels)
+    origin = json.loads((base.folder / ASSET).read_text())
+    terms = licences({base.name: origin["licence"], **{t: load_task(t).licence for t in heads}})
+    card = f"# Merged encoder\n\nOne {origin['name']} encoder, {method} merge of experts on {', '.join(heads)}.\n\n"
+    write_bytes(out.folder / "README.md", (card + terms.as_markdown()).encode())
+    save(out.folder, merged[method].folder / MODEL, heads, config.max_length, {"method": method})

@@ -1,0 +1,32 @@
+"""What an MLflow server runs: a packaged classifier. MLflow stores this file, not a pickle of it."""
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from core.models.classifier import TextClassifier
+
+
+class ServedClassifier(PythonModel):
+    """Columns ``text``, with several tasks ``task``, for pair tasks ``pair`` -> ``label``, ``probability``."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the package."""
+        self.classifier = TextClassifier(context.artifacts["package"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None
+    ) -> pd.DataFrame:
+        """One line a text, in the order given."""
+        tasks = model_input["task"] if "task" in model_input else pd.Series([None] * len(model_input))
+        answers: dict[int, object] = {}
+        for task in tasks.drop_duplicates().tolist():
+            rows = [i for i, t in enumerate(tasks.tolist()) if t == task or (t is None and task is None)]
+            part = model_input.iloc[rows]
+            pairs = part["pair"].tolist() if "pair" in part and part["pair"].notna().all() else None
+            answers |= dict(zip(rows, self.classifier.predict(part["text"].tolist(), pairs, task), strict=True))
+        found = [answers[i] for i in range(len(model_input))]
+        return pd.DataFrame({"label": [a.label for a in found], "probability": [a.probability for a in found]})
+
+
+mlflow.models.set_model(ServedClassifier())
