@@ -1,0 +1,329 @@
+"""Safetensors files by header and by piece: nothing here holds a model, nothing imports torch.
+
+A model is a folder with ``model.safetensors`` or shards and their index (or one ``.safetensors`` file). Reading looks
+at headers only; :class:`FileSource` reads elements on demand. Writing lays all shards out from the headers alone, so
+that tensors may be written in any order, by any number of threads or processes.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.merge.dtypes import OTHER, RAW, itemsize
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+HEADER_LIMIT = 100 << 20  # the format's own limit
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: file, first byte, dtype (safetensors name) and shape."""
+
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def bytes(self) -> int:
+        """Number of bytes."""
+        return self.size * itemsize(self.dtype)
+
+
+def read_header(path: str | Path) -> dict[str, TensorInfo]:
+    """Names and places of the tensors of a safetensors file.
+
+    Raises:
+        ValueError: not a safetensors file, truncated, or with overlapping or impossible offsets.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            raise ValueError(f"{path} is not a safetensors file (header length {length}, file size {size})")
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError:
+            raise ValueError(f"{path} is not a safetensors file (its header is not JSON)") from None
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        info = TensorInfo(path, 8 + length + start, entry["dtype"], tuple(entry["shape"]))
+        if stop - start != info.bytes or start < 0 or 8 + length + stop > size:
+            raise ValueError(f"{path}: tensor {name!r} does not fit its place (truncated file?); copy the file again")
+        tensors[name] = info
+    return tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk by its headers.
+
+    Args:
+        path: folder or file.
+        tensors: name -> place.
+        config: ``config.json``, empty without one.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The safetensors files, sorted."""
+        return sorted({t.file for t in self.tensors.values()})
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output embedding is the input embedding."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read the headers of a model folder (or of one safetensors file).
+
+    Raises:
+        FileNotFoundError: no such folder, or no safetensors in it.
+        ValueError: damaged files, an index that names missing files or tensors.
+    """
+    path = Path(path)
+    if path.is_file():
+        return Checkpoint(path, read_header(path))
+    if not path.is_dir():
+        raise FileNotFoundError(f"model {path} does not exist")
+    config_path = path / "config.json"
+    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    if (path / INDEX).is_file():
+        files = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
+        missing = [f for f in files if not (path / f).is_file()]
+        if missing:
+            raise ValueError(f"{path / INDEX} names {', '.join(missing)}, which is not there")
+        shards = [path / f for f in files]
+    elif (path / SINGLE).is_file():
+        shards = [path / SINGLE]
+    else:
+        shards = sorted(path.glob("*.safetensors"))
+    if not shards:
+        raise FileNotFoundError(f"{path} holds no .safetensors file; convert the model with save_pretrained first")
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        for name, info in read_header(shard).items():
+            if name in tensors:
+                raise ValueError(f"tensor {name!r} is in {tensors[name].file} and in {shard}")
+            tensors[name] = info
+    if (path / INDEX).is_file():
+        lost = sorted(set(json.loads((path / INDEX).read_text())["weight_map"]) - tensors.keys())
+        if lost:
+            raise ValueError(f"{path / INDEX} names tensor {lost[0]!r}, which no shard holds")
+    return Checkpoint(path, tensors, config)
+
+
+class FileSource:
+    """A tensor in a file, read by pieces into one small reused buffer. Use it in one thread; close it after use."""
+
+    def __init__(self, info: TensorInfo):
+        self.info, self.dtype, self.shape = info, info.dtype, info.shape
+        self._kind = np.dtype(RAW.get(info.dtype) or OTHER[info.dtype])
+        self._fd = os.open(info.file, os.O_RDONLY)
+        self._buffer = np.empty(0, dtype=self._kind)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Raw elements ``[start, stop)``; valid until the next call."""
+        if len(self._buffer) < stop - start:
+            self._buffer = np.empty(stop - start, dtype=self._kind)
+        piece = self._buffer[: stop - start]
+        read_exactly(self._fd, memoryview(piece).cast("B"), self.info.offset + start * self._kind.itemsize)
+        return piece
+
+    def place(self) -> tuple[int | None, int, int]:
+        """Address, file descriptor and byte offset for the native kernels."""
+        return None, self._fd, self.info.offset
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class CastSource:
+    """Another source with its elements rounded to ``dtype`` (an input cast that a recipe asks for)."""
+
+    def __init__(self, source: Any, dtype: str):
+        self.source, self.dtype, self.shape = source, dtype, source.shape
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        from core.merge.dtypes import decode, encode
+
+        return encode(decode(self.source.read(start, stop), self.source.dtype), self.dtype)
+
+    def close(self) -> None:
+        close(self.source)
+
+
+class RowSource:
+    """Rows of another source in a new order; ``rows[i]`` is the old row of new row i, -1 takes from ``fill``.
+
+    Args:
+        source: a tensor [old rows, columns].
+        rows: int64 [new rows].
+        fill: new row -> raw values [columns] in the source's dtype; rows that are nowhere are zero.
+    """
+
+    def __init__(self, source: Any, rows: np.ndarray, fill: Mapping[int, np.ndarray]):
+        self.source, self.rows, self.fill, self.dtype = source, rows, fill, source.dtype
+        self.columns = int(np.prod(source.shape[1:], dtype=np.int64))
+        self.shape = (len(rows), *source.shape[1:])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        first, last = start // self.columns, -(-stop // self.columns)
+        out = np.zeros((last - first, self.columns), dtype=RAW[self.dtype])
+        for old, new, count in _runs(self.rows[first:last]):
+            if old >= 0:
+                piece = self.source.read(old * self.columns, (old + count) * self.columns)
+                out[new : new + count] = piece.reshape(count, self.columns)
+        for row in range(first, last):
+            if self.rows[row] < 0 and row in self.fill:
+                out[row - first] = self.fill[row]
+        return out.reshape(-1)[start - first * self.columns : stop - first * self.columns]
+
+    def close(self) -> None:
+        close(self.source)
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(old row, new row, count) of stretches of consecutive old rows."""
+    breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1 if len(rows) else []
+    for a, b in pairwise([0, *[int(b) for b in breaks], len(rows)]):
+        if b > a:
+            yield int(rows[a]), a, b - a
+
+
+def close(source: Any) -> None:
+    """Close a source if it holds a file."""
+    if hasattr(source, "close"):
+        source.close()
+
+
+def read_exactly(fd: int, view: memoryview, offset: int) -> None:
+    """Fill ``view`` from ``offset`` of an open file.
+
+    Raises:
+        OSError: the file ends before.
+    """
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], offset + done)
+        if got == 0:
+            raise OSError(f"file ended {len(view) - done} bytes early; it was truncated while being read")
+        done += got
+
+
+def write_exactly(fd: int, data: Any, offset: int) -> None:
+    """Write all of ``data`` (bytes or a contiguous array) at ``offset``."""
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of an output tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * itemsize(self.dtype)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All output files: names, headers and the slot of every tensor."""
+
+    files: tuple[str, ...]
+    headers: tuple[bytes, ...]
+    sizes: tuple[int, ...]
+    slots: Mapping[str, Slot]
+
+    def index(self) -> bytes | None:
+        """The index file; None for a single shard."""
+        if len(self.files) == 1:
+            return None
+        total = sum(size - len(head) for size, head in zip(self.sizes, self.headers))
+        weight_map = {name: self.files[slot.shard] for name, slot in sorted(self.slots.items())}
+        return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n").encode()
+
+
+def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_bytes: int) -> Layout:
+    """Shards of at most ``shard_bytes`` (a larger tensor has one of its own) for (name, dtype, shape) in order."""
+    groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for name, dtype, shape in tensors:
+        size = int(np.prod(shape, dtype=np.int64)) * itemsize(dtype)
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, dtype, shape))
+        filled += size
+    n = len(groups)
+    files = tuple(f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)) if n > 1 else (SINGLE,)
+    headers, sizes, slots = [], [], {}
+    for shard, group in enumerate(groups):
+        head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at, places = 0, []
+        for name, dtype, shape in group:
+            size = int(np.prod(shape, dtype=np.int64)) * itemsize(dtype)
+            head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+            places.append((name, dtype, shape, at))
+            at += size
+        text = json.dumps(head, separators=(",", ":")).encode()
+        text += b" " * ((56 - len(text)) % 64)
+        header = len(text).to_bytes(8, "little") + text  # 8 + length is a multiple of 64: data are aligned
+        headers.append(header)
+        sizes.append(len(header) + at)
+        for name, dtype, shape, start in places:
+            slots[name] = Slot(name, dtype, shape, shard, len(header) + start)
+    return Layout(files, tuple(headers), tuple(sizes), slots)
+
+
+class ShardFiles:
+    """The output shards, open for writing at the places of a layout. Opening twice keeps what is written."""
+
+    def __init__(self, folder: Path, layout: Layout):
+        self.folder, self.layout = folder, layout
+        folder.mkdir(parents=True, exist_ok=True)
+        self.fds = []
+        for name, header, size in zip(layout.files, layout.headers, layout.sizes):
+            fd = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(fd, size)
+            write_exactly(fd, header, 0)
+            self.fds.append(fd)
+
+    def sync(self) -> None:
+        """Put everything written so far on the disk."""
+        for fd in self.fds:
+            os.fdatasync(fd)
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
