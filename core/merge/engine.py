@@ -28,7 +28,7 @@ from core.merge import kernels
 from core.merge.dtypes import encode
 from core.merge.operators import OPERATORS, Group, block_ranges
 from core.merge.output import MANIFEST, known_template, model_card, write_companions
-from core.merge.plan import Input, Job, Plan, available_memory, check_space, make_plan
+from core.merge.plan import Input, Job, Plan, available_memory, check_space, default_threads, make_plan
 from core.merge.provenance import Digests, engine_digest
 from core.merge.rates import record
 from core.merge.recipe import Recipe
@@ -53,8 +53,8 @@ def merge(
         source: recipe file, mapping or Recipe (see :func:`core.merge.plan.make_plan`).
         out: folder that will hold the model; must not exist, or be a finished merge of the same recipe and inputs.
         threads: workers; default the processors, at most 8. Any number gives the same bytes.
-        part: ``(i, n)``: compute only the i-th of n shares (from 1) and leave the rest; several processes or machines on
-            one file system may compute different shares at once. A run without ``part`` completes and finishes.
+        part: ``(i, n)``: compute only the i-th of n shares (from 1) and leave the rest; several processes or machines
+            on one file system may compute different shares at once. A run without ``part`` completes and finishes.
 
     Returns:
         ``out``, or the unfinished ``OUT.part`` for a share.
@@ -85,11 +85,6 @@ def merge(
     if len(todo) == len(plan.jobs):
         record(plan.recipe.merge_method, plan.read_bytes + plan.write_bytes, time.monotonic() - started)
     return out
-
-
-def default_threads() -> int:
-    """Processors this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def affordable(plan: Plan, threads: int) -> int:

@@ -42,7 +42,8 @@ class MaskSpec(ctypes.Structure):
 
     _fields_ = (
         ("mode", ctypes.c_int32), ("low", ctypes.c_uint32), ("high", ctypes.c_uint32),
-        ("low_ties", ctypes.c_int64), ("high_ties", ctypes.c_int64), ("bits", ctypes.c_void_p), ("scale", ctypes.c_double), ("weight", ctypes.c_double),
+        ("low_ties", ctypes.c_int64), ("high_ties", ctypes.c_int64), ("bits", ctypes.c_void_p),
+        ("scale", ctypes.c_double), ("weight", ctypes.c_double),
     )  # fmt: skip
 
 

@@ -480,6 +480,11 @@ class _Builder:
         return output_config(reference, self.layers, dtype, self.vocabulary, tied)
 
 
+def default_threads() -> int:
+    """Processors this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def describe(plan: Plan, threads: int, out: Path | None = None) -> str:
     """What will be read and written, the memory, the time, and whether it fits, as lines."""
     memory = plan.memory(threads)

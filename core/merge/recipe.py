@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from core.config import Config
 from core.merge.dtypes import NAMES
@@ -49,6 +49,10 @@ class ModelRef(Config):
             rest = {k: v for k, v in data.items() if k not in ("model", "lora")}
             return {**inner, **rest, "lora": lora["path"] if isinstance(lora, Mapping) else lora}
         return data
+
+    @model_serializer
+    def _written(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
