@@ -88,15 +88,25 @@ def locate(source: Any, where: str) -> Path:
     return path
 
 
+def state_of(source: Any, where: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file of a source on disk, so that a changed file is read again."""
+    if source.hub or source.bundled or source.asset:
+        return ()
+    path = locate(source, where)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+
+
 def _from_disk(path: Path, source: Any, where: str) -> dict[str, pd.DataFrame]:
     if path.is_file():
         return {ALL: read_table(path, source.format, source.options, where)}
-    files = [p for p in sorted(path.iterdir()) if p.is_file() and format_of(p)]
-    if any(format_of(p) == "dialogues" for p in files):
-        return {ALL: pd.concat([read_table(p, "dialogues", {}, where) for p in files], ignore_index=True)}
-    tables = {p.name.split(".")[0]: p for p in files if p.name not in ("dataset_info.json", "artifact.json")}
+    files = [p for p in sorted(path.iterdir()) if p.is_file() and p.name not in ("dataset_info.json", "artifact.json")]
+    tables = {p.name.split(".")[0]: p for p in files if format_of(p) not in ("", "dialogues")}
     if tables:
         return {name: read_table(p, source.format, source.options, where) for name, p in tables.items()}
+    dialogues = [read_table(p, "dialogues", {}, where) for p in files if format_of(p) == "dialogues"]
+    if dialogues:
+        return {ALL: pd.concat(dialogues, ignore_index=True)}
     return _image_folders(path, where)
 
 

@@ -142,7 +142,7 @@ class Task(Config):
         return content_key(self.model_dump(mode="json", exclude={"name", "summary"}))
 
     def splits(self, seed: int = 0) -> Splits:
-        """Train, validation and test rows, read once a process.
+        """Train, validation and test rows, read once a process while the source's files stay as they are.
 
         ``seed`` moves only the cuts that the task makes itself (by hash); published splits stay. Rows without text or
         label are left out and counted in ``dropped``.
@@ -150,7 +150,9 @@ class Task(Config):
         Raises:
             TaskError: missing file or column, unknown label, a class missing from train, an empty split.
         """
-        return _splits(self.model_dump_json(by_alias=True), seed)
+        from core.data.reading import state_of
+
+        return _splits(self.model_dump_json(by_alias=True), seed, state_of(self.source, self.name))
 
     def prompt(self, text: str, pair: str = "", mask: str = "[MASK]", causal: bool = False) -> str:
         """The filled template: masked (answer at ``mask``) or causal (answer comes last).
@@ -244,7 +246,7 @@ def _check_template(template: str) -> None:
 
 
 @cache
-def _splits(description: str, seed: int) -> Splits:
+def _splits(description: str, seed: int, state: tuple[tuple[str, int, int], ...]) -> Splits:
     from core.data.reading import read_source
 
     task = Task.model_validate_json(description)

@@ -90,18 +90,18 @@ def test_a_finished_wheel_is_not_fetched_again(shop, monkeypatch, tmp_path):
 
 
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(shop, monkeypatch, tmp_path):
-    rewrite(monkeypatch, lambda c: c["toy"]["wheels"][0].update(sha256="0" * 64))
+    rewrite(monkeypatch, lambda c: c["big"]["wheels"][0].update(sha256="0" * 64))
     with pytest.raises(AssetError, match=f"has sha256 .* pinned is {'0' * 64}; refused and removed"):
-        resolve("toy")
+        resolve("big")
     assert not list(tmp_path.glob("cache/**/*.whl"))
-    assert state(table()["toy"]) != "cached"
+    assert state(table()["big"]) != "cached"
 
 
 def test_a_damaged_cache_is_fetched_anew(shop):
-    path = resolve("toy").path
+    path = resolve("big").path
     (path / "toy_one/data/a.csv").write_text("broken")
     assets._verified.cache_clear()
-    again = resolve("toy")
+    again = resolve("big")
     assert again.where == "archive"
     assert (again.path / "toy_one/data/a.csv").read_text().startswith("x,y")
 
