@@ -300,33 +300,39 @@ def run_job(plan: Plan, job: Job, files: ShardFiles) -> None:
     slot = plan.layout.slots[job.name]
     fd = files.fds[slot.shard]
     with ExitStack() as stack:
-
-        def open_input(i: Input) -> Any:
-            source: Any = FileSource(i.info)
-            stack.callback(close, source)
-            adapter = plan.adapters[i.model]
-            if adapter is not None and adapter.covers(i.name):
-                source = adapter.wrap(i.name, source)
-            if job.vocabulary:
-                source = RowSource(source, *plan.vocabulary.rows(i, job, plan))
-            return source
-
         if job.copy:
-            _copy(plan, job, [open_input(i) for i in job.inputs], fd, slot.offset)
+            _copy(plan, job, [open_input(plan, job, i, stack) for i in job.inputs], fd, slot.offset)
             return
-        group = Group(
-            name=job.name,
-            shape=job.shape,
-            sources=tuple(open_input(i) for i in job.inputs),
-            base_source=open_input(job.base) if job.base else None,
-            shared=job.shared,
-            per_model=job.per_model,
-            seed=plan.recipe.seed,
-            models=tuple(str(plan.references[i.model]) for i in job.inputs),
-        )
+        group = open_group(plan, job, stack)
         write_group(
             plan.recipe.merge_method, group, job.dtype, plan.recipe.compat, kernels.Tensor(None, slot.offset, fd)
         )
+
+
+def open_input(plan: Plan, job: Job, i: Input, stack: ExitStack) -> Any:
+    """The source of one input, its adapter and token rows applied; closed with ``stack``."""
+    source: Any = FileSource(i.info)
+    stack.callback(close, source)
+    adapter = plan.adapters[i.model]
+    if adapter is not None and adapter.touches(i.name):
+        source = adapter.source(i.name, source)
+    if job.vocabulary:
+        source = RowSource(source, *plan.vocabulary.rows(i, job, plan))
+    return source
+
+
+def open_group(plan: Plan, job: Job, stack: ExitStack) -> Group:
+    """The group of a job that is not a copy; its files are closed with ``stack``."""
+    return Group(
+        name=job.name,
+        shape=job.shape,
+        sources=tuple(open_input(plan, job, i, stack) for i in job.inputs),
+        base_source=open_input(plan, job, job.base, stack) if job.base else None,
+        shared=job.shared,
+        per_model=job.per_model,
+        seed=plan.recipe.seed,
+        models=tuple(str(plan.references[i.model]) for i in job.inputs),
+    )
 
 
 def write_group(method: str, group: Group, dtype: str, compat: str | None, place: kernels.Tensor) -> None:
@@ -349,8 +355,8 @@ def write_group(method: str, group: Group, dtype: str, compat: str | None, place
     place.dtype = kernels.DTYPES[dtype]
     if hasattr(result, "native") and result.native(place):
         return
-    if isinstance(result, np.ndarray):
-        flat = result.reshape(-1)
+    if not callable(result):
+        flat = np.asarray(result).reshape(-1)
         pieces: Iterator[tuple[int, np.ndarray]] = ((a, flat[a:b]) for a, b in block_ranges(group.size))
     else:
         rows = OPERATORS.entry(method).facts.get("rows", False)

@@ -117,7 +117,7 @@ def make_plan(source: str | Path | Mapping[str, Any] | Recipe, out: str | Path |
     folder = Path(source).parent if isinstance(source, (str, Path)) else Path()
     references = tuple(recipe.references())
     checkpoints = tuple(open_checkpoint(find_model(ref.path, folder, ref.revision)) for ref in references)
-    adapters = tuple(_open_adapter(ref, folder) for ref in references)
+    adapters = tuple(_open_adapter(ref, c, folder) for ref, c in zip(references, checkpoints))
     builder = _Builder(recipe, c, references, checkpoints, adapters, folder)
     jobs = tuple(builder.jobs())
     if not jobs:
@@ -151,12 +151,12 @@ def find_model(name: str, folder: Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"model {name} is neither a folder nor an asset: {error}") from None
 
 
-def _open_adapter(ref: ModelRef, folder: Path) -> Any:
+def _open_adapter(ref: ModelRef, checkpoint: Checkpoint, folder: Path) -> Any:
     if ref.lora is None:
         return None
     from core.merge.lora import open_adapter
 
-    return open_adapter(find_model(ref.lora, folder))
+    return open_adapter(find_model(ref.lora, folder)).bind(checkpoint.tensors)
 
 
 def _check_parameter_names(recipe: Recipe, c: Contract) -> Iterator[str]:
@@ -218,7 +218,9 @@ class _Builder:
             return None
         from core.merge.vocabulary import align
 
-        return align(source, setting, self.references, self.checkpoints, lambda p: find_model(p, self.folder))
+        has_base = self.recipe.base_model is not None
+        find = lambda path: find_model(path, self.folder)  # noqa: E731
+        return align(source, setting, self.references, self.checkpoints, has_base, find)
 
     def names(self, model: int) -> Names:
         if model not in self.sorted:

@@ -35,9 +35,9 @@ class Digests:
     def __init__(self, plan: Plan, files: ShardFiles, done: set[str]):
         self._plan, self._files, self._done = plan, files, done
         self._paths = [_input_files(ref, c) for ref, c in zip(plan.references, plan.checkpoints)]
-        self._adapters = [None if a is None else Path(a.file) for a in plan.adapters]
+        self._adapters = [[] if a is None else list(a.files) for a in plan.adapters]
         self._known: dict[Path, str] = {}
-        self._queue = [p for paths in self._paths for p in paths] + [a for a in self._adapters if a is not None]
+        self._queue = [p for paths in [*self._paths, *self._adapters] for p in paths]
         self._queue += _parameter_files(plan)
         self._lock = threading.Lock()
         self._slots = [[] for _ in plan.layout.files]
@@ -81,12 +81,11 @@ class Digests:
         self._at[shard] += len(data)
 
     def inputs(self) -> dict[str, Any]:
-        """Model -> file name -> sha256 (with the adapter's file under its path)."""
+        """Model -> file name -> sha256; an adapter's files under ``adapter/``."""
         found: dict[str, Any] = {}
         for ref, paths, adapter in zip(self._plan.references, self._paths, self._adapters):
             found[str(ref)] = {p.name: self._known[p] for p in paths}
-            if adapter is not None:
-                found[str(ref)][str(adapter)] = self._known[adapter]
+            found[str(ref)] |= {f"adapter/{p.name}": self._known[p] for p in adapter}
         for path in _parameter_files(self._plan):
             found[str(path)] = {path.name: self._known[path]}
         return found
