@@ -4,18 +4,11 @@
 says what a searcher takes from its :class:`Knowledge`: ``nothing``, ``sizes``, ``encoder`` or ``source``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from core.registry import Registry
-
-if TYPE_CHECKING:
-    from core.evolve.protocol import Told
-    from core.nas.arena import Arena
-    from core.nas.encoder import LatentSpace
-    from core.nas.source import Source
-    from core.nas.spaces import Genotype
 
 SEARCHERS: Registry[Any] = Registry("searcher", "core.nas.searchers")
 
@@ -31,18 +24,18 @@ class Knowledge:
         latents: trained latent spaces by space name, for the searchers that work there.
     """
 
-    sources: "tuple[Source, ...]" = ()
+    sources: tuple[Any, ...] = ()
     prior: bool = False
     noisy: bool = True
-    latents: "dict[str, LatentSpace] | None" = None
+    latents: Mapping[str, Any] = field(default_factory=dict)
 
 
-def get_searcher(name: str, arena: "Arena", seed: int = 0, knowledge: Knowledge | None = None, **settings: Any) -> Any:
+def get_searcher(name: str, arena: Any, seed: int = 0, knowledge: Knowledge | None = None, **settings: Any) -> Any:
     """The searcher ``name`` on ``arena``, ready for the search loop."""
     return SEARCHERS.get(name)(arena, seed, knowledge or Knowledge(), **settings)
 
 
-def best_told(told: "Sequence[Told]") -> "Genotype | None":
+def best_told(told: Sequence[Any]) -> Any | None:
     """The candidate of the highest answer, the first of equals; None before the first finite one."""
     finite = [t for t in told if t.score > float("-inf")]
     return max(finite, key=lambda t: t.score).candidate if finite else None

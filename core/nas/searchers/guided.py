@@ -20,10 +20,10 @@ from core.nas.predictors.gaussian import Hypothesis, TrustedProcess
 from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.spaces import Genotype
 
-TOPS, NEAREST, RANDOM = 600, 500, 1500  # candidates a round: best a priori, around the best so far, anywhere
+TOPS, NEAREST, RANDOM = 400, 300, 800  # candidates a round: best a priori, around the best so far, anywhere
 OWN = 0.65  # how much of what an answer deviates from the process counts as the cell's own (the rest is noise)
 NUGGETS = {True: (0.03, 0.3), False: (0.001, 0.03)}
-ROUND = 12  # from ROUND answers on, a twelfth of their number is asked at a time
+ROUND = 8  # from 2 * ROUND answers on, an eighth of their number is asked at a time
 
 
 class GuidedSearch:
@@ -54,6 +54,7 @@ class GuidedSearch:
         self.features, self.initial, self.noisy = features, max(1, initial), noisy
         self.experts, self.process = {e.name: e for e in experts}, TrustedProcess(hypotheses, NUGGETS[noisy])
         self.told: list[Told[Genotype]] = []
+        self.rows: list[int] = []  # of the told cells in the field
         self.queue: list[Genotype] = []
         self.asked: set[str] = set()
         self.field = _Field(arena, self.experts, features)
@@ -104,7 +105,7 @@ class GuidedSearch:
         if not len(candidates):
             return self._random(n)
         value = self._acquisition(candidates) if self.told else self.first[candidates]
-        value = value + 1e-12 * self.rng.standard_normal(len(candidates))
+        value = value + 1e-9 * self.rng.standard_normal(len(candidates))
         order = candidates[np.argsort(-value, kind="stable")]
         return self._fresh([self.field.cells[i] for i in order[: 2 * n]])[:n] if n > 1 else self._one(order)
 
@@ -128,14 +129,14 @@ class GuidedSearch:
         total = len(self.field.cells)
         parts = [self.rng.choice(total, min(RANDOM, total), replace=False)]
         if self.experts:
-            parts.append(np.argsort(-self.first, kind="stable")[:TOPS])
+            parts.append(_largest(self.first, TOPS))
         if self.told:
             best = self._best_rows(3)
             if not self.arena.closed:
                 self.field.add([self.arena.mutate(self.field.cells[i], self.rng) for i in best for _ in range(8)])
                 self.first = self._believed()
                 parts.append(np.arange(total, len(self.field.cells)))
-            parts.append(np.argsort(self.field.square(best).min(0), kind="stable")[:NEAREST])
+            parts.append(_largest(-self.field.square(best).min(0), NEAREST))
         rows = np.unique(np.concatenate(parts))
         return rows[[self.field.keys[i] not in self.asked for i in rows]]
 
@@ -155,7 +156,7 @@ class GuidedSearch:
     def _condition(self, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Fit the process to the (first) answers; rows asked and the process there."""
         told = self.told[:first]
-        rows = np.array(self.field.add([t.candidate for t in told]))
+        rows = np.array(self.rows[:first])
         finite = [t.score for t in told if np.isfinite(t.score)]
         lowest = min(finite, default=0.0)
         y = np.array([t.score if np.isfinite(t.score) else lowest for t in told])
@@ -164,8 +165,7 @@ class GuidedSearch:
         return rows, self.process.predict(opinions, square)[0]
 
     def _best_rows(self, count: int) -> np.ndarray:
-        rows = np.array(self.field.add([t.candidate for t in self.told]))
-        return rows[np.argsort([-t.score for t in self.told], kind="stable")[:count]]
+        return np.array(self.rows)[np.argsort([-t.score for t in self.told], kind="stable")[:count]]
 
     def incumbent(self, first: int | None = None) -> Genotype | None:
         """The cell to keep after the first ``first`` answers (all by default).
@@ -173,7 +173,7 @@ class GuidedSearch:
         Of noise-free answers the best. Of single training runs the best after shrinking: the process' mean plus the
         share ``OWN`` of the answer's deviation from it, since the luckiest run is rarely the best cell.
         """
-        told = [t for t in self.told[:first]]
+        told = self.told[:first]
         if not any(np.isfinite(t.score) for t in told):
             return None
         if not self.noisy:
@@ -192,8 +192,12 @@ class GuidedSearch:
         return self.process.trust()
 
     def tell(self, results: Sequence[Told[Genotype]]) -> None:
+        grown = len(self.field.cells)
         self.told += results
-        self.asked.update(self.arena.key(r.candidate) for r in results)
+        self.rows += self.field.add([r.candidate for r in results])
+        self.asked.update(self.field.keys[i] for i in self.rows[-len(results) :])
+        if len(self.field.cells) > grown:
+            self.first = self._believed()
 
     def inject(self, candidates: Sequence[Genotype]) -> None:
         self.queue += list(candidates)
@@ -215,6 +219,7 @@ class GuidedSearch:
         self.queue, self.asked = [parse(c) for c in state["queue"]], set(state["asked"])
         self.field = _Field(self.arena, self.experts, self.features)
         self.field.add([parse(c) for c in state["grown"]])
+        self.rows = self.field.add([t.candidate for t in self.told])
         self.first = self._believed()
 
 
@@ -230,7 +235,8 @@ class _Field:
 
     def add(self, cells: Sequence[Genotype]) -> list[int]:
         """Rows of ``cells``; unknown ones join."""
-        new = {self.arena.key(c): c for c in cells if self.arena.key(c) not in self.row_of}
+        keys = [self.arena.key(c) for c in cells]
+        new = {k: c for k, c in zip(keys, cells, strict=True) if k not in self.row_of}
         if new:
             added, start = list(new.values()), len(self.cells)
             raw = raw_features(self.arena.space, added)
@@ -242,7 +248,7 @@ class _Field:
             self.points = np.concatenate([self.points, points])
             self.norms = (self.points**2).sum(1)
             self.scores = {n: np.concatenate([self.scores[n], e.of(raw, ranks)]) for n, e in self.experts.items()}
-        return [self.row_of[self.arena.key(c)] for c in cells]
+        return [self.row_of[k] for k in keys]
 
     def opinions(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: s[rows] for name, s in self.scores.items()}
@@ -251,6 +257,11 @@ class _Field:
         """Squared distances ``[len(a), len(b)]``, b all rows by default."""
         right, norms = (self.points, self.norms) if b is None else (self.points[b], self.norms[b])
         return np.maximum(self.norms[a][:, None] + norms - 2 * self.points[a] @ right.T, 0)
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the ``count`` largest values, in no order."""
+    return np.argpartition(-values, count)[:count] if count < len(values) else np.arange(len(values))
 
 
 def size_hypotheses(knowledge: Knowledge, weight: float) -> list[Hypothesis]:
