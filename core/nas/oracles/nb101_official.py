@@ -1,0 +1,161 @@
+"""The official NAS-Bench-101 file (nasbench_only108.tfrecord, nasbench_full.tfrecord), read without TensorFlow."""
+
+import base64
+import binascii
+import json
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from core.data.assets import content_hash
+from core.data.tfrecord import RecordError, protobuf_fields, records
+from core.hashing import content_key
+from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.oracles.nb101 import EPOCHS
+from core.nas.spaces.nb101 import NB101, NB101Cell
+from core.progress import track
+from core.state import Cache
+from core.transfer.budget import Budget
+
+RUNS = 3
+EVALUATION = {2: "seconds", 4: "valid", 5: "test"}  # field numbers of EvaluationData
+
+
+@ORACLES.register("nb101-official", space="nb101")
+class NB101Official(TableOracle):
+    """NAS-Bench-101 from its official TFRecord: three training runs a cell, validation for search, test for reports.
+
+    The file is parsed once and kept as arrays in the cache, under its content hash.
+
+    Args:
+        path: the TFRecord.
+        epochs: 4, 12, 36 or 108 (the small file has 108 only).
+        noise: "single run" (chosen by ``seed``) or "mean" of the runs.
+    """
+
+    name, dataset = "nb101-official", "cifar10"
+    cost = "training seconds of the answering run, stated by the benchmark"
+
+    def __init__(
+        self,
+        path: str,
+        epochs: int = 108,
+        noise: str = "single run",
+        seed: int = 0,
+        budget: Budget | None = None,
+        cache: Cache | None = None,
+    ):
+        super().__init__(budget, seed)
+        if noise not in ("single run", "mean"):
+            raise ValueError(f"noise is 'single run' or 'mean', got {noise!r}")
+        if not Path(path).is_file():
+            raise ValueError(f"no file {path}: give the path of nasbench_only108.tfrecord or nasbench_full.tfrecord")
+        self.space, self.epochs, self.noise = NB101(), epochs, noise
+        digest = content_hash(path)
+        self.inputs = MappingProxyType({Path(path).name: digest})
+        self.cells, self.row_of, arrays = _arrays(str(parsed(path, digest, cache or Cache())), epochs)
+        single, column = chosen_runs(arrays["valid"], seed)
+        mean = np.nanmean(arrays["valid"], axis=1)
+        rows = np.arange(len(single))
+        self.answers = single if noise == "single run" else mean
+        self.seconds = (
+            arrays["seconds"][rows, column] if noise == "single run" else np.nansum(arrays["seconds"], axis=1)
+        )
+        self.columns = {"params": arrays["params"]}
+        self.report = {
+            "valid_mean": mean,
+            "valid_unqueried": others_mean(arrays["valid"], column),
+            "test": np.nanmean(arrays["test"], axis=1),
+        }
+
+    def index(self, g: NB101Cell) -> int:
+        key = self.space.key(g)
+        if key not in self.row_of:
+            raise ValueError(f"the file has no nb101 cell {self.space.format(g)!r} at {self.epochs} epochs")
+        return self.row_of[key]
+
+
+def parsed(path: str | Path, digest: str, cache: Cache) -> Path:
+    """The cached folder of arrays of the TFRecord ``path``: one ``<epochs>.npz`` for each training length in it.
+
+    Raises:
+        RecordError: torn or damaged file, or records that are not NAS-Bench-101's.
+    """
+
+    def build(folder: Path) -> dict[str, str]:
+        cells: dict[str, tuple[str, str, int]] = {}
+        runs: dict[int, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+        with track(f"read {Path(path).name}", Path(path).stat().st_size, "B") as bar:
+            for number, data in enumerate(records(path)):
+                key, epochs, shape, final = read_record(data, f"{path}, record {number}")
+                cells.setdefault(key, shape)
+                runs[epochs][key].append(final)
+                bar.advance(len(data) + 16)
+        if not runs:
+            raise RecordError(f"{path} holds no records")
+        for epochs, by_key in runs.items():
+            np.savez(folder / f"{epochs}.npz", **_columns(by_key, cells))
+        return {"file": Path(path).name, "sha256": digest}
+
+    return cache.compute("nb101", content_key(digest, "arrays 1"), build)
+
+
+def read_record(data: bytes, where: str) -> tuple[str, int, tuple[str, str, int], tuple[float, float, float]]:
+    """One record: module hash, epochs, (adjacency bits, operations, parameters), (valid, test, seconds) at the end.
+
+    Raises:
+        RecordError: not a NAS-Bench-101 record.
+    """
+    try:
+        key, epochs, adjacency, operations, metrics = json.loads(data)
+        bytes.fromhex(key)
+        params, evaluations = 0, []
+        for number, value in protobuf_fields(base64.b64decode(metrics, validate=True)):
+            if number == 1:
+                evaluations.append({EVALUATION[n]: v for n, v in protobuf_fields(value) if n in EVALUATION})
+            elif number == 2:
+                params = int(value)
+        last = evaluations[-1]
+        final = tuple(float(last[name]) for name in ("valid", "test", "seconds"))
+        return key, int(epochs), (str(adjacency), str(operations), params), final
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, binascii.Error) as error:
+        raise RecordError(f"{where}: no record of NAS-Bench-101 ({type(error).__name__}: {error})") from None
+
+
+def _columns(by_key: dict[str, list], cells: dict[str, tuple[str, str, int]]) -> dict[str, np.ndarray]:
+    """Arrays of one training length: hashes, adjacency bits, operations, params, and ``[rows, runs]`` measurements."""
+    keys = sorted(by_key)
+    values = np.full((3, len(keys), max(RUNS, max(len(r) for r in by_key.values()))), np.nan)
+    for row, key in enumerate(keys):
+        for column, final in enumerate(by_key[key]):
+            values[:, row, column] = final
+    shapes = [cells[key] for key in keys]
+    return {
+        "hash": np.array(keys),
+        "adjacency": np.array([s[0] for s in shapes]),
+        "operations": np.array([s[1] for s in shapes]),
+        "params": np.array([s[2] for s in shapes], dtype=float),
+        "valid": values[0] * 100,
+        "test": values[1] * 100,
+        "seconds": values[2],
+    }
+
+
+@cache
+def _arrays(folder: str, epochs: int) -> tuple[list[NB101Cell], dict[str, int], dict[str, np.ndarray]]:
+    file = Path(folder) / f"{epochs}.npz"
+    if not file.is_file():
+        found = sorted(int(p.stem) for p in Path(folder).glob("*.npz"))
+        raise ValueError(f"the file has no training of {epochs} epochs (known lengths {EPOCHS}); it has {found}")
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    space, cells = NB101(), []
+    for bits, names in zip(arrays["adjacency"].tolist(), arrays["operations"].tolist()):
+        operations = names.split(",")
+        n = len(operations)
+        matrix = np.array([int(b) for b in bits]).reshape(-1, n) if len(bits) == n * n else np.zeros((1, 1))
+        cells.append(space.from_matrix(matrix, operations))
+    return cells, {key: row for row, key in enumerate(arrays["hash"].tolist())}, arrays

@@ -1,0 +1,182 @@
+"""The official NAS-Bench-201 file through its own package, loaded safely.
+
+The package reads its ``.pth`` with plain ``torch.load``, which newer torch refuses. Here the dictionary is read with
+``weights_only=True`` and an allow-list of the two numpy names it holds, then handed over record by record.
+"""
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from core.data.assets import content_hash
+from core.hashing import content_key
+from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.spaces.nb201 import NB201, NB201Cell
+from core.progress import progress
+from core.registry import nearest
+from core.state import Cache
+from core.transfer.budget import Budget
+
+# data set -> (official name and set of validation, official name and set of test)
+SETS = {
+    "cifar10": (("cifar10-valid", "x-valid"), ("cifar10", "ori-test")),
+    "cifar100": (("cifar100", "x-valid"), ("cifar100", "x-test")),
+    "imagenet16": (("ImageNet16-120", "x-valid"), ("ImageNet16-120", "x-test")),
+}
+LENGTHS = {200: "full", 12: "less"}
+
+
+@ORACLES.register("nb201-official", space="nb201")
+class NB201Official(TableOracle):
+    """NAS-Bench-201 from its official ``.pth``: validation runs for search, test for reports, 12 or 200 epochs.
+
+    Cells that the file has not evaluated are refused. What was read is kept in the cache under the file's hash.
+
+    Args:
+        path: ``NAS-Bench-201-v1_0-e61699.pth``, ``NAS-Bench-201-v1_1-096897.pth``, or a file of that format.
+        dataset: cifar10, cifar100 or imagenet16.
+        epochs: 200 or 12 (trained with a schedule of their own).
+        noise: "single run" (chosen by ``seed``) or "mean".
+    """
+
+    name = "nb201-official"
+    cost = "training seconds of the answering run, stated by the benchmark"
+
+    def __init__(
+        self,
+        path: str,
+        dataset: str = "cifar10",
+        epochs: int = 200,
+        noise: str = "single run",
+        seed: int = 0,
+        budget: Budget | None = None,
+        cache: Cache | None = None,
+    ):
+        if dataset not in SETS:
+            raise ValueError(f"unknown data set {dataset!r}{nearest(dataset, SETS)} Allowed: {', '.join(SETS)}")
+        if epochs not in LENGTHS:
+            raise ValueError(f"the file has 12 and 200 epochs, got {epochs}")
+        if noise not in ("single run", "mean"):
+            raise ValueError(f"noise is 'single run' or 'mean', got {noise!r}")
+        super().__init__(budget, seed)
+        self.space, self.dataset, self.epochs, self.noise = NB201(), dataset, epochs, noise
+        digest = content_hash(_existing(path))
+        self.inputs = MappingProxyType({Path(path).name: digest})
+        arrays = _arrays(path, digest, cache or Cache(), dataset, epochs)
+        self.cells = [NB201Cell(tuple(ops)) for ops in arrays["ops"].tolist()]
+        self._row_of = {cell: row for row, cell in enumerate(self.cells)}
+        single, column = chosen_runs(arrays["valid"], seed)
+        mean = np.nanmean(arrays["valid"], axis=1)
+        count = (~np.isnan(arrays["valid"])).sum(1)
+        self.answers = single if noise == "single run" else mean
+        self.seconds = arrays["seconds"] if noise == "single run" else arrays["seconds"] * count
+        self.columns = {"params": arrays["params"], "flops": arrays["flops"]}
+        self.report = {
+            "valid_mean": mean,
+            "valid_unqueried": others_mean(arrays["valid"], column),
+            "test": arrays["test"],
+        }
+
+    def index(self, g: NB201Cell) -> int:
+        if g not in self._row_of:
+            raise ValueError(f"the file has not evaluated {self.space.format(g)} ({len(self.cells)} cells evaluated)")
+        return self._row_of[g]
+
+
+def load_dictionary(path: str | Path) -> dict[str, Any]:
+    """The official dictionary, unpickled with ``weights_only=True``; only numpy's scalars are allowed on top.
+
+    Raises:
+        ValueError: no such file, another format, or a file that asks for anything else.
+    """
+    import pickle
+
+    import torch
+
+    scalar = np.float64(0).__reduce__()[0]
+    allowed = [np.dtype, type(np.dtype("float64")), type(np.dtype("int64"))]
+    allowed += [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            data = torch.load(_existing(path), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read safely as a NAS-Bench-201 file: {error}") from None
+    missing = {"meta_archs", "arch2infos", "evaluated_indexes"} - set(data if isinstance(data, dict) else ())
+    if missing:
+        raise ValueError(f"{path} is no NAS-Bench-201 file: it lacks {', '.join(sorted(missing))}")
+    return data
+
+
+def load_api(path: str | Path) -> Any:
+    """A ``nas_201_api.NASBench201API`` of the file, with all its methods.
+
+    The records are handed over one by one: the package itself would first copy the whole dictionary.
+    """
+    from nas_201_api import NASBench201API
+    from nas_201_api.api_utils import ArchResults
+
+    data = load_dictionary(path)
+    infos = data["arch2infos"]
+    api = NASBench201API({**data, "arch2infos": {}}, verbose=False)
+    for index in sorted(infos):
+        record = infos.pop(index)
+        api.arch2infos_dict[index] = {
+            str(epochs): ArchResults.create_from_state_dict(record[name]) for epochs, name in sorted(LENGTHS.items())
+        }
+    api.evaluated_indexes = sorted(api.arch2infos_dict)
+    return api
+
+
+def _arrays(path: str, digest: str, cache: Cache, dataset: str, epochs: int) -> dict[str, np.ndarray]:
+    def build(folder: Path) -> dict[str, str]:
+        api = load_api(path)
+        for name in SETS:
+            for length in LENGTHS:
+                np.savez(folder / f"{name}-{length}.npz", **_columns(api, name, str(length)))
+        return {"file": Path(path).name, "sha256": digest}
+
+    folder = cache.compute("nb201", content_key(digest, "arrays 1"), build)
+    with np.load(folder / f"{dataset}-{epochs}.npz") as stored:
+        arrays = dict(stored)
+    if not len(arrays["ops"]):
+        raise ValueError(f"{path} has no validation run on {dataset} at {epochs} epochs")
+    return arrays
+
+
+def _columns(api: Any, dataset: str, hp: str) -> dict[str, np.ndarray]:
+    """Arrays over the evaluated cells: ops, valid ``[rows, runs]``, test, seconds, params, flops."""
+    (valid_name, valid_set), (test_name, test_set) = SETS[dataset]
+    space = NB201()
+    rows = []
+    for index in progress(api.evaluated_indexes, f"read {dataset} {hp} epochs"):
+        record = api.arch2infos_dict[index][hp]
+        if valid_name not in record.get_dataset_names():
+            continue
+        seeds = record.get_dataset_seeds(valid_name)
+        runs = [record.get_metrics(valid_name, valid_set, is_random=seed) for seed in seeds]
+        has_test = test_name in record.get_dataset_names()
+        cost = record.get_compute_costs(valid_name)
+        rows.append(
+            {
+                "ops": space.parse(api.arch(index)).ops,
+                "valid": [run["accuracy"] for run in runs],
+                "test": record.get_metrics(test_name, test_set)["accuracy"] if has_test else np.nan,
+                "seconds": record.get_metrics(valid_name, "train")["all_time"],
+                "params": cost["params"] * 1e6,
+                "flops": cost["flops"] * 1e6,
+            }
+        )
+    most = max((len(row["valid"]) for row in rows), default=1)
+    columns = {
+        name: np.array([row[name] for row in rows], dtype=float) for name in ("test", "seconds", "params", "flops")
+    }
+    valid = np.array([row["valid"] + [np.nan] * (most - len(row["valid"])) for row in rows]).reshape(-1, most)
+    return {"ops": np.array([row["ops"] for row in rows], dtype=int), "valid": valid, **columns}
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path}: give the path of NAS-Bench-201-v1_1-096897.pth")
+    return Path(path)

@@ -1,0 +1,129 @@
+"""Any table of a user's as an oracle: a parquet or csv file with one row an architecture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from core.data.assets import content_hash
+from core.nas.oracles import ORACLES, TableOracle
+from core.nas.spaces import Genotype, get_space
+from core.registry import nearest
+from core.transfer.budget import Budget
+
+SHOWN = 3
+
+
+@ORACLES.register("table")
+class UserTable(TableOracle):
+    """A parquet or csv file: a genotype column in the space's text form, metric columns.
+
+    Args:
+        path: the file.
+        space: name of the genotypes' space.
+        metric: column that answers; larger is better unless ``minimise``.
+        genotype: column of the genotypes (anything the space's ``parse`` reads).
+        cost: column of training seconds, or None (0 is charged).
+        reference: columns that only reports may see (test accuracy).
+        minimise: the metric is better when smaller; answers are its negative.
+        split, epochs, noise: what the metric is, for rows and reports.
+    """
+
+    name = "table"
+
+    def __init__(
+        self,
+        path: str,
+        space: str,
+        metric: str,
+        genotype: str = "genotype",
+        cost: str | None = None,
+        reference: Sequence[str] = (),
+        minimise: bool = False,
+        split: str = "validation",
+        epochs: int | None = None,
+        noise: str = "single run",
+        seed: int = 0,
+        budget: Budget | None = None,
+    ):
+        super().__init__(budget, seed)
+        if noise not in ("single run", "mean", "none", "surrogate"):
+            raise ValueError(f"noise is 'single run', 'mean', 'none' or 'surrogate', got {noise!r}")
+        self.space, self.metric, self.split, self.epochs, self.noise = get_space(space), metric, split, epochs, noise
+        self.dataset, self.cost = Path(path).stem, f"column {cost}" if cost else "not stated by the table (0)"
+        frame = _read(path, genotype)
+        wanted = [metric, *([cost] if cost else []), *reference]
+        _require(frame, [genotype, *wanted], path)
+        self.cells, self.row_of = self._cells([str(t) for t in frame[genotype]], path)
+        numbers = {name: _numbers(frame[name], name, path) for name in wanted}
+        self.answers = -numbers[metric] if minimise else numbers[metric]
+        self.seconds = numbers[cost] if cost else np.zeros(len(frame))
+        if (self.seconds < 0).any():
+            raise ValueError(f"{path}: column {cost!r} has negative training seconds")
+        self.report = {name: numbers[name] for name in reference}
+        self.inputs = MappingProxyType({Path(path).name: content_hash(path)})
+
+    def index(self, g: Genotype) -> int:
+        key = self.space.key(g)
+        if key not in self.row_of:
+            raise ValueError(f"the table {self.dataset} has no row for {self.space.format(g)!r}")
+        return self.row_of[key]
+
+    def _cells(self, texts: list[str], path: str) -> tuple[list[Genotype], dict[str, int]]:
+        cells, row_of, bad = [], {}, []
+        for row, text in enumerate(texts):
+            try:
+                cell = self.space.parse(text)
+            except ValueError as error:
+                bad.append(f"row {row}: {error}")
+                continue
+            key = self.space.key(cell)
+            if key in row_of:
+                bad.append(f"row {row}: the same architecture as row {row_of[key]}")
+            row_of.setdefault(key, row)
+            cells.append(cell)
+        if bad:
+            more = f" (and {len(bad) - SHOWN} more)" if len(bad) > SHOWN else ""
+            raise ValueError(
+                f"{path} has {len(bad)} bad genotypes of {self.space.name}: {'; '.join(bad[:SHOWN])}{more}"
+            )
+        return cells, row_of
+
+
+def _read(path: str, genotype: str):
+    import pandas as pd
+
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"no file {path}")
+    readers = {".parquet": pd.read_parquet, ".csv": lambda f: pd.read_csv(f, dtype={genotype: str})}  # 000000 is text
+    if file.suffix not in readers:
+        raise ValueError(f"{path}: a table is a .parquet or .csv file, got {file.suffix or 'no suffix'!r}")
+    try:
+        frame = readers[file.suffix](file)
+    except (ValueError, OSError) as error:  # pandas' parsing errors and pyarrow's are among them
+        raise ValueError(f"{path} cannot be read as {file.suffix[1:]}: {error}") from None
+    if not len(frame):
+        raise ValueError(f"{path} has no rows")
+    return frame
+
+
+def _require(frame, names: Sequence[str], path: str) -> None:
+    for name in names:
+        if name not in frame.columns:
+            known = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{path} has no column {name!r}{nearest(name, map(str, frame.columns))} It has: {known}")
+
+
+def _numbers(column, name: str, path: str) -> np.ndarray:
+    import pandas as pd
+
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        shown = ", ".join(f"row {i}: {column.iloc[i]!r}" for i in bad[:SHOWN])
+        raise ValueError(
+            f"{path}: column {name!r} has {len(bad)} values that are no finite number ({shown}); drop the rows"
+        )
+    return values
