@@ -301,6 +301,19 @@ def body_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
     return body, heads[0]
 
 
+class LastState(nn.Module):
+    """The final state [B, H] of the last real token: what a filled prompt of a language model looks like."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.body = body_and_head(model)[0]
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        states = self.body(**batch).last_hidden_state
+        last = states.shape[1] - batch["input_ids"].shape[1] + batch["attention_mask"].sum(1) - 1
+        return states[torch.arange(len(last), device=states.device), last].float()
+
+
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Log of softmax(logits / temperature) over the last axis (the temperature divides logits, not probabilities)."""
     z = np.asarray(logits, dtype=np.float64) / temperature

@@ -1,0 +1,133 @@
+"""A student as a folder that serves: transformers weights, head, tokenizer, label map and prompt.
+
+from core.distill.export import load_student
+load_student("folder")(["a fine film"])        # [{"label": "positive", "score": 0.97}]
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.models.prompt import Prompt, PromptedEncoder, log_softmax, prompted
+from core.models.score import score
+from core.state import StateError, seal, verify, write_json
+
+FORMAT = 1
+
+
+class Student:
+    """A loaded student: texts in, labels and probabilities out."""
+
+    def __init__(self, model: Any, labels: Sequence[str]):
+        self.model, self.labels = model.eval(), tuple(labels)
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """Float32 [n, C] in the order of ``labels``."""
+        tokens = self.model.tokenize(list(texts), None if pairs is None else list(pairs))
+        return np.exp(log_softmax(score(self.model, tokens, description="predict")[0]))
+
+    def __call__(self, texts: str | Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """As a text-classification pipeline: ``{"label": ..., "score": ...}`` for each text."""
+        rows = self.probabilities([texts] if isinstance(texts, str) else texts, pairs)
+        return [{"label": self.labels[int(p.argmax())], "score": float(p.max())} for p in rows]
+
+
+def export_student(model: Any, folder: str | Path, labels: Sequence[str], facts: dict[str, Any] | None = None) -> Path:
+    """Write a prompted student to ``folder`` (sealed with hashes)."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = isinstance(model, PromptedEncoder)
+    body, tokenizer = (model.encoder.backbone, model.encoder.tokenizer) if encoder else (model.model, model.tokenizer)
+    names = dict(enumerate(labels))
+    body.config.id2label, body.config.label2id = names, {v: k for k, v in names.items()}
+    body.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    head = {}
+    if encoder:
+        head = {"weight": model.head.weight.detach().cpu().contiguous(), "bias": model.head.bias.detach().cpu()}
+        save_file(head, folder / "head.safetensors")
+    description = {
+        "format": FORMAT,
+        "kind": model.kind,
+        "name": model.name,
+        "labels": list(labels),
+        "prompt": model.prompt.model_dump(mode="json"),
+        "normalize": bool(getattr(model, "normalize", False)),
+        "max_length": model.encoder.max_length if encoder else model.max_length,
+    }
+    write_json(folder / "student.json", description)
+    seal(folder, facts)
+    return folder
+
+
+def load_student(folder: str | Path, device: str | None = None) -> Student:
+    """The student that :func:`export_student` wrote.
+
+    Raises:
+        StateError: no student there, a damaged file, or one written by a newer version.
+    """
+    folder = Path(folder)
+    if not (folder / "student.json").exists():
+        raise StateError(
+            f"{folder} holds no student (student.json is missing); give a folder written by the flow distill"
+        )
+    verify(folder)
+    about = json.loads((folder / "student.json").read_text())
+    if about["format"] > FORMAT:
+        raise StateError(f"{folder} was written by a newer version; update transferopt")
+    return Student(_model(folder, about, device), about["labels"])
+
+
+def _model(folder: Path, about: dict[str, Any], device: str | None) -> Any:
+    from core.models.load import load_causal, load_encoder, load_masked
+
+    prompt = Prompt(**about["prompt"])
+    if about["kind"] != "encoder":
+        lm = (load_causal if about["kind"] == "causal" else load_masked)(str(folder), device=device)
+        return prompted(lm, prompt, max_length=about["max_length"])
+    import torch
+    from safetensors.torch import load_file
+
+    encoder = load_encoder(str(folder), device=device)
+    encoder.max_length = about["max_length"]
+    model = prompted(encoder, prompt)
+    stored = load_file(folder / "head.safetensors")
+    with torch.no_grad():
+        model.head.weight.copy_(stored["weight"])
+        model.head.bias.copy_(stored["bias"])
+    model.normalize = about["normalize"]
+    return model
+
+
+def export_onnx(model: PromptedEncoder, path: str | Path) -> Path:
+    """Write an encoder student as ONNX: ``input_ids``, ``attention_mask`` (and token types) in, ``logits`` out.
+
+    Raises:
+        ValueError: the student is no sentence encoder.
+    """
+    import torch
+
+    if not isinstance(model, PromptedEncoder):
+        raise ValueError("ONNX export is for sentence-encoder students; serve language models with load_student")
+    batch = model.tokenize(["a short text", "another one that is longer"]).batch(np.arange(2))
+    names = list(batch)
+
+    class _Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors):
+            return self.model(dict(zip(names, tensors, strict=True)))
+
+    axes = {n: {0: "batch", 1: "tokens"} for n in names} | {"logits": {0: "batch"}}
+    torch.onnx.export(
+        _Flat().eval(), tuple(batch.values()), str(path), input_names=names, output_names=["logits"], dynamic_axes=axes,
+        dynamo=False,
+    )  # fmt: skip
+    return Path(path)

@@ -1,0 +1,332 @@
+"""One few-shot problem: a task, a seed, a teacher, a student; every method of the table on the same splits.
+
+What is expensive is kept: the tuned teacher's weights, its signals, and each method's answers, all under the hash of
+what made them. A method whose inputs are cached trains the student and nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from core.config import Config
+from core.data.examples import Examples
+from core.data.few_shot import FewShot, few_shot, lmbff
+from core.data.tasks import load_task
+from core.distill import students
+from core.distill.distiller import DistillConfig, distill
+from core.distill.gate import GateConfig, HeadRoom, head_room
+from core.distill.interface import LossSpec, needed
+from core.distill.methods import METHODS, Method
+from core.distill.prompts import task_prompt
+from core.distill.signals import Signals, cached_signals
+from core.distill.students import ModelConfig
+from core.distill.teachers import (
+    MPNET,
+    TeacherConfig,
+    build,
+    pretrained_identity,
+    tuned_identity,
+    tuned_teacher,
+)
+from core.distill.transfer_set import TransferSet, transfer_set
+from core.hashing import code_version, content_key
+from core.models.prompt import content_free_logits, pool_bias
+from core.models.train import TrainConfig
+from core.registry import nearest
+from core.state import Cache
+from core.transfer.budget import Budget
+
+MODULES = ("core.distill.study",)
+
+
+class StudyConfig(Config):
+    """What is distilled from what, on what."""
+
+    task: str = Field(description="built-in task or path of a task file")
+    k: int = Field(16, ge=1, description="labelled examples per class")
+    n: float = Field(10.0, ge=0, description="unlabelled pool, as a multiple of the labelled examples")
+    seed: int = Field(13, description="draws the splits and seeds the training")
+    splits: Literal["drawn", "lmbff"] = Field("drawn", description="few-shot files: drawn here, or LM-BFF's own")
+    teacher: TeacherConfig = Field(MPNET, description="teacher and its tuning")
+    student: ModelConfig = Field(students.MINILM, description="student")
+    fine_tuning: TrainConfig = Field(students.FINE_TUNING, description="schedule of the fine-tuned baselines")
+    gate: GateConfig = Field(GateConfig(), description="head-room check")
+    test_rows: int | None = Field(None, ge=1, description="score only so many test rows; None: the full test set")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits [n, C] on each part, and what they cost."""
+
+    test: np.ndarray
+    dev: np.ndarray
+    pool: np.ndarray
+    budget: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+class Study:
+    """See the module; ``cache`` keeps teachers, signals and answers."""
+
+    def __init__(self, config: StudyConfig, cache: Cache | None = None):
+        self.config, self.cache = config, cache or Cache()
+        self.task = load_task(config.task)
+        self.prompt = task_prompt(self.task)
+
+    @cached_property
+    def few(self) -> FewShot:
+        """The splits (refuses a class that the draw misses)."""
+        draw = lmbff if self.config.splits == "lmbff" else few_shot
+        few = draw(self.task, k=self.config.k, n=self.config.n, seed=self.config.seed)
+        if self.config.test_rows is None:
+            return few
+        return FewShot(**(vars(few) | {"test": few.test.sample(self.config.test_rows, seed=0)}))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of the splits, for rows."""
+        return dict(self.few.sha256)
+
+    @property
+    def classes(self) -> int:
+        return len(self.task.labels)
+
+    # -- teacher ---------------------------------------------------------------------------------------------------
+
+    def teacher(self, which: str, budget: Budget | None = None) -> Any:
+        """The ``"tuned"`` or ``"pretrained"`` teacher as a model; tuned once, then from the cache."""
+        if which == "pretrained":
+            return build(self.config.teacher, self.prompt)
+        return tuned_teacher(
+            self.cache, self.config.teacher, self.prompt, self.few.train, self.few.dev, self.config.seed, budget
+        )
+
+    def identity(self, which: str) -> str:
+        """Hash of a teacher, known without it."""
+        if which == "pretrained":
+            return pretrained_identity(self.config.teacher, self.prompt)
+        few = self.few
+        return tuned_identity(self.config.teacher, self.prompt, few.train.sha256, few.dev.sha256, self.config.seed)
+
+    def signals(
+        self, which: str, texts: list[str], pairs: list[str] | None, layers=(), answers: bool = False
+    ) -> Signals:
+        """Cached signals of texts; the teacher is only built when they are missing."""
+        make = _once(lambda: self.teacher(which))
+        where = (self.cache, self.identity(which), make, texts, pairs)
+        return cached_signals(*where, layers=tuple(layers), answers=answers)
+
+    def teacher_answers(self, which: str = "tuned", calibration: str = "raw") -> Answers:
+        """The teacher's logits on test, dev and pool.
+
+        Args:
+            calibration: ``raw``; ``content_free`` (less the answer to prompts without content); ``pool`` (biased so
+                that the mean answer over the pool is uniform, which assumes balanced classes).
+
+        Raises:
+            ValueError: unknown calibration.
+        """
+        parts = {p: getattr(self.few, p) for p in ("test", "dev", "pool")}
+        logits = {
+            p: np.asarray(self.signals(which, e.texts, e.pairs).logits, dtype=np.float32) for p, e in parts.items()
+        }
+        if calibration == "content_free":
+            shift = self._content_free(which)
+        elif calibration == "pool":
+            shift = pool_bias(logits["pool"])
+        elif calibration == "raw":
+            shift = np.zeros(self.classes)
+        else:
+            allowed = ("raw", "content_free", "pool")
+            raise ValueError(f"unknown calibration {calibration!r}{nearest(calibration, allowed)} Allowed: {allowed}")
+        return Answers(**{p: z - shift for p, z in logits.items()})
+
+    def _content_free(self, which: str) -> np.ndarray:
+        key = content_key("content-free", self.identity(which))
+
+        def build_it(folder: Path) -> dict[str, Any]:
+            np.save(folder / "logits.npy", content_free_logits(self.teacher(which)))
+            return {}
+
+        return np.load(self.cache.compute("signals", key, build_it) / "logits.npy")
+
+    # -- students --------------------------------------------------------------------------------------------------
+
+    def student(self) -> Any:
+        """A fresh student behind the prompt."""
+        return build(self.config.student, self.prompt)
+
+    def key(self, method: str, spec: Method) -> str:
+        """Hash of everything that decides a method's answers."""
+        teacher = self.identity("tuned") if spec.distill is not None else ""
+        config = self.config.model_dump(mode="json", exclude={"teacher"})
+        student = pretrained_identity(self.config.student, self.prompt)
+        return content_key(method, spec, config, teacher, student, self.inputs, code_version(MODULES))
+
+    def run(self, method: str, spec: Method | None = None) -> Answers:
+        """The answers of a student made by ``method``, from the cache when it was run before.
+
+        Args:
+            spec: a method of one's own; by default the one called ``method``.
+
+        Raises:
+            ValueError: unknown method, or one that does not fit the student's kind.
+        """
+        spec = spec or method_named(method)
+
+        def build_it(folder: Path) -> dict[str, Any]:
+            model, budget, facts = self.train(method, spec, folder)
+            parts = {p: students.answers(model, getattr(self.few, p)) for p in ("test", "dev", "pool")}
+            np.savez(folder / "answers.npz", **parts)
+            return {"budget": budget.counts, "facts": facts}
+
+        return _read_answers(self.cache.compute("students", self.key(method, spec), build_it))
+
+    def train(self, method: str, spec: Method | None = None, folder: Path | None = None) -> tuple[Any, Budget, dict]:
+        """The student itself, the budget it took and what the gate found.
+
+        Args:
+            folder: where the training keeps its checkpoint (and continues from it).
+        """
+        spec, budget = spec or method_named(method), Budget("train_steps")
+        if spec.kind in ("probe", "random_head", "setfit") and self.config.student.kind != "encoder":
+            raise ValueError(f"method {method!r} needs a sentence encoder as student; choose label_words")
+        checkpoint = None if folder is None else folder / "student.ckpt"
+        if spec.kind in ("distill", "gold", "self_training"):
+            model, facts = self._distil(spec, budget, checkpoint)
+        else:
+            model, facts = self._alone(spec, budget), {}
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        return model.eval(), budget, facts
+
+    def _alone(self, spec: Method, budget: Budget) -> Any:
+        seed, train, model = self.config.seed, self.few.train, self.student()
+        if spec.kind == "probe":
+            students.linear_probe(model, train, budget)
+        elif spec.kind == "setfit":
+            students.setfit(model, train, seed, budget=budget)
+        else:
+            if spec.kind == "random_head":
+                students.random_head(model, seed)
+            students.fine_tune(model, train, seed, self.config.fine_tuning, budget)
+        return model
+
+    def _distil(self, spec: Method, budget: Budget, checkpoint: Path | None) -> tuple[Any, dict[str, float]]:
+        if spec.kind == "self_training":
+            return self._self_train(spec, budget), {}
+        config, few, facts, signals = spec.distill, self.few, {}, {}
+        none = few.pool.take([])
+        if spec.gate:
+            room = self.head_room()
+            facts = {k: float(v) for k, v in vars(room).items()}
+            if not room.heard:
+                return self._alone(method_named("label_words"), budget), facts
+            config = weighted(config, room.weight)
+        student = self.student()
+        if spec.kind == "gold":
+            data = transfer_set(joined(few.train, few.pool.with_labels(list(few.pool_gold))), none)
+        else:
+            pool = few.pool if config.unlabelled else none
+            data = transfer_set(few.train if spec.labels else None, pool, config.phrases, self.config.seed)
+            signals = self._teaching(config, student.depth, data)
+        distill(student, data, config, seed=self.config.seed, checkpoint=checkpoint, budget=budget, **signals)
+        return student, facts
+
+    def _teaching(self, config: DistillConfig, depth: int, data: TransferSet) -> dict[str, Any]:
+        """The signals that an objective reads, and the teacher's sizes."""
+        width, teacher_depth = self.teacher_shape
+        wanted = needed(config.losses, depth, teacher_depth)
+        signals = {
+            which: self.signals(which, data.texts, data.pairs, sorted(want["layers"]), want["answers"])
+            for which, want in wanted.items()
+        }
+        return signals | {"teacher_width": width, "teacher_depth": teacher_depth}
+
+    @cached_property
+    def teacher_shape(self) -> tuple[int, int]:
+        """Width and depth of the teacher, from its configuration file."""
+        from core.models.load import shape
+
+        width, depth = shape(self.config.teacher.asset)
+        return width, self.config.teacher.layers or depth
+
+    def _self_train(self, spec: Method, budget: Budget) -> Any:
+        """Rounds of distilling the student's own answers on the pool into a fresh student."""
+        data = transfer_set(self.few.train, self.few.pool)
+        teacher = self.student()
+        students.fine_tune(teacher, self.few.train, self.config.seed, self.config.fine_tuning, budget)
+        for _ in range(spec.rounds):
+            logits = students.answers(teacher, Examples(data.texts, data.pairs, data.labels.tolist()))
+            own = Signals(logits, np.zeros((len(data), 0, teacher.width), dtype=np.float16), ())
+            student = self.student()
+            distill(student, data, spec.distill, seed=self.config.seed, tuned=own, teacher_width=1, budget=budget)
+            teacher = student
+        return teacher
+
+    # -- gate ------------------------------------------------------------------------------------------------------
+
+    def head_room(self) -> HeadRoom:
+        """Tuned teacher against the label-word student on dev rows and pool texts (no test row is looked at)."""
+        teacher, student = self.teacher_answers("tuned"), self.run("label_words")
+        return head_room(
+            teacher.dev.argmax(1),
+            student.dev.argmax(1),
+            self.few.dev.labels,
+            teacher.pool.argmax(1) if len(teacher.pool) else np.zeros(0),
+            student.pool.argmax(1) if len(student.pool) else np.zeros(0),
+            self.config.gate,
+        )
+
+
+def weighted(config: DistillConfig, weight: float) -> DistillConfig:
+    """The objective with its teacher terms scaled by ``weight``."""
+
+    def scaled(spec: LossSpec) -> LossSpec:
+        return spec if spec.name == "task_ce" else spec.model_copy(update={"weight": spec.weight * weight})
+
+    return config.model_copy(update={"losses": tuple(scaled(s) for s in config.losses)})
+
+
+def joined(a: Examples, b: Examples) -> Examples:
+    """Both sets of examples, in order."""
+    pairs = None if a.pairs is None else [*a.pairs, *b.pairs]
+    return Examples([*a.texts, *b.texts], pairs, [*a.labels, *b.labels])
+
+
+def method_named(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        ValueError: unknown; the nearest one is given.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}{nearest(name, METHODS)} Allowed: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _read_answers(folder: Path) -> Answers:
+    import json
+
+    from core.state import MANIFEST
+
+    facts = json.loads((folder / MANIFEST).read_text())["facts"]
+    with np.load(folder / "answers.npz") as stored:
+        parts = {p: stored[p] for p in ("test", "dev", "pool")}
+    return Answers(**parts, budget=facts["budget"], facts=facts["facts"])
+
+
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    made: list[Any] = []
+
+    def get() -> Any:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get

@@ -1,0 +1,81 @@
+"""The transfer set: every text the student learns from, and the phrases cut from the pool.
+
+Few labelled texts, the unlabelled pool, and optionally phrases: contiguous spans of the pool's own texts. A phrase has
+no label, but the teacher has an opinion on it, and that opinion is about single words. It costs less than a text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from core.config import Config
+from core.data.examples import Examples
+from core.hashing import content_key
+
+UNLABELLED = -1
+
+
+class PhraseConfig(Config):
+    """Phrases cut from pool texts."""
+
+    per_text: float = Field(2.0, ge=0, description="phrases for each pool text; 0: none")
+    shortest: int = Field(1, ge=1, description="words in the shortest phrase")
+    longest: int = Field(12, ge=1, description="words in the longest phrase")
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """Parallel columns: texts, second texts (or None), labels (UNLABELLED where unknown)."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Positions of the labelled texts."""
+        return np.flatnonzero(self.labels != UNLABELLED)
+
+    @property
+    def sha256(self) -> str:
+        return content_key(self.texts, self.pairs, self.labels.tolist())
+
+
+def transfer_set(
+    train: Examples | None, pool: Examples, phrases: PhraseConfig | None = None, seed: int = 0
+) -> TransferSet:
+    """Labelled texts first, then the pool, then phrases of the pool (single texts only).
+
+    Args:
+        train: labelled examples; None for the unlabelled-only mode.
+        pool: its labels are ignored, whatever they are.
+        seed: draws the phrases.
+    """
+    parts = ([train] if train is not None else []) + [pool]
+    texts = [t for part in parts for t in part.texts]
+    pairs = None if pool.pairs is None else [p for part in parts for p in part.pairs]
+    labels = [*(train.labels if train is not None else []), *[UNLABELLED] * len(pool)]
+    if phrases is not None and phrases.per_text and pairs is None:
+        cut = cut_phrases(pool.texts, round(phrases.per_text * len(pool)), phrases, seed)
+        texts, labels = [*texts, *cut], [*labels, *[UNLABELLED] * len(cut)]
+    return TransferSet(texts, pairs, np.asarray(labels, dtype=np.int64))
+
+
+def cut_phrases(texts: Sequence[str], count: int, config: PhraseConfig, seed: int) -> list[str]:
+    """``count`` distinct spans of words from the texts (fewer where there are not so many)."""
+    words = [w for w in (t.split() for t in texts) if len(w) > config.shortest]
+    rng = np.random.default_rng([seed, 71])
+    found: dict[str, None] = {}
+    for _ in range(4 * count if words else 0):
+        if len(found) == count:
+            break
+        w = words[rng.integers(len(words))]
+        length = int(rng.integers(config.shortest, min(config.longest, len(w) - 1) + 1))
+        start = int(rng.integers(len(w) - length + 1))
+        found.setdefault(" ".join(w[start : start + length]))
+    return list(found)
