@@ -1,8 +1,10 @@
 """Sources: what knowledge is taken from. A model as it is, or a model trained first on a source data set."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ from torch import nn
 from core.data.examples import Examples
 from core.hashing import content_key
 from core.models.score import score
-from core.state import Cache
+from core.state import Cache, write_json
 from core.transfer.modalities import MODALITIES
 from core.transfer.target import Target
+
+FACTS, HEAD = "source.json", "head.safetensors"
 
 
 @dataclass(eq=False)
@@ -94,9 +98,41 @@ class Source:
 
 
 def open_source(asset: Any, modality: str = "text", cache: Cache | None = None, **options: Any) -> Source:
-    """Load a source model: ``open_source("minilm", layers=3)``; options are those of the modality's ``load``."""
+    """Load a source model: ``open_source("all-minilm-l6-v2", layers=3)``.
+
+    Args:
+        asset: an asset's name, a folder, or a folder that :func:`save_source` wrote (its head and labels come along).
+        options: those of the modality's ``load``.
+    """
+    folder = Path(str(asset))
     body = MODALITIES.get(modality).load(asset, **options)
-    return Source(body.name, body, cache=cache)
+    if not (folder / FACTS).is_file():
+        return Source(body.name, body, cache=cache)
+    facts = json.loads((folder / FACTS).read_text())
+    body.name, body.sha256 = facts["name"], facts["sha256"]
+    return Source(body.name, body, _read_head(folder), tuple(facts["labels"]), cache=cache)
+
+
+def save_source(source: Source, folder: Path) -> None:
+    """Write a trained text source as a model folder, with its output layer and labels beside the weights."""
+    from safetensors.torch import save_file
+
+    source.original.backbone.save_pretrained(folder)
+    source.original.tokenizer.save_pretrained(folder)
+    if source.head is not None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in source.head.state_dict().items()}, folder / HEAD)
+    write_json(folder / FACTS, {"name": source.name, "sha256": source.sha256, "labels": list(source.labels)})
+
+
+def _read_head(folder: Path) -> nn.Linear | None:
+    from safetensors.torch import load_file
+
+    if not (folder / HEAD).is_file():
+        return None
+    state = load_file(folder / HEAD)
+    head = nn.utils.skip_init(nn.Linear, state["weight"].shape[1], state["weight"].shape[0])
+    head.load_state_dict(state)
+    return head
 
 
 def train_source(

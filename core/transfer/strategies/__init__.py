@@ -28,7 +28,7 @@ class StrategyConfig(Config):
     examples: int = Field(1200, ge=1, description="training examples to pass, epochs counted, before the limits below")
     min_epochs: int = Field(3, ge=1, description="fewest passes over the training data")
     max_epochs: int = Field(15, ge=1, description="most passes over the training data")
-    batch_size: int = Field(16, ge=1, description="examples in an optimizer step")
+    batch_size: int = Field(16, ge=1, description="most examples in an optimizer step")
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: the strategy's own")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after warm-up")

@@ -13,13 +13,13 @@ from core.transfer.target import Target
 @STRATEGIES.register("full", family="adjust", kinds=ALL, source="Kumar et al. 2022 (output layer starts as the probe)")
 def full(source: Source, target: Target, config: StrategyConfig, seed: int, budget: Budget | None) -> Fitted:
     """Fine-tune every parameter."""
-    return tune(source, target, config, seed, budget, lambda body, _: body.requires_grad_(True), lr=5e-5)
+    return tune(source, target, config, seed, budget, lambda body, _: body.requires_grad_(True), lr=1e-4)
 
 
 @STRATEGIES.register("freeze", family="adjust", kinds=ALL, source="Howard & Ruder 2018 (upper layers only)")
 def freeze(source: Source, target: Target, config: StrategyConfig, seed: int, budget: Budget | None) -> Fitted:
     """Fine-tune the upper layers, the lower ones stay frozen."""
-    return tune(source, target, config, seed, budget, _free_the_top, lr=1e-4)
+    return tune(source, target, config, seed, budget, _free_the_top, lr=2e-4)
 
 
 def _free_the_top(body: nn.Module, config: StrategyConfig) -> None:

@@ -55,7 +55,7 @@ def tune(
         head_lr=max(config.lr or lr, HEAD_LR),
         weight_decay=config.weight_decay,
         epochs=config.epochs(len(target.train)),
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, max(4, len(target.train) // 4)),  # few examples: more, smaller steps
         schedule=config.schedule,
         warmup=config.warmup,
         precision=config.precision,

@@ -1,0 +1,157 @@
+"""The recommender finds a rule that experiences hold, says when not to transfer, and knows nothing without any."""
+
+import numpy as np
+import pytest
+
+from core.transfer.recommend import (
+    NO_TRANSFER,
+    REFERENCE,
+    Experience,
+    Recommender,
+    rank_sources,
+    regret,
+    similarity_rule,
+    weighted_tau,
+)
+from core.transfer.situation import describe
+from core.transfer.sources import Source, open_source
+from core.transfer.target import Target
+from tests.core.transfer import tiny
+
+STRATEGIES_USED = ("share", REFERENCE, "full", NO_TRANSFER)
+
+
+def experiences(cells=40, noise=0.005, seed=0):
+    """Full pays with many examples, sharing with few; scratch pays only where the source is of no use."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(cells):
+        n, useful = rng.uniform(1, 3), float(rng.uniform() < 0.7)
+        situation = {"log_examples": n, "agreement": useful, "log_parameters": 7.0, "mmd": None}
+        gains = {
+            "share": 0.1 * (2 - n),
+            REFERENCE: 0.0,
+            "full": 0.1 * (n - 2),
+            NO_TRANSFER: 0.15 if not useful else -0.3,
+        }
+        for strategy, gain in gains.items():
+            seconds = {"share": 1.0, REFERENCE: 2.0}.get(strategy, 1e-8 * 10 ** (7 + n))
+            score = 0.7 + gain + noise * rng.normal()
+            out.append(Experience(situation, strategy, score, seconds, f"t{i % 4}", str(i)))
+    return out
+
+
+def situation(n, useful):
+    return {"log_examples": n, "agreement": float(useful), "log_parameters": 7.0, "mmd": None}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return Recommender(seed=0, trees=80).fit(experiences())
+
+
+@pytest.mark.parametrize(("n", "useful", "expected"), [(1.1, 1, "share"), (2.9, 1, "full"), (1.9, 0, NO_TRANSFER)])
+def test_finds_the_rule_in_the_history(trained, n, useful, expected):
+    r = trained.recommend(situation(n, useful))
+    assert r.pick == expected
+    assert r.transfer == (expected != NO_TRANSFER)
+    assert r.confidence > 0.6
+    f = r.of(expected)
+    assert f.low <= f.gain <= f.high
+    assert r.of(REFERENCE).gain == 0
+
+
+def test_contributions_name_what_decided(trained):
+    r = trained.recommend(situation(2.9, 1))
+    assert next(iter(r.contributions)) == "log_examples"
+    assert r.contributions["log_examples"] > 0.02
+
+
+def test_cost_is_predicted_and_the_budget_kept(trained):
+    r = trained.recommend(situation(2.9, 1))
+    assert r.of("full").seconds == pytest.approx(1e-8 * 10**9.9, rel=0.05)
+    cheap = trained.recommend(situation(2.9, 1), ("share", "full", REFERENCE), budget_s=20)
+    assert cheap.pick in ("share", REFERENCE)
+    with pytest.raises(ValueError, match="no strategy fits"):
+        trained.recommend(situation(2.9, 1), ("full",), budget_s=1e-3)
+
+
+def test_without_history_it_says_probe_without_confidence():
+    r = Recommender().recommend(situation(2, 1), STRATEGIES_USED)
+    assert r.pick == REFERENCE
+    assert r.confidence == 0
+    assert r.of("full").seconds is None
+
+
+def test_unsure_history_gives_low_confidence(trained):
+    noisy = Recommender(seed=0, trees=80).fit(experiences(cells=12, noise=0.2, seed=3))
+    assert noisy.recommend(situation(2.0, 1)).confidence < trained.recommend(situation(2.9, 1)).confidence
+
+
+def test_same_experiences_same_recommendation_and_rows_keep_them(trained):
+    past = [Experience.of(e.row()) for e in experiences()]
+    again = Recommender(seed=0, trees=80).fit(past).recommend(situation(1.5, 1))
+    assert again == trained.recommend(situation(1.5, 1))
+
+
+def test_unknown_strategy_is_named(trained):
+    with pytest.raises(ValueError, match="did you mean 'full'"):
+        trained.recommend(situation(1, 1), ("fulll",))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "pick"), [(0.9, "share"), (0.4, "full"), (0.0, NO_TRANSFER), (None, NO_TRANSFER)]
+)
+def test_similarity_rule(agreement, pick):
+    assert similarity_rule({"agreement": agreement}) == pick
+
+
+def test_situation_of_a_real_source(tmp_path):
+    source = open_source(str(tiny.build("bert", tmp_path)), "text")
+    target = Target("t", tiny.texts(30), "classification", "text", 2, "accuracy").checked()
+    s = describe(source, target, ("no", "yes"))
+    assert s["log_examples"] == pytest.approx(np.log10(30))
+    assert s["mmd"] is None
+    assert s["leep"] is None, "the source has no head"
+    assert 0 <= s["probe"] <= 1
+    assert all(v is None or np.isfinite(v) for v in s.values())
+    known = Source(source.name, source.original, train=tiny.texts(20, seed=5), labels=("yes", "no"))
+    s = describe(known, target, ("no", "yes"))
+    assert s["label_overlap"] == 1
+    assert abs(s["mmd"]) < 0.2
+    lone = Target("t", tiny.texts(3), "classification", "text", 2, "accuracy").checked()
+    assert describe(source, lone)["probe"] is None
+    values = Target("t", tiny.texts(9).with_labels([float(i) for i in range(9)]), "regression", "text", 0, "mse")
+    assert "agreement" not in describe(source, values.checked())
+
+
+def test_sources_are_ranked_before_any_fine_tuning(tmp_path):
+    """A source whose features hold the class comes first; constant features are undefined and last."""
+
+    class Fixed(Source):
+        def features(self, examples):
+            return self.table[: len(examples)]
+
+    body = open_source(str(tiny.build("bert", tmp_path)), "text").original
+    rng = np.random.default_rng(0)
+    target = Target("t", tiny.texts(60), "classification", "text", 2, "accuracy").checked()
+    tables = {
+        "noise": rng.normal(size=(60, 4)),
+        "constant": np.ones((60, 4)),
+        "good": rng.normal(size=(60, 4)) + 4 * target.labels[:, None],
+    }
+    sources = []
+    for name, table in tables.items():
+        s = Fixed(name, body)
+        s.table = table
+        sources.append(s)
+    ranked = rank_sources(sources, target)
+    assert [s.name for s, _ in ranked] == ["good", "noise", "constant"]
+    assert ranked[-1][1] is None
+    assert regret("noise", {"good": 0.9, "noise": 0.7}) == pytest.approx(0.2)
+
+
+def test_weighted_tau():
+    assert weighted_tau([1, 2, 3], [4, 5, 6]) == 1
+    assert weighted_tau([1, 2, 3], [6, 5, 4]) == pytest.approx(-1)
+    assert weighted_tau([1, 1, 1], [6, 5, 4]) is None
