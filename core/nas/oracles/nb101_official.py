@@ -100,7 +100,7 @@ def parsed(path: str | Path, digest: str, cache: Cache) -> Path:
             np.savez(folder / f"{epochs}.npz", **_columns(by_key, cells))
         return {"file": Path(path).name, "sha256": digest}
 
-    return cache.compute("nb101", content_key(digest, "arrays 1"), build)
+    return cache.compute("nb101", content_key(digest, "arrays 2"), build)
 
 
 def read_record(data: bytes, where: str) -> tuple[str, int, tuple[str, str, int], tuple[float, float, float]]:
@@ -115,10 +115,10 @@ def read_record(data: bytes, where: str) -> tuple[str, int, tuple[str, str, int]
         params, evaluations = 0, []
         for number, value in protobuf_fields(base64.b64decode(metrics, validate=True)):
             if number == 1:
-                evaluations.append({EVALUATION[n]: v for n, v in protobuf_fields(value) if n in EVALUATION})
+                evaluations.append(value)
             elif number == 2:
                 params = int(value)
-        last = evaluations[-1]
+        last = {EVALUATION[n]: v for n, v in protobuf_fields(evaluations[-1]) if n in EVALUATION}
         final = tuple(float(last[name]) for name in ("valid", "test", "seconds"))
         return key, int(epochs), (str(adjacency), str(operations), params), final
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, binascii.Error) as error:
@@ -132,12 +132,12 @@ def _columns(by_key: dict[str, list], cells: dict[str, tuple[str, str, int]]) ->
     for row, key in enumerate(keys):
         for column, final in enumerate(by_key[key]):
             values[:, row, column] = final
-    shapes = [cells[key] for key in keys]
+    shapes = [_cell(*cells[key][:2]) for key in keys]
     return {
         "hash": np.array(keys),
-        "adjacency": np.array([s[0] for s in shapes]),
-        "operations": np.array([s[1] for s in shapes]),
-        "params": np.array([s[2] for s in shapes], dtype=float),
+        "edges": np.array(["".join(map(str, cell.edges)) for cell in shapes]),
+        "ops": np.array(["".join(map(str, cell.ops)) for cell in shapes]),
+        "params": np.array([cells[key][2] for key in keys], dtype=float),
         "valid": values[0] * 100,
         "test": values[1] * 100,
         "seconds": values[2],
@@ -152,10 +152,17 @@ def _arrays(folder: str, epochs: int) -> tuple[list[NB101Cell], dict[str, int], 
         raise ValueError(f"the file has no training of {epochs} epochs (known lengths {EPOCHS}); it has {found}")
     with np.load(file) as stored:
         arrays = dict(stored)
-    space, cells = NB101(), []
-    for bits, names in zip(arrays["adjacency"].tolist(), arrays["operations"].tolist()):
-        operations = names.split(",")
-        n = len(operations)
-        matrix = np.array([int(b) for b in bits]).reshape(-1, n) if len(bits) == n * n else np.zeros((1, 1))
-        cells.append(space.from_matrix(matrix, operations))
+    cells = [
+        NB101Cell(tuple(map(int, edges)), tuple(map(int, ops)))
+        for edges, ops in zip(arrays["edges"].tolist(), arrays["ops"].tolist())
+    ]
     return cells, {key: row for row, key in enumerate(arrays["hash"].tolist())}, arrays
+
+
+def _cell(bits: str, names: str) -> NB101Cell:
+    """The cell of the file's adjacency bits (row by row, all of them) and operation names."""
+    operations = names.split(",")
+    n = len(operations)
+    if len(bits) != n * n or set(bits) - {"0", "1"}:
+        raise RecordError(f"a record has {n} operations and the adjacency {bits!r}, not {n} x {n} bits")
+    return NB101().from_matrix(np.array(list(bits), dtype=int).reshape(n, n), operations)
