@@ -23,21 +23,44 @@ from tasks.report_merges import ReportConfig, report_merges
 from tasks.stage import Artifact, is_planning
 from tasks.train_expert import TrainExpertConfig, train_expert
 
+ELEMENTWISE = ("average", "task_arithmetic", "ties", "dare_ties", "slerp")
+
 
 class MergeForm(Form):
     """Which experts are made and how they are merged."""
 
     sizes: ClassVar = {
-        "smoke": {"examples": 96, "epochs": 1, "validation_examples": 40, "test_examples": 60, "most_tasks": 2},
-        "default": {"examples": 1000, "epochs": 2, "validation_examples": 150, "test_examples": 400, "most_tasks": 8},
-        "full": {"examples": 2000, "epochs": 4, "validation_examples": 300, "test_examples": 100_000, "most_tasks": 99},
+        "smoke": {
+            "methods": ELEMENTWISE,
+            "examples": 96,
+            "epochs": 1,
+            "validation_examples": 40,
+            "test_examples": 60,
+            "most_tasks": 2,
+        },
+        "default": {
+            "methods": tuple(STATIC),
+            "examples": 1000,
+            "epochs": 2,
+            "validation_examples": 150,
+            "test_examples": 400,
+            "most_tasks": 8,
+        },
+        "full": {
+            "methods": tuple(STATIC),
+            "examples": 2000,
+            "epochs": 4,
+            "validation_examples": 300,
+            "test_examples": 100_000,
+            "most_tasks": 99,
+        },
     }
 
     base: str = Field("all-minilm-l6-v2", description="encoder that all experts start from: asset, folder or hub name")
     suite: str = Field("auto", description="auto (eight with local data, else archive), eight, archive, or a YAML file")
     tasks: tuple[str, ...] = Field((), description="tasks instead of a suite: built-in names or task files")
     most_tasks: int | None = Field(None, ge=2, description="at most so many tasks of the suite (empty: by size)")
-    methods: tuple[str, ...] = Field(tuple(STATIC), description="static operators to compare")
+    methods: tuple[str, ...] | None = Field(None, description="static operators to compare (empty: by size)")
     examples: int | None = Field(None, ge=8, description="training examples an expert (empty: by size)")
     epochs: int | None = Field(None, ge=1, le=50, description="training epochs an expert (empty: by size)")
     max_length: int = Field(64, ge=8, le=512, description="longest text in tokens")
@@ -74,6 +97,7 @@ def problem(form: MergeForm) -> Problem:
     parameters=MergeForm,
     problem=problem,
     title="Fine-tune experts of one base and merge them with static operators",
+    headline=("accuracy", "normalised"),
 )
 def merge(form: MergeForm) -> Artifact:
     names = task_names(form)

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from prefect import Flow
@@ -59,10 +59,11 @@ class Summary(Config):
 class TransferFlow(Flow):
     """A Prefect flow made by :func:`transfer_flow`."""
 
-    def __init__(self, name: str, level: str, body: Callable, form: type[Form], describe: Callable, title: str):
+    def __init__(self, name, level, body: Callable, form: type[Form], describe: Callable, title, headline):
         if level not in LEVELS:
             raise ValueError(f"unknown level {level!r}; allowed: {', '.join(LEVELS)}")
         self.level, self.body, self.form, self.describe, self.title = level, body, form, describe, title
+        self.headline = headline
 
         def run(**values: Any) -> dict[str, Any]:
             return self._track(form(**values).resolved())
@@ -117,12 +118,24 @@ class TransferFlow(Flow):
 
 
 def transfer_flow(
-    name: str, *, level: str, parameters: type[Form], problem: Callable[[Any], Problem], title: str
+    name: str,
+    *,
+    level: str,
+    parameters: type[Form],
+    problem: Callable[[Any], Problem],
+    title: str,
+    headline: Sequence[str] = (),
 ) -> Callable[[Callable[[Any], Artifact]], TransferFlow]:
-    """Make and register a flow of ``body(parameters) -> Artifact`` (its rows are the result)."""
+    """Make and register a flow of ``body(parameters) -> Artifact`` (its rows are the result).
+
+    Args:
+        problem: resolved form -> the transfer problem.
+        headline: metrics of the printed table, one column a task (further metrics only for the mean); without any,
+            every metric is a column and every setting a line.
+    """
 
     def wrap(body: Callable) -> TransferFlow:
-        made = TransferFlow(name, level, body, parameters, problem, title)
+        made = TransferFlow(name, level, body, parameters, problem, title, tuple(headline))
         FLOWS.register(name, summary=title, level=level)(made)
         return made
 

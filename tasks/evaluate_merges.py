@@ -18,7 +18,7 @@ from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.merge.suite", "core.merge.static"]
 CORRECT = "correct.safetensors"
-CEILING, PROBE, BASE = "individual experts", "frozen base + probe", "base + heads"
+CEILING, PROBE, BASE = "individual experts", "frozen base with probe", "base with heads"
 
 
 class EvaluateConfig(Config):

@@ -27,10 +27,10 @@ def merge_recipe(
     out: Output, config: MergeConfig, base: Artifact, experts: Mapping[str, Artifact], tuned: Artifact
 ) -> None:
     """Merge at the chosen scale, streaming, into a model that transformers opens."""
-    from core.merge.engine import execute
+    from core.merge.engine import merge
 
     folders = [e.folder for e in experts_of(experts)]
     scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
     recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
     write_bytes(out.folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
-    execute(recipe, out.folder / MODEL)
+    merge(recipe, out.folder / MODEL)

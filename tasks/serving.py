@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
@@ -38,10 +39,9 @@ def log_model(run_id: str, package: Path, name: str, alias: str, tags: dict[str,
             python_model=str(SERVED),
             artifacts={"package": str(package)},
             signature=ModelSignature(inputs, outputs),
-            input_example=None,
+            input_example=pd.DataFrame({"text": [EXAMPLE], "task": [task], "pair": [EXAMPLE]}),
             registered_model_name=name,
             pip_requirements=["transferopt"],
-            metadata={"synthetic_example": json.dumps({"text": EXAMPLE, "task": task})},
         )
     versions = client.search_model_versions(f"name='{name}'")
     version = max(versions, key=lambda v: int(v.version)).version

@@ -44,12 +44,14 @@ class Run:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log scalars as one batch."""
         time_ms = now_ms()
-        self.spool.append("values", self.id, metrics=[[k, float(v), time_ms, step] for k, v in values.items()])
+        points = [[metric_name(k), float(v), time_ms, step] for k, v in values.items()]
+        self.spool.append("values", self.id, metrics=points)
 
     def curve(self, name: str, values: Iterable[tuple[int, float]]) -> None:
         """Log one metric over steps as one batch."""
         time_ms = now_ms()
-        self.spool.append("values", self.id, metrics=[[name, float(v), time_ms, int(s)] for s, v in values])
+        points = [[metric_name(name), float(v), time_ms, int(s)] for s, v in values]
+        self.spool.append("values", self.id, metrics=points)
 
     def artifact(self, path: Path, at: str = "") -> None:
         """Log a file or folder; above ``TRANSFEROPT_ARTIFACT_LIMIT_MB`` (default 200) by reference only."""
@@ -87,9 +89,13 @@ def row_metrics(rows: Iterable[Row]) -> dict[str, float]:
 
 def row_metric(row: Row) -> str:
     """The MLflow metric name of a row."""
-    settings = [f"{k}={v}" for k, v in sorted(row.settings.items()) if isinstance(v, (str, int, float, bool))]
-    name = "/".join([row.method, *settings, row.metric])
-    return "".join(c if c.isalnum() or c in "_-. /=" else "_" for c in name).replace("=", "-")[:250]
+    settings = [f"{k}-{v}" for k, v in sorted(row.settings.items()) if isinstance(v, (str, int, float, bool))]
+    return metric_name("/".join([row.method, *settings, row.metric]))
+
+
+def metric_name(text: str) -> str:
+    """``text`` with the characters that MLflow does not take replaced, at most 250 long."""
+    return "".join(c if (c.isascii() and c.isalnum()) or c in "_-. /" else "_" for c in text)[:250]
 
 
 def current() -> Run:

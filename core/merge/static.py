@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from core.hashing import code_version, content_key
-from core.merge.operators import OPERATORS, ArraySource, make_group, merge_group
+from core.merge import kernels
+from core.merge.engine import write_group
+from core.merge.operators import OPERATORS, ArraySource, make_group
 from core.merge.task_vectors import TaskVectors, write_layout
 from core.progress import track
 from core.registry import nearest
@@ -103,7 +105,9 @@ def _merged(method: StaticMethod, models: Sequence[ArraySource], base: np.ndarra
     start, others = (models[0], models[1:]) if method.between_models else (ArraySource(base), models)
     per_model = [method.per_model] * len(others)
     group = make_group(method.operator, others, start, shared=method.shared, per_model=per_model, name=name, seed=seed)
-    return merge_group(method.operator, group)
+    out = np.empty(base.shape, dtype=np.float32)
+    write_group(method.operator, group, "F32", None, kernels.Tensor(out.ctypes.data, 0, -1))
+    return out
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class LazyGroup(TyperGroup):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"flows.cli.{name}")
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command(name=name, help=COMMANDS[name])(getattr(module, name))
         return typer.main.get_command(app)
 
@@ -53,7 +53,9 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 
 @app.callback()

@@ -29,7 +29,7 @@ def resume(
         summary = flow.run(parameters)
     finally:
         stop_embedded_server()
-    show_summary(summary)
+    show_summary(summary, flow.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
 

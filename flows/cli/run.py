@@ -37,7 +37,7 @@ def run(
         summary = chosen.run(parameters)
     finally:
         stop_embedded_server()
-    show_summary(summary)
+    show_summary(summary, chosen.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
 

@@ -12,11 +12,19 @@ console = Console(highlight=False)
 
 def show_plan(flow, parameters) -> None:
     """Stages in order with their state and what earlier runs of them took."""
-    table = Table("stage", "state", "seconds", "memory MB", "disk MB", title=f"plan of {flow.name}")
+    table = Table("stage", "times", "cached", "to run", "seconds", "memory MB", "disk MB", title=f"plan of {flow.name}")
     lines = flow.plan(parameters)
-    for line in lines:
-        cells = ["?" if v is None else f"{v:.0f}" for v in (line.seconds, line.memory_mb, line.disk_mb)]
-        table.add_row(line.stage, line.state, *cells)
+    for name in dict.fromkeys(line.stage for line in lines):
+        part = [line for line in lines if line.stage == name]
+        todo = [line for line in part if line.state == "run"]
+        known = bool(todo) and todo[0].seconds is not None
+        sums = (
+            (sum(t.seconds for t in todo), max(t.memory_mb for t in todo), sum(t.disk_mb for t in todo))
+            if known
+            else ()
+        )
+        cells = [f"{v:.0f}" for v in sums] if known else ["?" if todo else ""] * 3
+        table.add_row(name, str(len(part)), str(len(part) - len(todo)), str(len(todo)), *cells)
     console.print(table)
     unknown = sum(line.seconds is None for line in lines)
     total = sum(line.seconds or 0 for line in lines)
@@ -25,9 +33,12 @@ def show_plan(flow, parameters) -> None:
     console.print(f"expected time: {total:.0f} s{note}; budget: {problem.budget}")
 
 
-def show_summary(summary) -> None:
-    """Where the result lies; the result table itself is printed by :func:`show_rows`."""
-    show_rows(summary.rows)
+def show_summary(summary, headline: Sequence[str] = ()) -> None:
+    """The result table, the budget, and where the rest lies."""
+    if headline:
+        show_by_task(summary.rows, headline)
+    else:
+        show_rows(summary.rows)
     spent = ", ".join(f"{amount:g} {unit}" for unit, amount in summary.budget.items()) or "none counted"
     console.print(f"budget spent: {spent}")
     report = summary.artifact.folder / "report.html"
@@ -57,6 +68,28 @@ def show_rows(rows: Sequence[Row]) -> None:
         values = part.set_index("metric")
         shown.add_row(*names, *(_cell(values, metric) for metric in metrics))
     console.print(shown)
+
+
+def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:
+    """A line a method (and other settings), a column a task for the first headline metric; all of them for the mean."""
+    lines: dict[str, dict[tuple[str, str], list[float]]] = {}
+    columns: dict[tuple[str, str], None] = {}
+    for r in rows:
+        task = str(r.settings.get("task", ""))
+        if r.metric not in headline or (task not in ("", "mean") and r.metric != headline[0]):
+            continue
+        others = [f"{k} {v}" for k, v in sorted(r.settings.items()) if k != "task"]
+        column = (task, r.metric)
+        columns[column] = None
+        if r.value is not None:
+            lines.setdefault(", ".join([r.method, *others]), {}).setdefault(column, []).append(r.value)
+    table = Table("method", title=f"{headline[0]} by task")
+    for task, metric in columns:
+        table.add_column(task if metric == headline[0] else f"{task} {metric}", justify="right")
+    for name, cells in lines.items():
+        values = [cells.get(c) for c in columns]
+        table.add_row(name, *("" if v is None else f"{sum(v) / len(v):.3g}" for v in values))
+    console.print(table)
 
 
 def _cell(values, metric: str) -> str:
