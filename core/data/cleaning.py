@@ -94,23 +94,23 @@ def clean(
 def outliers(examples: Examples, z: float = OUTLIER_Z) -> list[int]:
     """Rows whose log word count, any feature, or numeric label lies more than ``z`` robust deviations off the median.
 
-    A robust deviation is 1.4826 times the median absolute deviation; a column that hardly varies has no outliers.
+    A robust deviation is 1.4826 times the median absolute deviation. Where that is 0, a word count takes 1.2533 times
+    the mean absolute deviation (Iglewicz and Hoaglin 1993); a feature that hardly varies has no outliers.
     """
-    columns = []
-    if examples.texts:
-        columns.append(np.log1p([len(t.split()) for t in examples.texts]))
-    if examples.pairs:
-        columns.append(np.log1p([len(t.split()) for t in examples.pairs]))
+    texts = [column for column in (examples.texts, examples.pairs) if column]
+    columns = [(np.log1p([len(t.split()) for t in column]), True) for column in texts]
     if examples.arrays is not None and examples.arrays.ndim == 2:
-        columns += list(examples.arrays.T.astype(np.float64))
+        columns += [(column, False) for column in examples.arrays.T.astype(np.float64)]
     if examples.labels and all(isinstance(label, float) for label in examples.labels):
-        columns.append(np.asarray(examples.labels))
+        columns.append((np.asarray(examples.labels), False))
     far = np.zeros(len(examples), dtype=bool)
-    for column in columns:
-        center = np.median(column) if len(column) else 0.0
-        spread = 1.4826 * np.median(np.abs(column - center)) if len(column) else 0.0
+    for column, fall_back in columns if len(examples) else ():
+        distance = np.abs(column - np.median(column))
+        spread = 1.4826 * np.median(distance)
+        if spread <= SPREAD_FLOOR and fall_back:
+            spread = 1.2533 * distance.mean()
         if spread > SPREAD_FLOOR:
-            far |= np.abs(column - center) > z * spread
+            far |= distance > z * spread
     return np.flatnonzero(far).tolist()
 
 
@@ -123,9 +123,10 @@ def _empty(examples: Examples) -> list[int]:
 
 
 def _repeated(keys: Sequence[str], labels: Sequence[object]) -> tuple[list[int], list[int]]:
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[object, list[int]] = defaultdict(list)
+    several = any(isinstance(label, str) for label in labels)  # a prompt may have several reference texts
     for i, key in enumerate(keys):
-        groups[key].append(i)
+        groups[(key, labels[i]) if several else key].append(i)
     duplicates: list[int] = []
     conflicting: list[int] = []
     for rows in groups.values():

@@ -14,12 +14,12 @@ from core.registry import Registry
 
 DERIVATIONS: Registry = Registry("derivation")
 
-_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z0-9])|\n+")
+_SENTENCE_END = re.compile(r"([.!?][\"'”’)]*)\s+(?=[\"'“‘(]?[A-Z0-9])")
 
 
 def sentences(text: str) -> list[str]:
     """Sentences by punctuation and line breaks (no model); a rule, so abbreviations may split."""
-    return [s.strip() for s in _SENTENCE.split(text) if s and s.strip()]
+    return [s.strip() for s in _SENTENCE_END.sub(r"\1\n", text).split("\n") if s.strip()]
 
 
 @DERIVATIONS.register("passages")
@@ -42,6 +42,36 @@ def passages(rows: pd.DataFrame, seed: int, text: str, words: int, least: int = 
             if sentence is not None:
                 current.append(sentence)
     return pd.DataFrame(made, columns=rows.columns)
+
+
+@DERIVATIONS.register("replies")
+def replies(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Turns of dialogues as question and answer: turns 1 and 2, 3 and 4, ... of a conversation; repeats once.
+
+    Returns:
+        columns ``question``, ``answer``, ``topic``.
+    """
+    made = []
+    for (_, topic, _), turns in rows.groupby(["language", "topic", "conversation"], sort=False):
+        said = turns["text"].tolist()
+        made += [{"question": a, "answer": b, "topic": topic} for a, b in zip(said[:-1:2], said[1::2]) if a and b]
+    return pd.DataFrame(made, columns=["question", "answer", "topic"]).drop_duplicates(ignore_index=True)
+
+
+@DERIVATIONS.register("translations")
+def translations(rows: pd.DataFrame, seed: int, source: str, target: str) -> pd.DataFrame:
+    """Turns of two languages side by side, from topics whose conversations have equal shape in both; repeats once.
+
+    Returns:
+        columns ``source``, ``target``.
+    """
+    place = ["topic", "conversation", "turn"]
+    both = [rows[rows["language"] == language] for language in (source, target)]
+    shapes = [dict(list(r.groupby("topic")[place[1:]].agg(list).apply(tuple, axis=1).items())) for r in both]
+    equal = {t for t, shape in shapes[0].items() if [*map(list, shape)] == [*map(list, shapes[1].get(t, ()))]}
+    merged = both[0][both[0]["topic"].isin(equal)].merge(both[1], on=place, suffixes=("_a", "_b"))
+    made = pd.DataFrame({"source": merged["text_a"], "target": merged["text_b"]})
+    return made[(made["source"] != "") & (made["target"] != "")].drop_duplicates(ignore_index=True)
 
 
 @DERIVATIONS.register("period")

@@ -104,7 +104,13 @@ def _from_disk(path: Path, source: Any, where: str) -> dict[str, pd.DataFrame]:
     tables = {p.name.split(".")[0]: p for p in files if format_of(p) not in ("", "dialogues")}
     if tables:
         return {name: read_table(p, source.format, source.options, where) for name, p in tables.items()}
-    dialogues = [read_table(p, "dialogues", {}, where) for p in files if format_of(p) == "dialogues"]
+    folders = [path / name for name in source.options.get("folders", ())] or [path]
+    dialogues = [
+        read_table(p, "dialogues", where=where)
+        for folder in folders
+        for p in sorted(folder.glob("*.y*ml"))
+        if "conversations:" in p.read_text(encoding="utf-8")
+    ]
     if dialogues:
         return {ALL: pd.concat(dialogues, ignore_index=True)}
     return _image_folders(path, where)
@@ -153,15 +159,16 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 
 def _dialogues(path: Path) -> pd.DataFrame:
-    """A chatterbot-corpus file: each conversation's neighbouring turns as question and answer, with its topic."""
+    """A chatterbot-corpus file, one row a turn: language (folder), topic (file), conversation, turn, text."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get("conversations"), list):
         raise ValueError("no list 'conversations'")
-    made = []
-    for turns in content["conversations"]:
-        said = [str(t).strip() for t in turns if t is not None]
-        made += [{"question": a, "answer": b, "topic": path.stem} for a, b in zip(said[:-1:2], said[1::2]) if a and b]
-    return pd.DataFrame(made, columns=["question", "answer", "topic"])
+    made = [
+        (path.parent.name, path.stem, i, j, "" if turn is None else str(turn).strip())
+        for i, turns in enumerate(content["conversations"])
+        for j, turn in enumerate(turns)
+    ]
+    return pd.DataFrame(made, columns=["language", "topic", "conversation", "turn", "text"])
 
 
 def _image_folders(path: Path, where: str) -> dict[str, pd.DataFrame]:
