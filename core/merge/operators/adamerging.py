@@ -40,9 +40,10 @@ def _check(shared: Mapping[str, Any], per_model: Sequence[Mapping[str, Any]]) ->
     source="Yang et al., AdaMerging: Adaptive Model Merging for Multi-Task Learning, ICLR 2024, Eq. 4-6",
 )
 def adamerging(group: Group) -> Callable[[Block], np.ndarray]:
-    """Task arithmetic with a coefficient per expert and tensor, learnt by :mod:`core.merge.adamerging`.
+    """Task arithmetic with a coefficient per expert and tensor, learnt from unlabelled inputs beforehand.
 
-    ``base + lambda · sum_i weight_i · c_i[tensor] · delta_i``. Tensors without coefficients stay as in the base.
+    ``base + lambda · sum_i weight_i · c_i[tensor] · delta_i`` with the file of :mod:`core.merge.adamerging`. Tensors
+    without coefficients stay as in the base.
     """
     learnt = _read(group.shared["coefficients"]).get(group.name, [0.0] * len(group.sources))
     factors = group.shared["lambda"] * group.values("weight") * np.array(learnt)
