@@ -104,6 +104,7 @@ class TransferFlow(Flow):
             made = {"name": result.name, "sha256": result.sha256, "run": result.run, "path": result.path}
             run.tags({"budget.spent": json.dumps(budget), "output.sha256": result.sha256, "output.run": result.run})
             run.tags({"inputs": json.dumps([made])})
+            run.spool.append("lineage", run.id)
         return Summary(
             flow=self.name,
             status="completed",

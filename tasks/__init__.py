@@ -20,6 +20,7 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 6 s on an idle machine, longer on a busy one
     "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "core,tasks,flows",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # The spool (tasks.tracking) retries on its own; long retries inside the client would only hold a run up.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

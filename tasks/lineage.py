@@ -72,6 +72,22 @@ def _state(entry: dict[str, str]) -> str:
     return "intact" if found == entry["sha256"] else "damaged"
 
 
+def log_graph(mlflow_id: str) -> None:
+    """Log ``lineage.html`` to a run: the tree of :func:`trace`, each node a link to the run that made it."""
+    root = trace(mlflow_id)
+    places = {}
+    for run in {n.run for n in root.walk() if n.run}:
+        found = spool.find_run(run) or run
+        try:
+            info = spool.client().get_run(found).info
+        except MlflowException:
+            continue
+        places[run] = f"experiments/{info.experiment_id}/runs/{found}"
+    uri = spool.client().tracking_uri
+    page = graph_html(root, places, uri.rstrip("/") if uri.startswith("http") else None)
+    spool.client().log_text(mlflow_id, page, "lineage.html")
+
+
 def graph_html(root: Node, experiments: dict[str, str], base_url: str | None) -> str:
     """The tree as a self-contained SVG page whose nodes open the upstream runs (when a server has an address).
 

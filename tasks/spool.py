@@ -241,6 +241,13 @@ def _model(op: dict, ids: dict[str, str]) -> None:
     log_model(ids[op["run"]], Path(op["path"]), op["name"], op["alias"], op.get("tags", {}))
 
 
+def _lineage(op: dict, ids: dict[str, str]) -> None:
+    """Log the run's lineage as a page whose nodes open the upstream runs."""
+    from tasks.lineage import log_graph
+
+    log_graph(ids[op["run"]])
+
+
 def _end(op: dict, ids: dict[str, str]) -> None:
     client().set_terminated(ids[op["run"]], status=op["status"], end_time=op["time"])
 
@@ -251,6 +258,7 @@ APPLY = {
     "artifact": _artifact,
     "dataset": _dataset,
     "model": _model,
+    "lineage": _lineage,
     "end": _end,
 }
 

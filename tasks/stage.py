@@ -33,6 +33,7 @@ from core.progress import listen
 from core.state import MANIFEST, Cache, home, verify, write_json
 from tasks import tracking
 
+LONGEST_S = 12 * 3600.0
 ROWS, METRICS, CURVES, DATA = "rows.jsonl", "metrics.json", "curves.json", "data.json"
 
 
@@ -195,13 +196,14 @@ def stage(
     *,
     modules: Sequence[str],
     retries: int = 0,
-    timeout_s: float | None = None,
+    timeout_s: float = LONGEST_S,
     keep: str = "small",
 ) -> Callable[[Callable], Stage]:
     """Make a stage of ``body(out: Output, config: Config, **inputs: Artifact | list[Artifact])``.
 
     Args:
         modules: the core modules whose code decides the result (part of the content key).
+        timeout_s: the stage is ended after this long, and can be resumed.
         retries: only where a retry can help (network); computing again gives the same error.
         keep: what MLflow gets of the folder: "small" (all files up to the size limit) or "nothing" (only hashes,
             for folders that hold users' texts).

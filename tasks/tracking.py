@@ -1,6 +1,7 @@
 """Lineage: a flow is a parent run, each stage a nested run, every input and output named by its sha256."""
 
 import json
+import logging
 import os
 import platform
 import uuid
@@ -145,15 +146,45 @@ def _recorded(run: Run, config: Config | None, tags: Mapping[str, str]) -> Itera
         run.params(config.model_dump(mode="json"))
     token = _current.set(run)
     status = "FAILED"
+    log = RunLog(run)
     try:
         yield run
         status = "FINISHED"
     except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
         run.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
         raise
     finally:
+        log.close()
         _current.reset(token)
         run.spool.append("end", run.id, status=status, time=now_ms())
+
+
+class RunLog(logging.Handler):
+    """What ``core``, ``tasks`` and ``flows`` log during a run, kept as its artifact ``log.txt``."""
+
+    LOGGERS = ("core", "tasks", "flows")
+
+    def __init__(self, run: Run):
+        super().__init__(logging.INFO)
+        self.run, self.path = run, run.spool.folder / f"{run.id}-log" / "log.txt"
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        for name in self.LOGGERS:
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line; nested runs write to the innermost run only."""
+        if _current.get() is self.run:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as f:
+                f.write(self.format(record) + "\n")
+
+    def close(self) -> None:
+        for name in self.LOGGERS:
+            logging.getLogger(name).removeHandler(self)
+        super().close()
+        if self.path.exists():
+            self.run.artifact(self.path)
 
 
 @cache

@@ -1,0 +1,221 @@
+"""Static merges of one encoder's experts: eight tasks with local data, else the archive suite.
+
+`make bench-static-merge` (SIZE=smoke|default|full). A cell is one method and one training seed; experts and task
+vectors are cached by content, so all methods of a seed share them. Scales are chosen on validation data, accuracies are
+of the test sets.
+"""
+
+import resource
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.data.assets import find_local, resolve
+from core.data.tasks import load_task
+from core.evaluate import plots
+from core.evaluate.benchmark import Benchmark, Cell, Goal, main
+from core.evaluate.rows import Row, frame
+from core.evaluate.statistics import bootstrap_mean, paired_wilcoxon
+from core.hashing import content_key
+from core.merge.candidate import InMemoryModel
+from core.merge.experts import ExpertConfig, load_expert, train_expert
+from core.merge.static import STATIC, static_deltas, static_methods, tune
+from core.merge.suite import load_suite, objectives, predict, rows_of
+from core.merge.task_vectors import task_vectors
+from core.models.load import load_encoder
+from core.models.train import TrainConfig
+from core.state import write_bytes
+
+BASE = "all-minilm-l6-v2"
+SIZES = {
+    "smoke": {"tasks": 2, "examples": 96, "epochs": 1, "validation": 40, "test": 60, "seeds": 1},
+    "default": {"tasks": 8, "examples": 1500, "epochs": 3, "validation": 200, "test": 1000, "seeds": 3},
+    "full": {"tasks": 8, "examples": 1500, "epochs": 3, "validation": 200, "test": None, "seeds": 5},
+}
+PROBE, CEILING, HEADS = "frozen base with probe", "individual experts", "base with heads"
+METHODS = [CEILING, PROBE, HEADS, *STATIC]
+MODULES = ["core.merge.static", "core.merge.suite", "core.merge.experts"]
+
+
+def suite() -> tuple[str, list[str]]:
+    """The eight-task suite where its data is, else the archive suite."""
+    name = "eight" if find_local("text") else "archive"
+    return name, load_suite(name)
+
+
+@lru_cache
+def data_hash(task: str) -> str:
+    """Hash over a task's rows."""
+    return content_key(load_task(task).splits().sha256)
+
+
+def cells(size: str) -> list[Cell]:
+    s = SIZES[size]
+    name, tasks = suite()
+    chosen = tasks[: s["tasks"]]
+    settings = {"suite": name, "size": size, "tasks": len(chosen)}
+    inputs = {t: data_hash(t) for t in chosen}
+    methods = [m for m in METHODS if m not in STATIC or m in static_methods([m], len(chosen))]
+    return [Cell(m, settings, seed, MODULES, inputs) for seed in range(s["seeds"]) for m in methods]
+
+
+@lru_cache(maxsize=1)
+def world(size: str, names: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Experts of a seed, their individual test accuracies, and every method tuned on validation."""
+    s = SIZES[size]
+    config = ExpertConfig(
+        examples=s["examples"],
+        seed=seed,
+        train=TrainConfig(lr=1e-4, head_lr=3e-3, epochs=s["epochs"], batch_size=32),
+    )
+    base = resolve(BASE)
+    experts = [load_expert(train_expert(t, base, config)) for t in names]
+    methods = static_methods(list(STATIC), len(experts))
+    vectors = static_deltas(task_vectors(base.path, {e.task: e.folder for e in experts}), methods, seed)
+    encoder = _encoder(base.path)
+    tasks = objectives(encoder, experts, "validation", s["validation"], seed)
+    model = InMemoryModel(encoder, vectors, [0] * len(vectors.tensors))
+    scores = tune(vectors, methods, lambda c: _mean(predict(model.write(c), tasks)))
+    individual = {e.task: _single(e, s["test"], seed) for e in experts}
+    spent = sum(len(m.scales) for m in methods.values()) * sum(t.size for t in tasks.values())
+    return {
+        "experts": experts,
+        "vectors": vectors,
+        "tuned": scores,
+        "individual": individual,
+        "spent": spent,
+        "base": base,
+    }
+
+
+def measure(cell: Cell) -> list[Row]:
+    size, names = cell.settings["size"], tuple(cell.inputs)
+    w, limit = world(size, names, cell.seed), SIZES[size]["test"]
+    experts, individual = w["experts"], {t: float(p.correct.mean()) for t, p in w["individual"].items()}
+    encoder = _encoder(w["base"].path)
+    spent = {"train_labels": float(sum(e.card["train_labels"] for e in experts))}
+    if cell.method == CEILING:
+        found = w["individual"]
+    elif cell.method in (PROBE, HEADS):
+        found = predict(encoder, objectives(encoder, experts, "test", limit, cell.seed, cell.method == PROBE))
+    else:
+        order = list(w["vectors"].names)
+        coefficients = np.zeros((len(order), 1))
+        coefficients[order.index(cell.method)] = w["tuned"][cell.method].scale
+        model = InMemoryModel(encoder, w["vectors"], [0] * len(w["vectors"].tensors)).write(coefficients)
+        found = predict(model, objectives(encoder, experts, "test", limit, cell.seed))
+        spent["task_examples"] = float(w["spent"])
+    rows = []
+    for r in rows_of(cell.method, found, individual):
+        task = r.settings["task"]
+        rows.append(cell.row(f"{r.metric}/{task}", r.value, spent, oracle="test"))
+    rows.append(cell.row("peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+    if cell.method in w["tuned"]:
+        rows.append(cell.row("scale", w["tuned"][cell.method].scale, spent, oracle="validation"))
+    return rows
+
+
+def goals(rows: Sequence[Row]) -> list[Goal]:
+    eight = [r for r in rows if r.settings["suite"] == "eight" and r.settings["size"] != "smoke"]
+    gains = _gains(eight)
+    large = sum(np.mean(v) >= 5 for v in gains.values()) if gains else None
+    memory = max((r.value for r in rows if r.metric == "peak_memory_mb"), default=None)
+    return [
+        Goal(
+            "tasks of the eight that gain 5 points or more over a frozen-base probe",
+            "at least 5",
+            None if large is None else float(large),
+            None,
+            None,
+            large is not None and large >= 5,
+        ),
+        Goal("peak memory, MB", "under 3000", memory, None, None, memory is not None and memory < 3000),
+    ]
+
+
+def page(rows: Sequence[Row], folder: Path) -> str:
+    rows = [r for r in rows if r.settings["size"] != "smoke"] or list(rows)
+    if not rows:
+        return "No rows yet."
+    table = frame(rows)
+    parts = []
+    for (name, size), part in table.groupby(["settings.suite", "settings.size"], sort=False):
+        tasks = [m.split("/")[1] for m in part["metric"].unique() if m.startswith("accuracy/") and m != "accuracy/mean"]
+        methods = [m for m in METHODS if (part["method"] == m).any()]
+        parts += [f"## Suite {name}, size {size}, {part['seed'].nunique()} seeds", "", _table(part, methods, tasks), ""]
+        normal = {m: _values(part, m, "normalised/mean") for m in methods}
+        bars = {"normalised accuracy": {m: bootstrap_mean(v) for m, v in normal.items() if m != CEILING}}
+        figure = plots.bars_with_intervals(
+            bars, "% of the individual experts", f"Static merges, suite {name}", reference=100
+        )
+        write_bytes(folder / f"static_merge_{name}_{size}.svg", plots.svg(figure).encode())
+        parts += [f"![normalised accuracy](static_merge_{name}_{size}.svg)", ""]
+        gains = _gains([r for r in rows if r.settings["suite"] == name and r.settings["size"] == size])
+        listed = ", ".join(f"{t} {np.mean(v):+.1f}" for t, v in gains.items())
+        parts += [f"Fine-tuning gains over the frozen base with a probe, points: {listed}.", ""]
+    return "\n".join(parts)
+
+
+def _table(part: Any, methods: list[str], tasks: list[str]) -> str:
+    lines = [
+        "| method | " + " | ".join(tasks) + " | normalised mean | p against probe |",
+        "|---" * (len(tasks) + 3) + "|",
+    ]
+    for m in methods:
+        cells = [f"{100 * np.mean(_values(part, m, f'accuracy/{t}')):.1f}" for t in tasks]
+        mean = bootstrap_mean(_values(part, m, "normalised/mean"))
+        shown = f"{mean.mean:.1f}" + ("" if mean.low is None else f" ({mean.low:.1f} to {mean.high:.1f})")
+        a = [v for t in tasks for v in _values(part, m, f"accuracy/{t}")]
+        b = [v for t in tasks for v in _values(part, PROBE, f"accuracy/{t}")]
+        p = "" if m == PROBE or len(a) != len(b) or len(a) < 6 else f"{paired_wilcoxon(a, b):.3f}"
+        lines.append(f"| {m} | " + " | ".join(cells) + f" | {shown} | {p} |")
+    return "\n".join(lines)
+
+
+def _values(part: Any, method: str, metric: str) -> list[float]:
+    chosen = part[(part["method"] == method) & (part["metric"] == metric)].sort_values("seed")
+    return [float(v) for v in chosen["value"]]
+
+
+def _gains(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Task -> points that fine-tuning gains over the probe, one value a seed."""
+    found: dict[tuple[str, str, int], float] = {
+        (r.method, r.metric.split("/")[1], r.seed): r.value for r in rows if r.metric.startswith("accuracy/")
+    }
+    gains: dict[str, list[float]] = {}
+    for (method, task, seed), value in found.items():
+        if method == CEILING and task != "mean" and (PROBE, task, seed) in found:
+            gains.setdefault(task, []).append(100 * (value - found[PROBE, task, seed]))
+    return gains
+
+
+def _encoder(folder: Path) -> Any:
+    encoder = load_encoder(folder)
+    encoder.max_length = min(ExpertConfig().max_length, encoder.max_length)
+    return encoder
+
+
+def _single(expert: Any, limit: int | None, seed: int) -> Any:
+    encoder = _encoder(expert.folder)
+    return predict(encoder, objectives(encoder, [expert], "test", limit, seed))[expert.task]
+
+
+def _mean(found: Any) -> float:
+    return float(np.mean([p.correct.mean() for p in found.values()]))
+
+
+BENCHMARK = Benchmark(
+    name="static_merge",
+    title="Static merging",
+    cells=cells,
+    measure=measure,
+    goals=goals,
+    page=page,
+    timing_metrics=frozenset({"peak_memory_mb"}),
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
