@@ -80,7 +80,10 @@ def describe(
         fields = {"label": label, "features": numeric}
     elif not text:
         raise TaskError(f"{file.name}: no text column found; give one with --text, or --kind table")
-    labels = [] if kind in ("regression", "generation") else _labels(rows, label, kind, file.name)
+    measured = (
+        kind == "table" and _is_numeric(rows[label]) and not (_whole(rows[label]) and rows[label].nunique() <= 20)
+    )
+    labels = [] if measured or kind in ("regression", "generation") else _labels(rows, label, file.name)
     content: dict[str, object] = {"version": 1, "summary": f"{label} of {file.name}", "kind": kind, "source": given}
     smallest = int(rows[label].value_counts().min()) if labels else len(rows)
     shares = {"validation": 0.1, "test": 0.2} if smallest >= 10 else {"validation": 0.25, "test": 0.25}
@@ -107,10 +110,8 @@ def _kind(rows: pd.DataFrame, label: str, text: str, pair: str, numeric: list[st
     return "pair" if pair else "single"
 
 
-def _labels(rows: pd.DataFrame, label: str, kind: str, name: str) -> list[str]:
+def _labels(rows: pd.DataFrame, label: str, name: str) -> list[str]:
     found = sorted({v for v in strings(rows[label]) if v}, key=lambda v: (len(v), v) if v.isdigit() else (99, v))
-    if kind == "table" and len(found) > MOST_CLASSES:
-        return []
     if len(found) < 2:
         raise TaskError(f"{name}: column {label!r} holds {found or 'nothing'}; a classification needs two classes")
     if len(found) > MOST_CLASSES:

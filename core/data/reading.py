@@ -227,7 +227,8 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 def strings(column: pd.Series) -> list[str]:
     """Cells as stripped texts; a missing cell is empty, a whole number written as float has no ``.0``."""
     whole = pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all())
-    return ["" if pd.isna(v) else str(int(v) if whole else v).strip() for v in column]
+    missing = column.isna().tolist()
+    return ["" if m else str(int(v) if whole else v).strip() for v, m in zip(column.tolist(), missing)]
 
 
 def _filtered(rows: pd.DataFrame, where: Mapping[str, Any], task: str) -> pd.DataFrame:

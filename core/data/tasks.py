@@ -300,15 +300,37 @@ def cut(frames: "dict[str, pd.DataFrame]", task: Task, seed: int) -> "dict[str, 
 
 
 def _split_keys(rows: "pd.DataFrame", task: Task) -> list[str]:
-    """What decides a row's split: the folded split column or text, the image's bytes, or all features."""
+    """What decides a row's split: the folded text or group, the image's bytes, or all features."""
     from core.data.reading import strings
 
-    if task.plan.by or task.kind in TEXT_KINDS:
-        return [fold(v) for v in strings(_column(rows, task.plan.by or task.fields.text, task.name))]
+    by, text = task.plan.by, task.fields.text
+    if by or task.kind in TEXT_KINDS:
+        column = strings(_column(rows, by or text, task.name))
+        if not by:
+            return [fold(t) for t in _cut_words(column, task.max_words)]
+        groups = [fold(v) for v in column]
+        return _joined(groups, [fold(t) for t in strings(rows[text])]) if text in rows.columns else groups
     if task.kind == "image" and task.fields.image in rows.columns:
         return [sha256_file(str(p)) for p in rows[task.fields.image]]
     features = rows[[c for c in rows.columns if c != task.fields.label]]
     return [repr(values) for values in features.itertuples(index=False, name=None)]
+
+
+def _joined(groups: list[str], texts: list[str]) -> list[str]:
+    """One key a connected set of groups: two groups that share a text must not be parted. The key is the least name."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    names = sorted(set(groups))
+    number = {name: i for i, name in enumerate(names)}
+    known = {text: len(names) + i for i, text in enumerate(dict.fromkeys(texts))}
+    edges = [number[g] for g in groups], [known[t] for t in texts]
+    size = len(names) + len(known)
+    _, component = connected_components(coo_matrix((np.ones(len(groups)), edges), shape=(size, size)), directed=False)
+    least: dict[int, str] = {}
+    for name in names:
+        least.setdefault(component[number[name]], name)
+    return [least[component[number[g]]] for g in groups]
 
 
 def _strata(rows: "pd.DataFrame", task: Task) -> list[str]:
@@ -370,10 +392,11 @@ def _note(dropped: dict[str, int], reason: str, count: int) -> None:
 def _texts(task: Task, rows: "pd.DataFrame", column: str) -> list[str] | None:
     from core.data.reading import strings
 
-    if not column:
-        return None
-    texts = strings(rows[column])
-    return [" ".join(t.split()[: task.max_words]) for t in texts] if task.max_words else texts
+    return _cut_words(strings(rows[column]), task.max_words) if column else None
+
+
+def _cut_words(texts: list[str], most: int | None) -> list[str]:
+    return [" ".join(t.split(maxsplit=most)[:most]) for t in texts] if most else texts
 
 
 def _labels(task: Task, raw: "pd.Series") -> list[Any]:

@@ -80,6 +80,23 @@ def test_equal_texts_and_groups_stay_together(folder):
     assert not people[1] & people[2]
 
 
+def test_groups_that_share_a_text_are_not_parted(folder):
+    shared = ROWS.assign(text=[f"text {i}" for i in range(60)])
+    shared.loc[5, "text"] = shared.loc[59, "text"] = "told by the first and by the last"
+    shared.to_csv(folder / "rows.csv", index=False)
+    for seed in range(5):
+        splits = load_task(write(folder, splits={"test": 0.3, "validation": 0.2, "by": "who"})).splits(seed)
+        parts = [set(p.folded()) for p in (splits.train, splits.validation, splits.test)]
+        first_and_last = {f"text {i}" for i in (0, 1, 58)}
+        assert any(first_and_last <= part for part in parts)
+
+
+def test_texts_equal_after_the_cut_stay_together(folder):
+    ROWS.assign(text=[f"begin {i % 20} differs {i}" for i in range(60)]).to_csv(folder / "rows.csv", index=False)
+    splits = load_task(write(folder, max_words=2)).splits()
+    assert not set(splits.train.folded()) & set(splits.test.folded())
+
+
 def test_named_splits_and_a_validation_set_as_test(tmp_path):
     for name, rows in (("train", ROWS[:40]), ("validation", ROWS[40:])):
         rows.to_parquet(tmp_path / f"{name}.parquet")
@@ -124,7 +141,10 @@ def test_regression_generation_pairs_and_words(folder):
     fields = {"text": "text", "label": "who"}
     answers = load_task(write(folder, "g", kind="generation", labels=None, metric="rouge_l", fields=fields)).splits()
     assert answers.train.labels[0].startswith("person")
-    assert {len(t.split()) for t in load_task(write(folder, "m", max_words=2)).splits().train.texts} == {2}
+    fields = {"text": "who", "label": "mood"}
+    ROWS.assign(who=[f"{i} two three four" for i in range(60)]).to_csv(folder / "rows.csv", index=False)
+    words = load_task(write(folder, "m", max_words=2, fields=fields)).splits().train.texts
+    assert {t.split()[1:] == ["two"] for t in words} == {True}
     ROWS.assign(value=["much"] * 60).to_csv(folder / "rows.csv", index=False)  # read again: the file has changed
     bad = {"kind": "regression", "labels": None, "metric": "r2", "fields": {"text": "text", "label": "value"}}
     with pytest.raises(TaskError, match="'value' holds 'much', not a finite number"):

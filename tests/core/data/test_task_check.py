@@ -1,0 +1,147 @@
+"""check and new task: what a user meets first."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from core.data.check import check
+from core.data.examples import TaskError
+from core.data.new_task import new_task
+from core.data.tasks import load_task
+
+
+class WordTokenizer:
+    """Counts words, as a transformers tokenizer is called."""
+
+    model_max_length = 5
+
+    def __call__(self, texts, pairs=None, **options):
+        joined = texts if pairs is None else [f"{a} {b}" for a, b in zip(texts, pairs)]
+        return {"input_ids": [t.split() for t in joined]}
+
+
+@pytest.fixture
+def task(tmp_path):
+    train = [(f"a plain sentence number {i}", i % 2) for i in range(40)]
+    train += [("A plain sentence, number 2.", 0), ("a plain sentence number 3", 0), ("held out", 1), ("", 1)]
+    train += [("a much longer sentence of far more than five words", 1)] * 9
+    for name, rows in (
+        ("train", train),
+        ("validation", [("v one", 0), ("v two", 1)]),
+        ("test", [("held OUT", 1), ("t", 0)]),
+    ):
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
+    content = {"kind": "single", "source": {"path": "."}, "labels": ["no", "yes"], "metric": "accuracy"}
+    content |= {"template": "{text} It is {mask}.", "label_words": ["bad", "good"]}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(content))
+    return load_task(tmp_path / "t.yaml")
+
+
+def test_a_report_says_what_was_planted(task):
+    report = check(task, WordTokenizer())
+    assert report.counts == {"train": 52, "validation": 2, "test": 2}
+    assert report.dropped["train"] == {"empty": 1}
+    assert report.balance["train"] == {"no": 22, "yes": 30}
+    assert report.faults["train"]["duplicates"] == 9
+    assert report.faults["train"]["conflicting"] == 2
+    assert report.leaks == {"train in validation": 0, "train in test": 1, "validation in test": 0}
+    assert report.truncated["train"] == pytest.approx(9 / 52)
+    assert report.max_length == 5
+    assert (
+        report.prompts == {"masked": "a plain sentence number 21 It is [MASK]."} or "[MASK]" in report.prompts["masked"]
+    )
+    assert any("1 rows of train occur in test" in p for p in report.problems)
+    assert any("2 rows of train have equal inputs with different labels" in p for p in report.problems)
+    assert json.loads(json.dumps(report.as_dict()))["sha256"] == task.splits().sha256
+    text = "\n".join(report.lines())
+    for part in (
+        "52 rows",
+        "1 left out (empty)",
+        "9 duplicates",
+        "17.3 % longer than 5 tokens",
+        "train in test: 1 rows",
+    ):
+        assert part in text
+
+
+def test_without_a_tokenizer_nothing_is_said_about_length(task):
+    report = check(task)
+    assert report.truncated is None
+    assert "tokens" not in "\n".join(report.lines())
+
+
+def test_an_unknown_metric_is_refused_before_reading(task):
+    wrong = task.model_copy(update={"metric": "acuracy", "source": task.source.model_copy(update={"path": "/gone"})})
+    with pytest.raises(ValueError, match="unknown metric 'acuracy', did you mean 'accuracy'"):
+        check(wrong)
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes", "chat_answers", "chat_reply"])
+def test_every_kind_can_be_checked(name):
+    report = check(load_task(name))
+    assert min(report.counts.values()) > 0
+    assert report.lines()
+
+
+def frame(n=60):
+    return pd.DataFrame(
+        {
+            "id": range(n),
+            "comment": [f"the {'pump' if i % 3 else 'valve'} number {i} is broken" for i in range(n)],
+            "part": ["pump" if i % 3 else "valve" for i in range(n)],
+            "hours": [i / 3 for i in range(n)],
+            "sentence2": [f"second text {i}" for i in range(n)],
+        }
+    )
+
+
+def make(tmp_path, columns, label, file="data.csv", **options):
+    frame()[columns].to_csv(tmp_path / file, index=False)
+    return new_task(tmp_path / file, label, **options)
+
+
+def test_a_text_classification_is_written_in_twelve_lines_and_works(tmp_path):
+    path = make(tmp_path, ["id", "comment", "part", "hours"], "part")
+    task = load_task(path)
+    assert (task.kind, task.fields.text, task.labels) == ("single", "comment", ("pump", "valve"))
+    assert len(path.read_text().splitlines()) <= 12
+    assert "path: data.csv" in path.read_text()
+    assert len(task.splits().train) == 42
+    assert "[MASK]" in task.prompt("x")
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("data.csv", "data.yaml"):
+        (tmp_path / name).rename(moved / name)
+    assert len(load_task(moved / "data.yaml").splits().train) == 42
+
+
+def test_kinds_are_guessed(tmp_path):
+    assert load_task(make(tmp_path, ["comment", "sentence2", "part"], "part", "a.csv")).kind == "pair"
+    assert load_task(make(tmp_path, ["comment", "hours"], "hours", "b.csv")).kind == "regression"
+    table = load_task(make(tmp_path, ["hours", "id", "part"], "part", "c.csv"))
+    assert (table.kind, table.fields.features) == ("table", ("hours", "id"))
+    assert load_task(make(tmp_path, ["id", "hours"], "hours", "d.csv")).metric == "r2"
+
+
+def test_wrong_calls_are_refused_and_write_nothing(tmp_path):
+    make(tmp_path, ["comment", "part"], "part")
+    with pytest.raises(TaskError, match="exists; remove it"):
+        new_task(tmp_path / "data.csv", "part")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    (tmp_path / "data.yaml").rename(tmp_path / "kept.yaml")
+    for label, options, message in (
+        ("parts", {}, "no column 'parts', did you mean 'part'"),
+        ("part", {"text": "coment"}, "no column 'coment', did you mean 'comment'"),
+        ("part", {"kind": "singel"}, "kind: Input should be"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            new_task(tmp_path / "data.csv", label, **options)
+    with pytest.raises(TaskError, match="does not exist"):
+        new_task(tmp_path / "nothing.csv", "part")
+    frame().assign(part="pump")[["comment", "part"]].to_csv(tmp_path / "data.csv", index=False)
+    with pytest.raises(TaskError, match="needs two classes"):
+        new_task(tmp_path / "data.csv", "part")
+    (tmp_path / "kept.yaml").rename(tmp_path / "data.yaml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
