@@ -113,3 +113,33 @@ def nb201_file(path):
     data = {"meta_archs": [space.format(c) for c in cells], "arch2infos": infos, "evaluated_indexes": [0, 1, 2, 3]}
     torch.save(data, path)
     return path
+
+
+def tiny_student(folder) -> dict:
+    """Arguments of a student oracle over a tiny encoder and a tiny sentiment task, both written to ``folder``."""
+    import torch
+
+    from tests import tiny_models
+
+    model, task = folder / "tiny-encoder", folder / "tiny_task.yaml"
+    if not task.exists():
+        encoder = tiny_models.encoder()
+        with torch.no_grad():  # fresh weights are so small that layers hardly matter
+            for weight in encoder.backbone.encoder.parameters():
+                weight.mul_(15 if weight.ndim == 2 else 1)
+        encoder.backbone.save_pretrained(model)
+        encoder.tokenizer.save_pretrained(model)
+        rng = np.random.default_rng(0)
+        good, bad = ("good", "great", "fine", "lovely", "fun"), ("bad", "terrible", "awful", "dull", "boring")
+        rows = ["text,label"]
+        for i in range(240):
+            words = list(rng.choice(tiny_models.WORDS[:2] + tiny_models.WORDS[4:6] + ["story", "music"], 6))
+            words[int(rng.integers(6))] = str(rng.choice((bad, good)[i % 2]))
+            rows.append(f"{' '.join(words)} {tiny_models.WORDS[i % 30].replace(',', '.')},{'np'[i % 2]}")
+        (folder / "tiny.csv").write_text("\n".join(dict.fromkeys(rows)) + "\n")
+        task.write_text(
+            f"version: 1\nkind: single\nsource: {{path: {folder / 'tiny.csv'}}}\nlabels: ['n', 'p']\nmetric: accuracy\n"
+            "splits: {validation: 0.2, test: 0.2}\n"
+        )
+    quick = {"unlabelled": 40, "labelled": 30, "epochs": 1, "max_length": 16, "head_shares": (0.5, 1.0)}
+    return {"model": str(model), "task": str(task), "settings": quick}
