@@ -77,7 +77,7 @@ def locate(source: Any, where: str) -> Path:
     if source.asset:
         root = resolve(source.asset).path
         path = root / source.member if source.member else root
-        if not path.exists():
+        if not path.exists() and not list(root.glob(source.member)):
             members = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
             raise TaskError(f"{where}: asset {source.asset} has no {source.member!r}{nearest(source.member, members)}")
         return path
@@ -100,7 +100,8 @@ def state_of(source: Any, where: str) -> tuple[tuple[str, int, int], ...]:
 def _from_disk(path: Path, source: Any, where: str) -> dict[str, pd.DataFrame]:
     if path.is_file():
         return {ALL: read_table(path, source.format, source.options, where)}
-    files = [p for p in sorted(path.iterdir()) if p.is_file() and p.name not in ("dataset_info.json", "artifact.json")]
+    inside = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
+    files = [p for p in sorted(inside) if p.is_file() and p.name not in ("dataset_info.json", "artifact.json")]
     tables = {p.name.split(".")[0]: p for p in files if format_of(p) not in ("", "dialogues")}
     if tables:
         return {name: read_table(p, source.format, source.options, where) for name, p in tables.items()}

@@ -44,7 +44,7 @@ class Source(Config):
 
     local: str = Field("", description="file or folder inside a local data folder (TRANSFEROPT_DATA)")
     asset: str = Field("", description="name of an asset; `member` is a file or folder in it")
-    member: str = Field("", description="file or folder inside the asset")
+    member: str = Field("", description="file, folder or file pattern inside the asset")
     path: str = Field("", description="file or folder; relative to the task's own file")
     hub: str = Field("", description="data set on the Hugging Face hub, owner/name[@revision]; `config` beside it")
     config: str = Field("", description="configuration of the hub data set")
