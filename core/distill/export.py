@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from core.models.classifier import HEADS, Head, package
+from core.models.load import quietly
 from core.models.prompt import Prompt, PromptedEncoder, log_softmax, prompted
 from core.models.score import score
-from core.state import StateError, seal, verify, write_json
+from core.state import StateError, write_json
 
 FORMAT = 1
 
@@ -35,22 +37,26 @@ class Student:
         return [{"label": self.labels[int(p.argmax())], "score": float(p.max())} for p in rows]
 
 
-def export_student(model: Any, folder: str | Path, labels: Sequence[str], facts: dict[str, Any] | None = None) -> Path:
-    """Write a prompted student to ``folder`` (sealed with hashes)."""
-    from safetensors.torch import save_file
+def export_student(model: Any, folder: str | Path, labels: Sequence[str], task: str = "task") -> Path:
+    """Write a prompted student to ``folder``.
 
+    A sentence encoder becomes a packaged classifier (:mod:`core.models.classifier`) with the transformer under
+    ``encoder/``; a language model lies under ``model/``. Both open with ``AutoModel``; the prompt is in
+    ``student.json``.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     encoder = isinstance(model, PromptedEncoder)
     body, tokenizer = (model.encoder.backbone, model.encoder.tokenizer) if encoder else (model.model, model.tokenizer)
     names = dict(enumerate(labels))
     body.config.id2label, body.config.label2id = names, {v: k for k, v in names.items()}
-    body.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    head = {}
+    place = folder / ("encoder" if encoder else "model")
+    place.mkdir(parents=True, exist_ok=True)
+    quietly(body.save_pretrained, place)
+    tokenizer.save_pretrained(place)
+    length = model.encoder.max_length if encoder else model.max_length
     if encoder:
-        head = {"weight": model.head.weight.detach().cpu().contiguous(), "bias": model.head.bias.detach().cpu()}
-        save_file(head, folder / "head.safetensors")
+        head = Head(*(p.detach().cpu().float().numpy() for p in (model.head.weight, model.head.bias)), tuple(labels))
+        package(folder, {task: head}, length, {"normalize": bool(model.normalize)})
     description = {
         "format": FORMAT,
         "kind": model.kind,
@@ -58,10 +64,9 @@ def export_student(model: Any, folder: str | Path, labels: Sequence[str], facts:
         "labels": list(labels),
         "prompt": model.prompt.model_dump(mode="json"),
         "normalize": bool(getattr(model, "normalize", False)),
-        "max_length": model.encoder.max_length if encoder else model.max_length,
+        "max_length": length,
     }
     write_json(folder / "student.json", description)
-    seal(folder, facts)
     return folder
 
 
@@ -69,14 +74,13 @@ def load_student(folder: str | Path, device: str | None = None) -> Student:
     """The student that :func:`export_student` wrote.
 
     Raises:
-        StateError: no student there, a damaged file, or one written by a newer version.
+        StateError: no student there, or one written by a newer version.
     """
     folder = Path(folder)
     if not (folder / "student.json").exists():
         raise StateError(
             f"{folder} holds no student (student.json is missing); give a folder written by the flow distill"
         )
-    verify(folder)
     about = json.loads((folder / "student.json").read_text())
     if about["format"] > FORMAT:
         raise StateError(f"{folder} was written by a newer version; update transferopt")
@@ -88,18 +92,18 @@ def _model(folder: Path, about: dict[str, Any], device: str | None) -> Any:
 
     prompt = Prompt(**about["prompt"])
     if about["kind"] != "encoder":
-        lm = (load_causal if about["kind"] == "causal" else load_masked)(str(folder), device=device)
+        lm = (load_causal if about["kind"] == "causal" else load_masked)(str(folder / "model"), device=device)
         return prompted(lm, prompt, max_length=about["max_length"])
     import torch
     from safetensors.torch import load_file
 
-    encoder = load_encoder(str(folder), device=device)
+    encoder = load_encoder(str(folder / "encoder"), device=device)
     encoder.max_length = about["max_length"]
     model = prompted(encoder, prompt)
-    stored = load_file(folder / "head.safetensors")
+    stored = load_file(folder / HEADS)
     with torch.no_grad():
-        model.head.weight.copy_(stored["weight"])
-        model.head.bias.copy_(stored["bias"])
+        for name, parameter in (("weight", model.head.weight), ("bias", model.head.bias)):
+            parameter.copy_(next(t for key, t in stored.items() if key.endswith(f".{name}")))
     model.normalize = about["normalize"]
     return model
 
@@ -108,12 +112,16 @@ def export_onnx(model: PromptedEncoder, path: str | Path) -> Path:
     """Write an encoder student as ONNX: ``input_ids``, ``attention_mask`` (and token types) in, ``logits`` out.
 
     Raises:
-        ValueError: the student is no sentence encoder.
+        ValueError: the student is no sentence encoder, or the package onnx is missing.
     """
+    import importlib.util
+
     import torch
 
     if not isinstance(model, PromptedEncoder):
         raise ValueError("ONNX export is for sentence-encoder students; serve language models with load_student")
+    if importlib.util.find_spec("onnx") is None:
+        raise ValueError("ONNX export needs the package onnx: pip install onnx")
     batch = model.tokenize(["a short text", "another one that is longer"]).batch(np.arange(2))
     names = list(batch)
 

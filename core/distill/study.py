@@ -35,6 +35,7 @@ from core.distill.teachers import (
 )
 from core.distill.transfer_set import TransferSet, transfer_set
 from core.hashing import code_version, content_key
+from core.models.load import shape
 from core.models.prompt import content_free_logits, pool_bias
 from core.models.train import TrainConfig
 from core.registry import nearest
@@ -56,6 +57,7 @@ class StudyConfig(Config):
     student: ModelConfig = Field(students.MINILM, description="student")
     fine_tuning: TrainConfig = Field(students.FINE_TUNING, description="schedule of the fine-tuned baselines")
     gate: GateConfig = Field(GateConfig(), description="head-room check")
+    steps: int | None = Field(None, ge=1, description="steps of every distillation; None: the method's own")
     test_rows: int | None = Field(None, ge=1, description="score only so many test rows; None: the full test set")
 
 
@@ -193,7 +195,7 @@ class Study:
         Args:
             folder: where the training keeps its checkpoint (and continues from it).
         """
-        spec, budget = spec or method_named(method), Budget("train_steps")
+        spec, budget = self._stepped(spec or method_named(method)), Budget("train_steps")
         if spec.kind in ("probe", "random_head", "setfit") and self.config.student.kind != "encoder":
             raise ValueError(f"method {method!r} needs a sentence encoder as student; choose label_words")
         checkpoint = None if folder is None else folder / "student.ckpt"
@@ -204,6 +206,13 @@ class Study:
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         return model.eval(), budget, facts
+
+    def _stepped(self, spec: Method) -> Method:
+        """The method with the study's number of steps, where both have one (``paper`` counts epochs)."""
+        if self.config.steps is None or spec.distill is None or spec.distill.train.steps is None:
+            return spec
+        train = spec.distill.train.model_copy(update={"steps": self.config.steps})
+        return spec.model_copy(update={"distill": spec.distill.model_copy(update={"train": train})})
 
     def _alone(self, spec: Method, budget: Budget) -> Any:
         seed, train, model = self.config.seed, self.few.train, self.student()
@@ -238,6 +247,16 @@ class Study:
         distill(student, data, config, seed=self.config.seed, checkpoint=checkpoint, budget=budget, **signals)
         return student, facts
 
+    def cache_signals(self, method: str, spec: Method | None = None) -> None:
+        """Compute the signals that a method will read, so that training it needs no teacher."""
+        spec = spec or method_named(method)
+        if spec.distill is None or spec.kind != "distill":
+            return
+        pool = self.few.pool if spec.distill.unlabelled else self.few.pool.take([])
+        data = transfer_set(self.few.train if spec.labels else None, pool, spec.distill.phrases, self.config.seed)
+        depth = self.config.student.layers or shape(self.config.student.asset)[1]
+        self._teaching(spec.distill, depth, data)
+
     def _teaching(self, config: DistillConfig, depth: int, data: TransferSet) -> dict[str, Any]:
         """The signals that an objective reads, and the teacher's sizes."""
         width, teacher_depth = self.teacher_shape
@@ -251,8 +270,6 @@ class Study:
     @cached_property
     def teacher_shape(self) -> tuple[int, int]:
         """Width and depth of the teacher, from its configuration file."""
-        from core.models.load import shape
-
         width, depth = shape(self.config.teacher.asset)
         return width, self.config.teacher.layers or depth
 

@@ -45,6 +45,16 @@ def save(folder: Path, encoder: Path, heads: Mapping[str, Head], max_length: int
     """
     import shutil
 
+    shutil.copytree(encoder, folder / "encoder", dirs_exist_ok=True)
+    package(folder, heads, max_length, facts)
+
+
+def package(folder: Path, heads: Mapping[str, Head], max_length: int, facts: Mapping[str, Any]) -> None:
+    """Make a package of ``folder``, where ``encoder/`` already lies: heads and card are written.
+
+    Args:
+        facts: what else the card states; ``normalize`` true scales embeddings to length one before the head.
+    """
     from safetensors.numpy import save_file
 
     if not heads:
@@ -52,7 +62,6 @@ def save(folder: Path, encoder: Path, heads: Mapping[str, Head], max_length: int
     for task, head in heads.items():
         if head.weight.shape[0] != len(head.labels) or head.bias.shape != (len(head.labels),):
             raise ValueError(f"head of {task!r}: weight {head.weight.shape} for {len(head.labels)} labels")
-    shutil.copytree(encoder, folder / "encoder", dirs_exist_ok=True)
     tensors = {
         f"{t}.{k}": np.ascontiguousarray(v)
         for t, h in heads.items()
@@ -87,6 +96,7 @@ class TextClassifier:
         }
         self.encoder = load_encoder(folder / "encoder")
         self.encoder.max_length = min(card["max_length"], self.encoder.max_length)
+        self.normalize = bool(card.get("normalize", False))
 
     def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, task: str | None = None
@@ -110,6 +120,8 @@ class TextClassifier:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"text {i} is empty or no text: {text!r}")
         pooled = score(self.encoder, self.encoder.tokenize(list(texts), pairs))[0]
+        if self.normalize:  # label-word heads read embeddings of length one
+            pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
         probabilities = softmax(pooled @ head.weight.T + head.bias, axis=1)
         best = probabilities.argmax(axis=1)
         return [Prediction(head.labels[c], float(p[c])) for c, p in zip(best, probabilities, strict=True)]

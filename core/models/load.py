@@ -6,7 +6,9 @@ file (4-bit SmolLM2) is dequantised once and cached as safetensors: say "dequant
 
 import copy
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def load_encoder(source: Any, *, layers: int | None = None, device: str | None =
     from core.models.encoder import TextEncoder
 
     found = locate(source)
-    backbone = _quietly(AutoModel.from_pretrained, found.path, trust_remote_code=remote_code, dtype="float32")
+    backbone = quietly(AutoModel.from_pretrained, found.path, trust_remote_code=remote_code, dtype="float32")
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=remote_code)
@@ -128,7 +130,7 @@ def _load_lm(auto, kind, source, layers, device, quantised, cache, remote_code) 
     folder = dequantised(found, cache) if found.gguf else found.path
     device = device or default_device()
     extra = _placement(folder, device, quantised)
-    model = _quietly(auto.from_pretrained, folder, trust_remote_code=remote_code, dtype="float32", **extra)
+    model = quietly(auto.from_pretrained, folder, trust_remote_code=remote_code, dtype="float32", **extra)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -170,14 +172,15 @@ def dequantised(source: Source, cache: Cache | None = None) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         where = {"gguf_file": source.gguf.name}
-        loaded = _quietly(AutoModelForCausalLM.from_pretrained, source.gguf.parent, dtype="float32", **where)
+        with redirect_stderr(StringIO()):  # its bar knows no other off switch
+            loaded = quietly(AutoModelForCausalLM.from_pretrained, source.gguf.parent, dtype="float32", **where)
         config = copy.deepcopy(loaded.config)
         for stale in ("quantization_config", "_pre_quantization_dtype"):
             if hasattr(config, stale):
                 delattr(config, stale)
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         fresh.load_state_dict(loaded.state_dict())
-        fresh.half().save_pretrained(folder)
+        quietly(fresh.half().save_pretrained, folder)
         AutoTokenizer.from_pretrained(source.gguf.parent, **where).save_pretrained(folder)
         return {"name": source.name, "weights": "dequantised"}
 
@@ -246,8 +249,8 @@ def _sentence_length(folder: Path, config: Any) -> int:
     return length
 
 
-def _quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a transformers loader without its weight-loading bar; the global RNG is left as it was."""
+def quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a loader or writer of transformers without its bar; the global RNG is left as it was."""
     import torch
     from transformers.utils import logging
 

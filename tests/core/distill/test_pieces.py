@@ -1,5 +1,7 @@
 """Signals, gate, transfer set, teachers, students, export."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from core.distill.signals import Signals, cached_signals
 from core.distill.study import weighted
 from core.distill.teachers import EarlyStopping, TeacherConfig, check_labels, prepare_tuning, tune
 from core.distill.transfer_set import PhraseConfig, cut_phrases, transfer_set
+from core.models.classifier import TextClassifier
 from core.models.prompt import Prompt, prompted
 from core.models.train import TrainConfig
 from core.state import Cache, StateError
@@ -82,10 +85,11 @@ def test_tuning_fits_the_few_and_trains_only_what_it_says(kind, tuning):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     torch.manual_seed(4)
     state = torch.get_rng_state()
-    config = TeacherConfig(asset="tiny", kind=kind, tuning=tuning, train=TUNING, soft_tokens=4)
+    schedule = TUNING.model_copy(update={"lr": 0.3, "epochs": 20}) if tuning == "prompt" else TUNING
+    config = TeacherConfig(asset="tiny", kind=kind, tuning=tuning, train=schedule, soft_tokens=4)
     report = tune(model, FEW, config, seed=1, budget=budget)
     assert torch.equal(state, torch.get_rng_state())
-    assert report.losses[-1] < report.losses[0]
+    assert np.mean(report.losses[-4:]) < np.mean(report.losses[:4])
     assert budget.counts["train_labels"] == 8
     after = dict(model.named_parameters())
     if tuning != "full":
@@ -200,24 +204,28 @@ def test_exported_students_answer_the_same(tmp_path, kind):
     answer = loaded("a good movie")
     assert answer[0]["label"] in ("neg", "pos")
     assert 0.5 <= answer[0]["score"] <= 1
-    (folder / "student.json").write_text("{}")
-    with pytest.raises(StateError, match="damaged"):
-        load_student(folder)
+    if kind == "encoder":
+        packaged = TextClassifier(folder).predict(tiny.TEXTS)
+        assert [p.label for p in packaged] == [a["label"] for a in loaded(tiny.TEXTS)]
     with pytest.raises(StateError, match="holds no student"):
         load_student(tmp_path)
 
 
 def test_onnx_gives_the_same_logits(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
     model = teacher()
+    with pytest.raises(ValueError, match="sentence-encoder"):
+        export_onnx(teacher("causal"), tmp_path / "student.onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    if importlib.util.find_spec("onnx") is None:
+        with pytest.raises(ValueError, match="needs the package onnx"):
+            export_onnx(model, tmp_path / "student.onnx")
+        pytest.skip("the package onnx is not installed")
     path = export_onnx(model, tmp_path / "student.onnx")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     tokens = model.tokenize(tiny.TEXTS)
     batch = {n: t.numpy() for n, t in tokens.batch(np.arange(8)).items()}
     logits = session.run(["logits"], batch)[0]
     np.testing.assert_allclose(logits, students.answers(model, FEW, "float32"), atol=1e-3)
-    with pytest.raises(ValueError, match="sentence-encoder"):
-        export_onnx(teacher("causal"), path)
 
 
 def test_every_task_of_the_section_has_a_usable_prompt():

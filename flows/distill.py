@@ -1,0 +1,124 @@
+"""Distil a prompt-tuned teacher into a small student from a few labels and unlabelled texts."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from core.distill.methods import METHODS
+from core.distill.students import STUDENTS
+from core.distill.study import StudyConfig
+from core.distill.teachers import TEACHERS
+from core.registry import nearest
+from core.transfer.problem import Problem
+from flows.forms import Form
+from flows.runtime import transfer_flow
+from tasks.build_prompts import PromptsConfig, build_prompts
+from tasks.cache_signals import SignalsConfig, cache_signals
+from tasks.distill import DistilConfig, distill
+from tasks.evaluate_students import EvaluateConfig, evaluate_students
+from tasks.load_data import load_data
+from tasks.load_model import load_model
+from tasks.register_model import register_model
+from tasks.report_students import BASELINE, ReportConfig, report_students
+from tasks.stage import Artifact, is_planning
+from tasks.tune_teacher import TuneConfig, tune_teacher
+
+
+class DistillForm(Form):
+    """Which teacher teaches which student, on what."""
+
+    sizes: ClassVar = {
+        "smoke": {
+            "k": 4,
+            "n": 2,
+            "steps": 4,
+            "epochs": 1,
+            "test_rows": 24,
+            "methods": ("label_words", "prompt_distiller"),
+        },
+        "default": {
+            "k": 16,
+            "n": 10,
+            "steps": 60,
+            "epochs": 5,
+            "test_rows": 300,
+            "methods": ("label_words", "vanilla_kd", "prompt_distiller"),
+        },
+        "full": {"k": 16, "n": 100, "steps": 480, "epochs": 12, "test_rows": 1_000_000, "methods": tuple(METHODS)},
+    }
+
+    task: str = Field("mr_reviews", description="built-in classification task or path of a task file")
+    teacher: Literal["smollm2", "minilm", "mpnet"] = Field("smollm2", description="mpnet is opt-in: 405 MB to fetch")
+    student: Literal["minilm", "minilm3", "smollm2-8"] = Field("minilm", description="what will serve")
+    methods: tuple[str, ...] | None = Field(None, description="methods of the table (empty: by size)")
+    k: int | None = Field(None, ge=1, description="labelled examples per class (empty: by size)")
+    n: float | None = Field(None, ge=0, description="unlabelled texts per labelled one (empty: by size)")
+    steps: int | None = Field(None, ge=1, description="optimizer steps of a distillation (empty: by size)")
+    epochs: int | None = Field(None, ge=1, description="epochs of tuning the teacher (empty: by size)")
+    test_rows: int | None = Field(None, ge=8, description="test rows scored (empty: by size)")
+    seed: int = Field(13, ge=0, description="draws the splits and seeds the training")
+
+
+def study_of(form: DistillForm) -> StudyConfig:
+    """The few-shot problem of a form."""
+    teacher = TEACHERS[form.teacher]
+    tuning = teacher.train.model_copy(update={"epochs": form.epochs, "steps": None})
+    return StudyConfig(
+        task=form.task,
+        k=form.k,
+        n=form.n,
+        seed=form.seed,
+        teacher=teacher.model_copy(update={"train": tuning}),
+        student=STUDENTS[form.student],
+        test_rows=form.test_rows,
+        steps=form.steps,
+    )
+
+
+def method_names(form: DistillForm) -> list[str]:
+    """The methods asked for, the baseline first.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    for name in form.methods:
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}{nearest(name, METHODS)} Allowed: {', '.join(METHODS)}")
+    return list(dict.fromkeys([BASELINE, *form.methods]))
+
+
+def problem(form: DistillForm) -> Problem:
+    """What this distillation transfers."""
+    return Problem(
+        source=f"{TEACHERS[form.teacher].asset}, prompted and tuned on {form.k} examples a class",
+        target=f"{STUDENTS[form.student].asset} as a classifier",
+        knowledge="answers and representations of the teacher on labelled and unlabelled texts",
+        domain=form.task,
+        objective="test accuracy; the gate decides on dev rows",
+        budget=f"{form.k} labels a class to train and as many to decide, {form.steps} train_steps",
+    )
+
+
+@transfer_flow(
+    "distill",
+    level="content",
+    parameters=DistillForm,
+    problem=problem,
+    title="Distil a prompt-tuned teacher into a small student from a few labels",
+)
+def distill_flow(form: DistillForm) -> Artifact:
+    study, methods = study_of(form), method_names(form)
+    data, teacher, student = load_data(form.task), load_model(study.teacher.asset), load_model(study.student.asset)
+    prompts = build_prompts(PromptsConfig(study=study), data=data)
+    tuned = tune_teacher(TuneConfig(study=study), prompts=prompts, teacher=teacher)
+    wanted = SignalsConfig(study=study, methods=tuple(methods), zero_shot=form.size != "smoke")
+    signals = cache_signals(wanted, prompts=prompts, tuned=tuned, student=student)
+    students = {m: distill(DistilConfig(study=study, method=m), signals=signals, student=student) for m in methods}
+    evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students)
+    if not is_planning() and study.student.kind == "encoder":
+        best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
+        register_model(f"distilled-{form.task}", students[best], evaluated, best)
+    facts = {"teacher": study.teacher.asset, "student": study.student.asset, "task": form.task, "seed": str(form.seed)}
+    return report_students(
+        ReportConfig(title=f"Distillation on {form.task}", facts=facts), evaluated=evaluated, signals=signals
+    )

@@ -1,0 +1,42 @@
+"""Draw the few-shot splits and write the prompts: what teacher and student will read."""
+
+from pydantic import Field
+
+from core.config import Config
+from core.distill.study import Study, StudyConfig
+from core.state import write_json
+from tasks.stage import Artifact, Output, stage
+
+PROMPTS = "prompts.json"
+
+
+class PromptsConfig(Config):
+    """Which few-shot problem."""
+
+    study: StudyConfig = Field(description="task, sizes, seed, teacher, student")
+
+
+@stage("build-prompts", modules=["core.distill.study"], keep="nothing")
+def build_prompts(out: Output, config: PromptsConfig, data: Artifact) -> None:
+    """Refuse what cannot work (missing class, colliding label words) before any model is loaded."""
+    study = Study(config.study)
+    few = study.few
+    parts = {name: getattr(few, name) for name in ("train", "dev", "pool", "test")}
+    filled = {
+        kind: study.prompt.fill(kind, "{text}", "{pair}")
+        for kind in ("masked", "causal")
+        if getattr(study.prompt, kind)
+    }
+    write_json(
+        out.folder / PROMPTS,
+        {
+            "prompt": study.prompt.model_dump(mode="json"),
+            "filled": filled,
+            "phrases": study.prompt.phrases,
+            "rows": {name: len(part) for name, part in parts.items()},
+            "sha256": few.sha256,
+            "replaced": few.replaced,
+        },
+    )
+    out.metrics({f"rows.{name}": len(part) for name, part in parts.items()})
+    out.budget({"train_labels": float(len(few.train) + len(few.dev))})

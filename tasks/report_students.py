@@ -1,0 +1,69 @@
+"""The report of a distillation: what the transfer gained, against the student alone and the teacher."""
+
+import json
+
+import numpy as np
+from pydantic import Field
+
+from core.config import Config
+from core.evaluate import plots
+from core.evaluate.statistics import bootstrap_mean, holm, mcnemar
+from core.state import write_bytes
+from core.transfer.report import Section, Table, render
+from tasks.cache_signals import HEAD_ROOM
+from tasks.evaluate_students import CORRECT
+from tasks.stage import Artifact, Output, stage
+
+BASELINE, TEACHER = "label_words", "teacher tuned"
+TEXT = (
+    "The baseline to beat is the student fine-tuned alone with a label-word head. The gate looked at dev rows and pool "
+    "texts only; where it does not hear the teacher, Prompt-Distiller returns that baseline."
+)
+
+
+class ReportConfig(Config):
+    """What the page says at its top."""
+
+    title: str = Field(description="headline")
+    facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
+
+
+@stage("report-students", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
+def report_students(out: Output, config: ReportConfig, evaluated: Artifact, signals: Artifact) -> None:
+    """Write the page and hand the rows on."""
+    rows = evaluated.rows()
+    with np.load(evaluated.folder / CORRECT) as stored:
+        hits = {name: stored[name].astype(float) for name in stored.files}
+    room = json.loads((signals.folder / HEAD_ROOM).read_text())
+    values = {(r.method, r.metric): r.value for r in rows}
+    intervals = {name: bootstrap_mean(100 * h) for name, h in hits.items()}
+    others = [n for n in hits if n != BASELINE]
+    p = dict(zip(others, holm([mcnemar(hits[n], hits[BASELINE]) for n in others]), strict=True))
+    lines = [
+        [n, i, i.mean - intervals[BASELINE].mean, p.get(n), values[n, "ece"], values.get((n, "texts_per_second"))]
+        for n, i in intervals.items()
+    ]
+    columns = ["model", "accuracy, %", "gain over the student alone", "p (McNemar, Holm)", "ECE", "texts a second"]
+    figure = plots.bars_with_intervals(
+        {n: {"test": i} for n, i in intervals.items()}, "test accuracy, %", "Accuracy, 95 % interval over test items"
+    )
+    checks = Table(["head-room check", "value"], [[k, v] for k, v in room.items()])
+    page = render(
+        config.title,
+        {**config.facts, **_gained(intervals, room)},
+        [Section("Accuracy", TEXT, [Table(columns, lines)], [figure]), Section("Gate", "", [checks])],
+    )
+    write_bytes(out.folder / "report.html", page.encode())
+    write_bytes(out.folder / "accuracy.png", plots.png(figure))
+    out.rows(rows)
+    out.metrics({f"gain/{n}": intervals[n].mean - intervals[BASELINE].mean for n in others})
+
+
+def _gained(intervals: dict, room: dict) -> dict[str, str]:
+    best = "prompt_distiller" if "prompt_distiller" in intervals else next(iter(intervals))
+    gain, gap = (intervals[n].mean - intervals[BASELINE].mean for n in (best, TEACHER))
+    said = f"{gain:+.1f} points over the student alone"
+    if gap > 0:
+        said += f", {100 * gain / gap:.0f} % of the gap to the teacher"
+    heard = "heard" if room["weight"] else "skipped"
+    return {"what the transfer gained": said, "gate": f"teacher {heard} (posterior {room['posterior']:.2f})"}
