@@ -14,8 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include <immintrin.h>
+#define WIDE 1 /* hand-written 512-bit versions of the hottest loops; same operations, same bits */
 #endif
 
 enum { BF16 = 0, F16 = 1, F32 = 2, F64 = 3 };
@@ -90,15 +91,63 @@ static inline float half_to_float(uint16_t h) {
     return from_bits(u | sign);
 }
 
+#if defined(WIDE)
+/* bfloat16 to float64 (minus b when given), 16 at a time; returns how many were done. */
+static int64_t decode_wide(const uint16_t *restrict r, int64_t n, const double *restrict b, double *restrict x, uint64_t *bad) {
+    const __m256i top = _mm256_set1_epi16(0x7F80);
+    __mmask16 seen = 0;
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16) {
+        __m256i v = _mm256_loadu_si256((const __m256i *)(r + j));
+        seen |= _mm256_cmpeq_epi16_mask(_mm256_and_si256(v, top), top);
+        __m512 f = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+        __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(f)), hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(f, 1));
+        if (b) { lo = _mm512_sub_pd(lo, _mm512_loadu_pd(b + j)); hi = _mm512_sub_pd(hi, _mm512_loadu_pd(b + j + 8)); }
+        _mm512_storeu_pd(x + j, lo);
+        _mm512_storeu_pd(x + j + 8, hi);
+    }
+    *bad |= seen;
+    return j;
+}
+
+/* float64 to bfloat16, 8 at a time; returns how many were done. */
+static int64_t encode_wide(const double *restrict x, int64_t n, uint16_t *restrict r, uint64_t *bad) {
+    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7FFF);
+    const __m128i top = _mm_set1_epi16(0x7F80);
+    __mmask8 seen = 0;
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+        __m512d v = _mm512_loadu_pd(x + j);
+        __m256 f = _mm512_cvtpd_ps(v);
+        __m512d back = _mm512_cvtps_pd(f);
+        __m256i u = _mm256_castps_si256(f);
+        u = _mm256_mask_sub_epi32(u, _mm512_cmp_pd_mask(_mm512_abs_pd(back), _mm512_abs_pd(v), _CMP_GT_OQ), u, one);
+        u = _mm256_mask_or_epi32(u, _mm512_cmp_pd_mask(back, v, _CMP_NEQ_UQ), u, one);
+        u = _mm256_add_epi32(_mm256_add_epi32(u, half), _mm256_and_si256(_mm256_srli_epi32(u, 16), one));
+        __m128i w = _mm256_cvtepi32_epi16(_mm256_srli_epi32(u, 16));
+        seen |= _mm_cmpeq_epi16_mask(_mm_and_si128(w, top), top);
+        _mm_storeu_si128((__m128i *)(r + j), w);
+    }
+    *bad |= seen;
+    return j;
+}
+#endif
+
 /* Decode n elements; returns nonzero when one is NaN or infinite. */
 static int decode(const char *raw, int dtype, int64_t n, double *restrict x) {
     uint64_t bad = 0;
+#if defined(WIDE)
+    if (dtype == BF16) {
+        int64_t done = decode_wide((const uint16_t *)raw, n, NULL, x, &bad);
+        raw += 2 * done; x += done; n -= done;
+    }
+#endif
     if (dtype == BF16) {
         const uint16_t *restrict r = (const uint16_t *)raw;
         uint16_t b = 0;
         for (int64_t j = 0; j < n; j++) b |= (uint16_t)((r[j] & 0x7F80) == 0x7F80);
         for (int64_t j = 0; j < n; j++) x[j] = (double)from_bits((uint32_t)r[j] << 16);
-        bad = b;
+        bad |= b;
     } else if (dtype == F16) {
         const uint16_t *restrict r = (const uint16_t *)raw;
         for (int64_t j = 0; j < n; j++) { bad |= (r[j] & 0x7C00) == 0x7C00; x[j] = (double)half_to_float(r[j]); }
@@ -113,6 +162,20 @@ static int decode(const char *raw, int dtype, int64_t n, double *restrict x) {
         for (int64_t j = 0; j < n; j++) { uint64_t u; memcpy(&u, x + j, 8); bad |= (u & 0x7FF0000000000000u) == 0x7FF0000000000000u; }
     }
     return bad != 0;
+}
+
+/* Decode and subtract the base's chunk. */
+static int decode_delta(const char *raw, int dtype, int64_t n, const double *restrict b, double *restrict d) {
+#if defined(WIDE)
+    if (dtype == BF16 && n % 16 == 0) {
+        uint64_t bad = 0;
+        decode_wide((const uint16_t *)raw, n, b, d, &bad);
+        return bad != 0;
+    }
+#endif
+    if (decode(raw, dtype, n, d)) return 1;
+    for (int64_t j = 0; j < n; j++) d[j] -= b[j];
+    return 0;
 }
 
 /* Float32 bits with a sticky last bit: a second rounding to a shorter format then equals one rounding. */
@@ -140,6 +203,12 @@ static inline uint16_t odd_to_half(uint32_t u) {
 /* Round n float64 to the output format; returns nonzero when a result is not finite. */
 static int encode(const double *restrict x, int dtype, int64_t n, char *raw) {
     uint64_t bad = 0;
+#if defined(WIDE)
+    if (dtype == BF16) {
+        int64_t done = encode_wide(x, n, (uint16_t *)raw, &bad);
+        raw += 2 * done; x += done; n -= done;
+    }
+#endif
     if (dtype == BF16) {
         uint16_t *restrict r = (uint16_t *)raw;
         uint32_t w[CH];
@@ -147,7 +216,7 @@ static int encode(const double *restrict x, int dtype, int64_t n, char *raw) {
         for (int64_t j = 0; j < n; j++) r[j] = (uint16_t)((w[j] + 0x7FFF + ((w[j] >> 16) & 1)) >> 16);
         uint16_t b = 0;
         for (int64_t j = 0; j < n; j++) b |= (uint16_t)((r[j] & 0x7F80) == 0x7F80);
-        bad = b;
+        bad |= b;
     } else if (dtype == F16) {
         uint16_t *restrict r = (uint16_t *)raw;
         for (int64_t j = 0; j < n; j++) { r[j] = odd_to_half(to_odd(x[j])); bad |= (r[j] & 0x7C00) == 0x7C00; }
@@ -201,6 +270,24 @@ static void rank_mask(mask_t *k, const uint32_t *restrict key, int64_t n, uint8_
     for (int64_t j = 0; j < n; j++) keep[j] &= !top[j];
 }
 
+/* Bits of (word < below), lowest index in the lowest bit; n is padded to 16 by the caller's buffers. */
+static inline void pack_below(const uint32_t *restrict u, int64_t n, uint32_t below, uint8_t *restrict bits) {
+#if defined(WIDE)
+    const __m512i limit = _mm512_set1_epi32((int)below);
+    for (int64_t j = 0; j < n; j += 16) {
+        __mmask16 m = _mm512_cmplt_epu32_mask(_mm512_loadu_si512(u + j), limit);
+        bits[j >> 3] = (uint8_t)m;
+        if (j + 8 < n) bits[(j >> 3) + 1] = (uint8_t)(m >> 8);
+    }
+#else
+    for (int64_t j = 0; j < n; j += 8) {
+        uint8_t byte = 0;
+        for (int q = 0; q < 8; q++) byte |= (uint8_t)((u[j + q] < below) << q);
+        bits[j >> 3] = byte;
+    }
+#endif
+}
+
 static inline void bit_mask(const uint8_t *restrict bits, int64_t start, int64_t n, uint8_t *restrict keep) {
     for (int64_t j = 0; j < n; j++) keep[j] = (bits[(start + j) >> 3] >> ((start + j) & 7)) & 1;
 }
@@ -214,7 +301,36 @@ static void sparsify(mask_t *k, double *restrict d, int64_t start, int64_t n) {
     uint32_t key[CH];
     uint8_t keep[CH];
     if (k->mode == MASK_NONE) { memset(d, 0, n * sizeof(double)); return; }
-    if (k->mode == MASK_RANK) { key_of(d, n, key); rank_mask(k, key, n, keep); masked(d, keep, n); }
+    if (k->mode == MASK_RANK) {
+        key_of(d, n, key);
+#if defined(WIDE)
+        uint32_t low, high = UINT32_MAX;
+        mask_t before = *k;
+        if (n % 8 == 0 && cut(key, n, k->low, &k->low_ties, &low) &&
+            (k->high == UINT32_MAX || cut(key, n, k->high, &k->high_ties, &high))) {
+            const __m256i l = _mm256_set1_epi32((int)low), h = _mm256_set1_epi32((int)high);
+            const __m512d scale = _mm512_set1_pd(k->scale);
+            for (int64_t j = 0; j < n; j += 8) {
+                __m256i v = _mm256_loadu_si256((const __m256i *)(key + j));
+                __mmask8 in = _mm256_cmpge_epu32_mask(v, l) & _mm256_cmplt_epu32_mask(v, h);
+                _mm512_storeu_pd(d + j, _mm512_maskz_mul_pd(in, _mm512_loadu_pd(d + j), scale));
+            }
+            return;
+        }
+        *k = before; /* a tie quota ends in this chunk: one by one */
+#endif
+        rank_mask(k, key, n, keep);
+        masked(d, keep, n);
+    }
+#if defined(WIDE)
+    if (k->mode == MASK_BITS && (start & 7) == 0 && n % 8 == 0) {
+        const __m512d scale = _mm512_set1_pd(k->scale);
+        const uint8_t *bits = k->bits + (start >> 3);
+        for (int64_t j = 0; j < n; j += 8)
+            _mm512_storeu_pd(d + j, _mm512_maskz_mul_pd(bits[j >> 3], _mm512_loadu_pd(d + j), scale));
+        return;
+    }
+#endif
     if (k->mode == MASK_BITS) { bit_mask(k->bits, start, n, keep); masked(d, keep, n); }
     if (k->scale != 1.0) { double s = k->scale; for (int64_t j = 0; j < n; j++) d[j] *= s; }
 }
@@ -243,8 +359,7 @@ static int delta_chunk(int m, const tensor_t *in, const char **raw, int64_t at, 
     memset(total, 0, n * sizeof(double));
     for (int i = 0; i < m; i++) {
         double *restrict d = flags & CONSENSUS ? x + (int64_t)i * CH : x, w = k[i].weight;
-        if (decode(raw[i] + at * SIZE[in[i].dtype], in[i].dtype, n, d)) return BAD_INPUT + i;
-        for (int64_t j = 0; j < n; j++) d[j] -= b[j];
+        if (decode_delta(raw[i] + at * SIZE[in[i].dtype], in[i].dtype, n, b, d)) return BAD_INPUT + i;
         if (k[i].mode != MASK_ALL || k[i].scale != 1.0) sparsify(k + i, d, start, n);
         if (!(flags & CONSENSUS)) { for (int64_t j = 0; j < n; j++) r[j] += d[j] * w; continue; }
         if (!(flags & UNWEIGHTED_SIGN)) for (int64_t j = 0; j < n; j++) d[j] *= w;
@@ -339,7 +454,7 @@ int merge_gram(int m, int with_base, const tensor_t *in, int64_t size, double *g
 /* Append the keys strictly between lo and hi. */
 static inline int64_t append(const uint32_t *restrict key, int64_t n, uint32_t lo, uint32_t hi, uint32_t *restrict to) {
     int64_t count = 0, j = 0;
-#if defined(__AVX512F__)
+#if defined(WIDE)
     __m512i l = _mm512_set1_epi32((int)lo), h = _mm512_set1_epi32((int)hi);
     for (; j + 16 <= n; j += 16) {
         __m512i v = _mm512_loadu_si512(key + j);
@@ -396,8 +511,7 @@ int merge_window(int kind, int m, const tensor_t *in, int64_t first, int64_t las
             if (decode(reader.raw[m] + at * SIZE[in[m].dtype], in[m].dtype, c, b)) { code = BAD_INPUT + m; break; }
             for (int i = 0; i < m; i++) {
                 double *restrict d = x + (int64_t)i * CH;
-                if (decode(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, c, d)) { code = BAD_INPUT + i; break; }
-                for (int64_t j = 0; j < c; j++) d[j] -= b[j];
+                if (decode_delta(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, c, b, d)) { code = BAD_INPUT + i; break; }
                 if (kind == KEY_DELTA) { key_of(d, c, key); if (!window_chunk(w + i, key, c)) full[i] = 1; }
             }
             if (code == OK && kind == KEY_VARIANCE) {
@@ -428,8 +542,7 @@ int merge_variance_mask(int m, const tensor_t *in, int64_t size, mask_t *k, uint
             if (decode(reader.raw[m] + at * SIZE[in[m].dtype], in[m].dtype, c, b)) { code = BAD_INPUT + m; break; }
             for (int i = 0; i < m; i++) {
                 double *restrict d = x + (int64_t)i * CH;
-                if (decode(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, c, d)) { code = BAD_INPUT + i; break; }
-                for (int64_t j = 0; j < c; j++) d[j] -= b[j];
+                if (decode_delta(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, c, b, d)) { code = BAD_INPUT + i; break; }
             }
             if (code != OK) break;
             if (k->mode == MASK_RANK) {
@@ -458,10 +571,72 @@ int merge_variance_mask(int m, const tensor_t *in, int64_t size, mask_t *k, uint
 
 /* ---- random masks -------------------------------------------------------------------------------------------- */
 
+#if defined(WIDE)
+/* 16 consecutive counters: 64 words in order. */
+static void philox_wide(uint32_t key0, uint32_t key1, uint64_t counter, uint32_t *restrict u) {
+    const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
+    const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i c0 = _mm512_add_epi32(_mm512_set1_epi32((int)(uint32_t)counter), steps);
+    __mmask16 carry = _mm512_cmplt_epu32_mask(c0, _mm512_set1_epi32((int)(uint32_t)counter));
+    __m512i high = _mm512_set1_epi32((int)(uint32_t)(counter >> 32));
+    __m512i c1 = _mm512_mask_add_epi32(high, carry, high, _mm512_set1_epi32(1));
+    __m512i c2 = _mm512_setzero_si512(), c3 = _mm512_setzero_si512();
+    for (int round = 0; round < 10; round++, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
+        __m512i even0 = _mm512_mul_epu32(c0, m0), odd0 = _mm512_mul_epu32(_mm512_srli_epi64(c0, 32), m0);
+        __m512i even1 = _mm512_mul_epu32(c2, m1), odd1 = _mm512_mul_epu32(_mm512_srli_epi64(c2, 32), m1);
+        __m512i low0 = _mm512_mask_shuffle_epi32(even0, 0xAAAA, odd0, _MM_PERM_CCAA);
+        __m512i low1 = _mm512_mask_shuffle_epi32(even1, 0xAAAA, odd1, _MM_PERM_CCAA);
+        __m512i high0 = _mm512_mask_shuffle_epi32(odd0, 0x5555, even0, _MM_PERM_DDBB);
+        __m512i high1 = _mm512_mask_shuffle_epi32(odd1, 0x5555, even1, _MM_PERM_DDBB);
+        c0 = _mm512_ternarylogic_epi32(high1, c1, _mm512_set1_epi32((int)key0), 0x96);
+        c2 = _mm512_ternarylogic_epi32(high0, c3, _mm512_set1_epi32((int)key1), 0x96);
+        c1 = low1;
+        c3 = low0;
+    }
+    __m512i a = _mm512_unpacklo_epi32(c0, c1), b = _mm512_unpackhi_epi32(c0, c1);
+    __m512i c = _mm512_unpacklo_epi32(c2, c3), d = _mm512_unpackhi_epi32(c2, c3);
+    __m512i w0 = _mm512_unpacklo_epi64(a, c), w1 = _mm512_unpackhi_epi64(a, c); /* counters 0 4 8 12 and 1 5 9 13 */
+    __m512i w2 = _mm512_unpacklo_epi64(b, d), w3 = _mm512_unpackhi_epi64(b, d);
+    __m512i e = _mm512_shuffle_i32x4(w0, w1, 0x44), f = _mm512_shuffle_i32x4(w2, w3, 0x44);
+    __m512i g = _mm512_shuffle_i32x4(w0, w1, 0xEE), h = _mm512_shuffle_i32x4(w2, w3, 0xEE);
+    _mm512_storeu_si512(u, _mm512_shuffle_i32x4(e, f, 0x88));
+    _mm512_storeu_si512(u + 16, _mm512_shuffle_i32x4(e, f, 0xDD));
+    _mm512_storeu_si512(u + 32, _mm512_shuffle_i32x4(g, h, 0x88));
+    _mm512_storeu_si512(u + 48, _mm512_shuffle_i32x4(g, h, 0xDD));
+}
+#endif
+
+/* Add |delta| of a chunk to the lanes: of all elements and of those whose bit is set. n is a multiple of LANES. */
+static void add_norms(const double *restrict d, const uint8_t *restrict bits, int64_t n, double *restrict all,
+                      double *restrict kept) {
+#if defined(WIDE)
+    __m512d a[4], k[4];
+    for (int q = 0; q < 4; q++) { a[q] = _mm512_loadu_pd(all + 8 * q); k[q] = _mm512_loadu_pd(kept + 8 * q); }
+    for (int64_t j = 0; j < n; j += LANES)
+        for (int q = 0; q < 4; q++) {
+            __m512d v = _mm512_abs_pd(_mm512_loadu_pd(d + j + 8 * q));
+            a[q] = _mm512_add_pd(a[q], v);
+            k[q] = _mm512_mask_add_pd(k[q], bits[(j >> 3) + q], k[q], v);
+        }
+    for (int q = 0; q < 4; q++) { _mm512_storeu_pd(all + 8 * q, a[q]); _mm512_storeu_pd(kept + 8 * q, k[q]); }
+#else
+    for (int64_t j = 0; j < n; j += LANES)
+        for (int l = 0; l < LANES; l++) {
+            double v = fabs(d[j + l]);
+            all[l] += v;
+            kept[l] += (bits[(j + l) >> 3] >> (l & 7)) & 1 ? v : 0.0;
+        }
+#endif
+}
+
 /* Philox4x32-10 (Salmon et al. 2011): words of the counters first/4 ... ; first and n are multiples of 4. */
 static void philox(uint32_t key0, uint32_t key1, int64_t first, int64_t n, uint32_t *restrict u) {
     enum { W = 16 };
-    for (int64_t at = 0; at < n; at += 4 * W) {
+    int64_t at = 0;
+#if defined(WIDE)
+    for (; at + 4 * W <= n; at += 4 * W) philox_wide(key0, key1, (uint64_t)(first + at) / 4, u + at);
+#endif
+    for (; at < n; at += 4 * W) {
         uint64_t c0[W], c1[W], c2[W], c3[W];
         uint32_t k0 = key0, k1 = key1;
         for (int j = 0; j < W; j++) {
@@ -502,23 +677,13 @@ int merge_drop(int m, const tensor_t *in, int64_t size, draw_t *draws) {
             for (int i = 0; i < m; i++) {
                 draw_t *w = draws + i;
                 double *restrict all = lane + (int64_t)2 * i * LANES, *restrict kept = all + LANES;
-                if (decode(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, c, d)) { code = BAD_INPUT + i; break; }
-                for (int64_t j = 0; j < c; j++) d[j] = fabs(d[j] - b[j]);
+                if (decode_delta(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, c, b, d)) { code = BAD_INPUT + i; break; }
                 for (int64_t j = c; j < padded; j++) d[j] = 0.0;
                 philox(w->key0, w->key1, start + at, padded, u);
-                uint64_t below64 = w->below;
-                uint32_t below = below64 > 0xFFFFFFFFu ? 0xFFFFFFFFu : (uint32_t)below64;
-                if (below64 > 0xFFFFFFFFu) memset(u, 0, sizeof u);
-                for (int64_t j = 0; j < padded; j += LANES)
-                    for (int l = 0; l < LANES; l++) {
-                        all[l] += d[j + l];
-                        kept[l] += u[j + l] < below ? d[j + l] : 0.0;
-                    }
-                for (int64_t j = 0; j < c; j += 8) {
-                    uint8_t byte = 0;
-                    for (int q = 0; q < 8; q++) byte |= (uint8_t)((u[j + q] < below) << q);
-                    w->bits[(start + at + j) >> 3] = byte;
-                }
+                uint8_t bits[CH / 8];
+                pack_below(u, padded, (uint32_t)w->below, bits);
+                add_norms(d, bits, padded, all, kept);
+                memcpy(w->bits + ((start + at) >> 3), bits, (c + 7) / 8);
             }
         }
     }
@@ -532,34 +697,55 @@ int merge_drop(int m, const tensor_t *in, int64_t size, draw_t *draws) {
 
 /* DELLA: keep element j of a row with probability density - epsilon + 2 epsilon rank/(n-1), rank ascending in |delta|.
  * The rank is only needed when the random word falls where it matters: first by buckets of the key, then exactly. */
-#define OCTAVES 160
+enum { BUCKETS = 160 }; /* sixteenths of octaves below the row's largest key; smaller keys share the lowest */
+
+static uint32_t rank_of(const uint32_t *restrict key, int64_t n, int64_t j) {
+    uint32_t below = 0, mine = key[j];
+    for (int64_t q = 0; q < j; q++) below += key[q] < mine;
+    for (int64_t q = j + 1; q < n; q++) below += key[q] <= mine; /* among equals the lower index has the higher rank */
+    return below;
+}
+
+/* Bits of the kept elements; key and bucket have room for a multiple of 32 elements. */
 static void della_row(const uint32_t *restrict key, const uint32_t *restrict u, int64_t n, double density, double epsilon,
-                      uint8_t *restrict keep) {
-    uint32_t largest = 0, count[OCTAVES + 2] = {0};
-    for (int64_t j = 0; j < n; j++) largest = key[j] > largest ? key[j] : largest;
-    int64_t bottom = (int64_t)(largest >> 19) - OCTAVES;
-    for (int64_t j = 0; j < n; j++) {
-        int64_t bucket = (int64_t)(key[j] >> 19) - bottom;
-        count[(bucket < 0 ? 0 : bucket) + 1]++;
-    }
-    for (int q = 1; q <= OCTAVES + 1; q++) count[q] += count[q - 1];
+                      int32_t *restrict bucket, uint8_t *restrict bits) {
+    uint32_t largest = 0, count[4][BUCKETS + 1], first[BUCKETS + 2], sure[BUCKETS + 1], never[BUCKETS + 1];
     double low = density - epsilon, last = n > 1 ? (double)(n - 1) : 1.0, unit = 4294967296.0;
 #define CHANCE(rank) ((low + (n > 1 ? (double)(rank) / last : 0.5) * 2.0 * epsilon) * unit)
-    double sure = CHANCE(0) < CHANCE(n - 1) ? CHANCE(0) : CHANCE(n - 1), never = CHANCE(0) < CHANCE(n - 1) ? CHANCE(n - 1) : CHANCE(0);
-    for (int64_t j = 0; j < n; j++) keep[j] = (double)u[j] < sure;
+    memset(count, 0, sizeof count);
+    for (int64_t j = 0; j < n; j++) largest = key[j] > largest ? key[j] : largest;
+    int32_t bottom = (int32_t)(largest >> 19) - BUCKETS;
     for (int64_t j = 0; j < n; j++) {
-        double word = (double)u[j];
-        if (word < sure || word >= never) continue;
-        int64_t bucket = (int64_t)(key[j] >> 19) - bottom;
-        bucket = bucket < 0 ? 0 : bucket;
-        double first = CHANCE(count[bucket]), final = CHANCE((int64_t)count[bucket + 1] - 1);
-        if (word < first && word < final) { keep[j] = 1; continue; }
-        if (word >= first && word >= final) continue;
-        uint32_t below = 0, mine = key[j];
-        for (int64_t q = 0; q < j; q++) below += key[q] < mine;
-        for (int64_t q = j; q < n; q++) below += key[q] < mine;
-        for (int64_t q = j + 1; q < n; q++) below += key[q] == mine;
-        keep[j] = word < CHANCE(below);
+        int32_t place = (int32_t)(key[j] >> 19) - bottom;
+        bucket[j] = place > 0 ? place : 0;
+    }
+    for (int64_t j = 0; j < n; j++) count[j & 3][bucket[j]]++;
+    first[0] = 0;
+    for (int q = 0; q <= BUCKETS; q++) first[q + 1] = first[q] + count[0][q] + count[1][q] + count[2][q] + count[3][q];
+    for (int q = 0; q <= BUCKETS; q++) { /* words below `sure` stay at any rank in the bucket, from `never` on none does */
+        double a = CHANCE(first[q]), b = CHANCE((int64_t)first[q + 1] - (first[q + 1] > first[q]));
+        sure[q] = (uint32_t)(int64_t)ceil(a < b ? a : b);
+        never[q] = (uint32_t)(int64_t)ceil(a < b ? b : a);
+    }
+    int64_t j = 0;
+#if defined(WIDE)
+    for (; j + 16 <= n; j += 16) {
+        __m512i word = _mm512_loadu_si512(u + j), place = _mm512_loadu_si512(bucket + j);
+        __mmask16 in = _mm512_cmplt_epu32_mask(word, _mm512_i32gather_epi32(place, sure, 4));
+        __mmask16 may = _mm512_cmplt_epu32_mask(word, _mm512_i32gather_epi32(place, never, 4)) & ~in;
+        for (; may; may &= may - 1) {
+            int at = __builtin_ctz(may);
+            if ((double)u[j + at] < CHANCE(rank_of(key, n, j + at))) in |= (__mmask16)(1 << at);
+        }
+        bits[j >> 3] = (uint8_t)in;
+        bits[(j >> 3) + 1] = (uint8_t)(in >> 8);
+    }
+#endif
+    for (int64_t q = j; q < (n + LANES - 1) / LANES * LANES; q += 8) bits[q >> 3] = 0;
+    for (; j < n; j++) {
+        int keep = u[j] < sure[bucket[j]];
+        if (!keep && u[j] < never[bucket[j]]) keep = (double)u[j] < CHANCE(rank_of(key, n, j));
+        bits[j >> 3] |= (uint8_t)(keep << (j & 7));
     }
 }
 
@@ -570,8 +756,9 @@ int merge_della(int m, const tensor_t *in, int64_t rows, int64_t cols, draw_t *d
     int64_t wide = padded + CH;
     double *b = malloc(wide * 8), *d = malloc(wide * 8);
     uint32_t *key = malloc(wide * 4), *u = malloc(wide * 4 + 64);
-    uint8_t *keep = malloc(wide);
-    if (!b || !d || !key || !u || !keep) code = NO_MEMORY;
+    int32_t *bucket = malloc(wide * 4);
+    uint8_t *bits = malloc(wide);
+    if (!b || !d || !key || !u || !bucket || !bits) code = NO_MEMORY;
     for (int i = 0; i < m; i++) { draws[i].all = draws[i].kept = 0.0; memset(draws[i].bits, 0, (rows * cols + 7) / 8); }
     for (int64_t row = 0; code == OK && row < rows; row += step) {
         int64_t here = rows - row < step ? rows - row : step;
@@ -582,28 +769,21 @@ int merge_della(int m, const tensor_t *in, int64_t rows, int64_t cols, draw_t *d
             for (int i = 0; i < m; i++) {
                 draw_t *w = draws + i;
                 double all[LANES] = {0}, kept[LANES] = {0};
-                if (decode(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, cols, d)) { code = BAD_INPUT + i; break; }
-                for (int64_t j = 0; j < cols; j++) d[j] = fabs(d[j] - b[j]);
+                if (decode_delta(reader.raw[i] + at * SIZE[in[i].dtype], in[i].dtype, cols, b, d)) { code = BAD_INPUT + i; break; }
                 for (int64_t j = cols; j < padded; j++) d[j] = 0.0;
                 key_of(d, cols, key);
                 philox(w->key0, w->key1, flat - head, (cols + head + 3) / 4 * 4, u);
-                della_row(key, u + head, cols, w->density, w->epsilon, keep);
-                memset(keep + cols, 0, padded - cols);
-                for (int64_t j = 0; j < padded; j += LANES)
-                    for (int l = 0; l < LANES; l++) { all[l] += d[j + l]; kept[l] += keep[j + l] ? d[j + l] : 0.0; }
+                della_row(key, u + head, cols, w->density, w->epsilon, bucket, bits);
+                add_norms(d, bits, padded, all, kept);
                 w->all += lanes_total(all);
                 w->kept += lanes_total(kept);
-                if ((flat & 7) == 0 && (cols & 7) == 0)
-                    for (int64_t j = 0; j < cols; j += 8) {
-                        uint8_t byte = 0;
-                        for (int z = 0; z < 8; z++) byte |= (uint8_t)(keep[j + z] << z);
-                        w->bits[(flat + j) >> 3] = byte;
-                    }
-                else for (int64_t j = 0; j < cols; j++) w->bits[(flat + j) >> 3] |= (uint8_t)(keep[j] << ((flat + j) & 7));
+                if ((flat & 7) == 0 && (cols & 7) == 0) memcpy(w->bits + (flat >> 3), bits, cols >> 3);
+                else for (int64_t j = 0; j < cols; j++)
+                    w->bits[(flat + j) >> 3] |= (uint8_t)((bits[j >> 3] >> (j & 7) & 1) << ((flat + j) & 7));
             }
         }
     }
-    reader_close(&reader); free(b); free(d); free(key); free(u); free(keep);
+    reader_close(&reader); free(b); free(d); free(key); free(u); free(bucket); free(bits);
     return code;
 }
 

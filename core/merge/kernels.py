@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -92,13 +93,21 @@ def _load() -> ctypes.CDLL | None:
 
 
 def library_path() -> Path:
-    """Where the compiled library lies: named by source, flags and processor, so that none is used by mistake."""
+    """Where the compiled library lies: named by source, flags and processor, so that none is used by mistake.
+
+    In the environment's folder where that can be written (installation compiles it there), else in the user's home.
+    """
     cpu = platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as handle:
             cpu += next((line for line in handle if line.startswith(("flags", "Features"))), "")
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join([*EXACT, *TUNED, cpu]).encode()).hexdigest()[:16]
-    return home() / "kernels" / f"merge-{digest}.so"
+    name = f"merge-{digest}.so"
+    shared = Path(sys.prefix) / "share" / "transferopt"
+    own = home() / "kernels"
+    if (shared / name).exists():
+        return shared / name
+    return (shared if os.access(sys.prefix, os.W_OK) and not (own / name).exists() else own) / name
 
 
 def build(path: Path | None = None) -> bool:

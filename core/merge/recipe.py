@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from core.config import Config
 from core.merge.dtypes import NAMES
 from core.registry import nearest
+from core.safe_yaml import load_yaml
 
 Scalar = bool | int | float | str
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
@@ -47,6 +47,8 @@ class ModelRef(Config):
             inner = data["model"] if isinstance(data["model"], Mapping) else {"path": data["model"]}
             lora = data.get("lora")
             rest = {k: v for k, v in data.items() if k not in ("model", "lora")}
+            if isinstance(lora, Mapping) and "path" not in lora:
+                raise ValueError(f"lora {dict(lora)!r} has no path")
             return {**inner, **rest, "lora": lora["path"] if isinstance(lora, Mapping) else lora}
         return data
 
@@ -164,7 +166,10 @@ class Recipe(Config):
     @classmethod
     def _size(cls, value: Any) -> Any:
         if isinstance(value, str) and value and value[-1].lower() in UNITS:
-            return int(float(value[:-1]) * UNITS[value[-1].lower()])
+            try:
+                return int(float(value[:-1]) * UNITS[value[-1].lower()])
+            except (ValueError, OverflowError):
+                raise ValueError(f"{value[:40]!r} is no size; write a number of bytes such as 500M or 5B") from None
         return value
 
     @model_validator(mode="after")
@@ -210,15 +215,36 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
         ValueError: not YAML, an unknown key (the nearest is named), a wrong value.
     """
     if isinstance(source, Mapping):
-        return Recipe(**source)
-    text = Path(source).read_text()
-    try:
-        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {error}") from None
+        return _recipe(source, "recipe")
+    data = load_yaml(Path(source).read_text(encoding="utf-8"), str(source))
     if not isinstance(data, Mapping):
         raise ValueError(f"{source} holds {type(data).__name__}, expected keys such as merge_method and models")
-    return Recipe(**data)
+    return _recipe(data, str(source))
+
+
+def _recipe(data: Mapping[Any, Any], name: str) -> Recipe:
+    try:
+        return Recipe(**{str(key): value for key, value in data.items()})
+    except ValidationError as error:
+        found: dict[str, str] = {}
+        for e in error.errors(include_url=False, include_context=False, include_input=False):
+            found.setdefault(_place(data, e["loc"]), e["msg"].removeprefix("Value error, ")[:300])
+        lines = [f"{place}: {text}" if place else text for place, text in list(found.items())[:5]]
+        raise ValueError(f"{name}: {'; '.join(lines)}") from None
+
+
+def _place(data: Any, loc: Iterable[Any]) -> str:
+    """The keys of an error's location that the recipe has (without the alternatives a checker tried)."""
+    keys = []
+    for key in loc:
+        if isinstance(data, Mapping) and key in data:
+            data = data[key]
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            continue
+        keys.append(str(key)[:60])
+    return ".".join(keys)
 
 
 def evaluate(setting: Setting, tensor: str, t: float) -> Any:

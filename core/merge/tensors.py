@@ -6,6 +6,7 @@ that tensors may be written in any order, by any number of threads or processes.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -56,19 +57,52 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
         if size < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
             raise ValueError(f"{path} is not a safetensors file (header length {length}, file size {size})")
         try:
-            header = json.loads(handle.read(length))
-        except ValueError:
-            raise ValueError(f"{path} is not a safetensors file (its header is not JSON)") from None
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = entry["data_offsets"]
-        info = TensorInfo(path, 8 + length + start, entry["dtype"], tuple(entry["shape"]))
-        if stop - start != info.bytes or start < 0 or 8 + length + stop > size:
-            raise ValueError(f"{path}: tensor {name!r} does not fit its place (truncated file?); copy the file again")
-        tensors[name] = info
+            header = json.loads(handle.read(length).decode(), object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not a safetensors file (header: {str(error)[:200]})") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is not a safetensors file (its header is a {type(header).__name__}, not a mapping)")
+    facts = header.pop("__metadata__", {})
+    if not isinstance(facts, dict) or not all(isinstance(v, str) for v in facts.values()):
+        raise ValueError(f"{path}: the header's __metadata__ must map words to words")
+    tensors = {name: _place(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    end = 8 + length
+    for name, t in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].bytes)):
+        if t.offset != end:
+            raise ValueError(f"{path}: tensor {name!r} begins at byte {t.offset}, expected {end}; copy the file again")
+        end += t.bytes
+    if end != size:
+        raise ValueError(f"{path} has {size} bytes, its header describes {end} (truncated?); copy the file again")
     return tensors
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON mapping whose keys are all different."""
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return mapping
+
+
+def _place(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
+    """One entry of a header, checked."""
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise ValueError(
+            f"{path}: tensor {name!r} has the entry {str(entry)[:200]}; needed: dtype, shape, data_offsets"
+        )
+    start, stop = offsets
+    if not 0 <= start <= stop <= size - data:
+        raise ValueError(f"{path}: tensor {name!r} does not fit its place (truncated file?); copy the file again")
+    info = TensorInfo(path, data + start, dtype, tuple(shape))
+    if stop - start != info.bytes:
+        raise ValueError(f"{path}: tensor {name!r} ({dtype} {shape}) has {stop - start} bytes, not {info.bytes}")
+    return info
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
 @dataclass(frozen=True)

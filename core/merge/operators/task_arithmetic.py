@@ -78,7 +78,7 @@ def _check(shared: Mapping[str, Any], each: Sequence[Mapping[str, Any]]) -> None
         )
     for p in each:
         density, epsilon = p["density"], p.get("epsilon")
-        if epsilon is not None and 0 < density < 1 and not (epsilon < density < 1 - epsilon):
+        if epsilon is not None and 0 < density < 1 and not (epsilon < density < 1 - 1e-9 - epsilon):
             raise ValueError(f"density {density} +- epsilon {epsilon} must lie inside (0, 1)")
 
 
