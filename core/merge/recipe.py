@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, ValidationError, field_validator, model_serializer, model_validator
 
 from core.config import Config
 from core.merge.dtypes import NAMES
@@ -227,7 +227,8 @@ def _recipe(data: Mapping[Any, Any], name: str) -> Recipe:
         return Recipe(**{str(key): value for key, value in data.items()})
     except ValidationError as error:
         found: dict[str, str] = {}
-        for e in error.errors(include_url=False, include_context=False, include_input=False):
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        for e in sorted(faults, key=lambda e: e["type"] != "value_error"):  # our own words before the checker's
             found.setdefault(_place(data, e["loc"]), e["msg"].removeprefix("Value error, ")[:300])
         lines = [f"{place}: {text}" if place else text for place, text in list(found.items())[:5]]
         raise ValueError(f"{name}: {'; '.join(lines)}") from None
@@ -237,13 +238,10 @@ def _place(data: Any, loc: Iterable[Any]) -> str:
     """The keys of an error's location that the recipe has (without the alternatives a checker tried)."""
     keys = []
     for key in loc:
-        if isinstance(data, Mapping) and key in data:
+        known = data.keys() if isinstance(data, Mapping) else range(len(data)) if isinstance(data, list) else ()
+        if key in known:
             data = data[key]
-        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
-            data = data[key]
-        else:
-            continue
-        keys.append(str(key)[:60])
+            keys.append(str(key)[:60])
     return ".".join(keys)
 
 
