@@ -27,6 +27,7 @@ class Source:
     Args:
         head: the source task's own output layer, where there is one (needed by LEEP and NCE).
         labels: names of the source task's classes.
+        task: name of the data set it was last trained on, where known.
         train: the data it was last trained on, where known (for measured similarity).
         cache: where features are kept between processes; None keeps them in memory only.
     """
@@ -35,6 +36,7 @@ class Source:
     original: nn.Module
     head: nn.Linear | None = None
     labels: tuple[str, ...] = ()
+    task: str = ""
     train: Examples | None = None
     cache: Cache | None = None
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -110,7 +112,7 @@ def open_source(asset: Any, modality: str = "text", cache: Cache | None = None, 
         return Source(body.name, body, cache=cache)
     facts = json.loads((folder / FACTS).read_text())
     body.name, body.sha256 = facts["name"], facts["sha256"]
-    return Source(body.name, body, _read_head(folder), tuple(facts["labels"]), cache=cache)
+    return Source(body.name, body, _read_head(folder), tuple(facts["labels"]), facts["task"], cache=cache)
 
 
 def save_source(source: Source, folder: Path) -> None:
@@ -121,7 +123,10 @@ def save_source(source: Source, folder: Path) -> None:
     source.original.tokenizer.save_pretrained(folder)
     if source.head is not None:
         save_file({k: v.detach().cpu().contiguous() for k, v in source.head.state_dict().items()}, folder / HEAD)
-    write_json(folder / FACTS, {"name": source.name, "sha256": source.sha256, "labels": list(source.labels)})
+    write_json(
+        folder / FACTS,
+        {"name": source.name, "sha256": source.sha256, "labels": list(source.labels), "task": source.task},
+    )
 
 
 def _read_head(folder: Path) -> nn.Linear | None:
@@ -142,7 +147,7 @@ def train_source(
     net = fit(source, target).net
     digest = content_key("trained", source.sha256, target.name, target.train.sha256)
     net.body.name, net.body.sha256 = f"{source.name} + {target.name}", digest
-    return Source(net.body.name, net.body.eval(), net.head, labels, target.train, source.cache)
+    return Source(net.body.name, net.body.eval(), net.head, labels, target.name, target.train, source.cache)
 
 
 def _reading(body: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""When and how to transfer: rank sources, use, adjust or retrain, and report what it gained."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from core.data.assets import find_local
+from core.hashing import sha256_file
+from core.transfer.experiment import DataSteps
+from core.transfer.history import default_history
+from core.transfer.problem import Problem
+from core.transfer.strategies import STRATEGIES, StrategyConfig
+from flows.forms import Form
+from flows.runtime import transfer_flow
+from tasks.adapt import AdaptConfig, adapt
+from tasks.load_data import load_data
+from tasks.load_model import load_model
+from tasks.rank_sources import RankConfig, rank
+from tasks.report_transfer import ReportTransferConfig, metric_of, report_transfer
+from tasks.sources import modality_of
+from tasks.stage import Artifact
+from tasks.train_source import TrainSourceConfig, train_on
+
+RETRAIN = "scratch"
+
+
+class TransferForm(Form):
+    """What is transferred to which target, and by which strategies."""
+
+    sizes: ClassVar = {
+        "smoke": {"examples": 32, "seeds": 1, "test_examples": 60, "passes": 64, "curve": 1},
+        "default": {"examples": 200, "seeds": 3, "test_examples": 300, "passes": 480, "curve": 1},
+        "full": {"examples": 1000, "seeds": 5, "test_examples": 2000, "passes": 2000, "curve": 5},
+    }
+
+    sources: tuple[str, ...] = Field(("all-minilm-l6-v2",), description="source models: asset, folder or hub name")
+    source_tasks: tuple[str, ...] = Field((), description="source data sets: the first model, trained first on each")
+    target: str = Field("auto", description="target task; auto: trec with local data, else rt_plot from an archive")
+    strategies: tuple[str, ...] = Field(("share", "full", RETRAIN), description="strategies to compare")
+    examples: int | None = Field(None, ge=4, description="training examples of the target (empty: by size)")
+    curve: int | None = Field(None, ge=1, le=8, description="sizes of the data-efficiency curve (empty: by size)")
+    seeds: int | None = Field(None, ge=1, description="seeds: samples, initialisation, batch order (empty: by size)")
+    test_examples: int | None = Field(None, ge=20, description="test examples (empty: by size)")
+    passes: int | None = Field(None, ge=1, description="training examples to pass, epochs counted (empty: by size)")
+    score: str = Field("logme", description="transferability score that ranks sources")
+    budget_s: float | None = Field(None, gt=0, description="largest predicted seconds of the recommended strategy")
+    clean: tuple[str, ...] = Field(DataSteps().clean, description="faults to remove from train and validation")
+    normalise: tuple[str, ...] = Field((), description="text normalisation: html, unicode, spaces, lower")
+    augment: tuple[str, ...] = Field((), description="augmentation of the training examples, e.g. word_drop, synonym")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate decay after warm-up")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of steps with rising learning rate")
+    max_length: int = Field(64, ge=8, le=512, description="longest text in tokens")
+    profile: bool = Field(False, description="write a trace of each strategy's first fit")
+    seed: int = Field(0, ge=0, description="first seed")
+
+
+def target_task(form: TransferForm) -> str:
+    """The target, ``auto`` resolved."""
+    return form.target if form.target != "auto" else "trec" if find_local("text") else "rt_plot"
+
+
+def problem(form: TransferForm) -> Problem:
+    """What this transfer is."""
+    target = target_task(form)
+    return Problem(
+        source=", ".join([*form.sources, *(f"{form.sources[0]} trained on {t}" for t in form.source_tasks)]),
+        target=f"a model for {target} from {form.examples} examples",
+        knowledge="representations (share), weights (adjust), architecture alone (retrain)",
+        domain=target,
+        objective=f"test {metric_of(target)}; strategy and source are chosen on training data alone",
+        budget=f"{form.examples} train_labels, at most {form.passes} train_examples a run",
+    )
+
+
+def curve_sizes(most: int, count: int) -> tuple[int, ...]:
+    """``count`` sizes up to ``most``, each half of the next."""
+    return tuple(sorted({max(8, most // 2**k) for k in range(count)} | {most}))
+
+
+@transfer_flow(
+    "transfer",
+    level="transfer",
+    parameters=TransferForm,
+    problem=problem,
+    title="Share, adjust or retrain: rank sources, compare strategies, report what the transfer gained",
+)
+def transfer(form: TransferForm) -> Artifact:
+    for name in form.strategies:
+        STRATEGIES.entry(name)
+    if len(form.strategies) < 2:
+        raise ValueError("give at least two strategies, one of them without transfer (scratch) or the linear probe")
+    target = target_task(form)
+    modality, data = modality_of(target), load_data(target)
+    if modality == "table":
+        raise ValueError(f"target {target} is a table; tables have no ready source model: use core.transfer in Python")
+    steps = DataSteps(clean=form.clean, normalise=form.normalise, augment=form.augment)
+    sources = _sources(form)
+    seeds = tuple(range(form.seed, form.seed + form.seeds))
+    history = default_history()
+    ranking = rank(
+        RankConfig(
+            target=target,
+            modality=modality,
+            examples=form.examples,
+            seed=form.seed,
+            steps=steps,
+            score=form.score,
+            strategies=form.strategies,
+            budget_s=form.budget_s,
+            max_length=form.max_length,
+            history=str(history),
+            history_sha256=sha256_file(history) if history.is_file() else "",
+        ),
+        sources=sources,
+        data=data,
+    )
+    training = StrategyConfig(
+        examples=form.passes, min_epochs=2, optimizer=form.optimizer, schedule=form.schedule, warmup=form.warmup
+    )
+    runs = {
+        f"{name} / {strategy}": adapt(
+            AdaptConfig(
+                strategy=strategy,
+                source=name,
+                target=target,
+                modality=modality,
+                sizes=curve_sizes(form.examples, form.curve),
+                seeds=seeds,
+                test_examples=form.test_examples,
+                steps=steps,
+                training=training,
+                max_length=form.max_length,
+                profile=form.profile,
+            ),
+            source=source,
+            data=data,
+        )
+        for name, source in sources.items()
+        for strategy in form.strategies
+    }
+    without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
+    facts = {"sources": ", ".join(sources), "target": f"{target}, {form.examples} examples", "size": form.size}
+    config = ReportTransferConfig(
+        target=target,
+        metric=metric_of(target),
+        without=without,
+        examples=form.examples,
+        history=str(history),
+        facts=facts,
+    )
+    return report_transfer(config, ranking=ranking, runs=runs)
+
+
+def _sources(form: TransferForm) -> dict[str, Artifact]:
+    """Name in the report -> artifact: the models, then the first model trained on each source data set."""
+    models = {Path(name).name if Path(name).exists() else name: load_model(name) for name in form.sources}
+    if len(models) < len(form.sources):
+        raise ValueError(f"two sources have the same name: {', '.join(form.sources)}")
+    first = next(iter(models.values()))
+    trained = {
+        f"{form.sources[0]} + {task}": train_on(
+            TrainSourceConfig(task=task, max_length=form.max_length, seed=form.seed), base=first, data=load_data(task)
+        )
+        for task in form.source_tasks
+    }
+    return models | trained

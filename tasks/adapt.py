@@ -1,0 +1,76 @@
+"""Fit one strategy from one source on the target, over seeds and sizes."""
+
+import json
+
+import numpy as np
+from pydantic import Field
+
+from core.config import Config
+from core.data.tasks import load_task
+from core.evaluate.rows import Row
+from core.hashing import code_version
+from core.progress import progress
+from core.state import write_json
+from core.transfer.experiment import DataSteps, Trial, run_trial
+from core.transfer.strategies import StrategyConfig
+from tasks.sources import opened
+from tasks.stage import Artifact, Output, stage
+
+MODULES = ["core.transfer.experiment", "core.transfer.strategies.full", "core.transfer.strategies.peft_methods",
+           "core.transfer.strategies.adapter", "core.transfer.strategies.share", "core.transfer.strategies.scratch",
+           "core.transfer.strategies.linear_probe"]  # fmt: skip
+CORRECT, WHY = "correct.npz", "why.json"
+
+
+class AdaptConfig(Config):
+    """One strategy, measured."""
+
+    strategy: str = Field(description="name of the strategy")
+    source: str = Field(description="name of the source in the report")
+    target: str = Field(description="target task")
+    modality: str = Field(description="what the source reads")
+    sizes: tuple[int, ...] = Field(description="training sizes; the last is the one reported in detail")
+    seeds: tuple[int, ...] = Field(description="seeds of sample and training")
+    test_examples: int | None = Field(description="test examples; none takes all")
+    steps: DataSteps = Field(description="data stages")
+    training: StrategyConfig = Field(description="how the strategy trains")
+    max_length: int = Field(description="longest text in tokens")
+    profile: bool = Field(False, description="write a trace of the first fit")
+
+
+@stage("adapt", modules=MODULES)
+def adapt(out: Output, config: AdaptConfig, source: Artifact, data: Artifact) -> None:
+    """Run every size and seed; write rows, which test examples were right, and why."""
+    template = load_task(config.target).causal_template
+    opened_ = opened(source, config.modality, config.max_length, template)
+    opened_.name = config.source
+    version = code_version(MODULES)
+    rows: list[Row] = []
+    correct: dict[str, np.ndarray] = {}
+    cells = [(n, seed) for n in config.sizes for seed in config.seeds]
+    for n, seed in progress(cells, f"{config.strategy} from {config.source}", unit="run"):
+        last = n == config.sizes[-1]
+        trial = Trial(
+            strategy=config.strategy,
+            examples=n,
+            seed=seed,
+            test_examples=config.test_examples,
+            steps=config.steps,
+            training=config.training,
+            explain=last and seed == config.seeds[0],
+        )
+        trace = str(out.folder / "trace") if config.profile and (n, seed) == cells[0] else ""
+        outcome = run_trial(opened_, config.target, trial, version, trace)
+        rows += outcome.rows
+        if outcome.correct is not None and last:
+            correct[str(seed)] = outcome.correct
+        if outcome.why:
+            write_json(out.folder / WHY, outcome.why)
+            out.curve("loss", list(enumerate(outcome.why["losses"])))
+    out.rows(rows)
+    np.savez(out.folder / CORRECT, **correct)
+    spent: dict[str, float] = {}
+    for r in {json.dumps(r.settings, sort_keys=True) + str(r.seed): r for r in rows}.values():
+        for unit, amount in r.budget.items():
+            spent[unit] = spent.get(unit, 0) + amount
+    out.budget(spent)

@@ -1,0 +1,206 @@
+"""The effect report of a transfer: gain, harm, curves, cost, the advice against what happened, and why."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from core.config import Config
+from core.data.tasks import load_task
+from core.evaluate import plots
+from core.evaluate.metrics import higher_is_better
+from core.evaluate.rows import Row
+from core.state import write_bytes, write_json
+from core.transfer import effect_page
+from core.transfer.effect import EffectReport, effect
+from core.transfer.explain import leave_one_source_out
+from core.transfer.history import compared, record
+from core.transfer.recommend import Experience, Forecast, Recommendation, regret
+from core.transfer.report import Section, Table, render
+from tasks.adapt import CORRECT, WHY
+from tasks.rank_sources import RANKING
+from tasks.stage import Artifact, Output, stage
+
+MODULES = ["core.transfer.report", "core.transfer.effect_page", "core.transfer.history", "core.evaluate.plots"]
+
+
+class ReportTransferConfig(Config):
+    """What is compared with what."""
+
+    target: str = Field(description="target task")
+    metric: str = Field(description="metric that decides")
+    without: str = Field(description="the strategy without transfer")
+    examples: int = Field(description="training size reported in detail")
+    history: str = Field(description="file of past transfers, to which this run is added")
+    facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
+
+
+@stage("report-transfer", modules=MODULES)
+def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact, runs: Mapping[str, Artifact]) -> None:
+    """Write the page, the effect as JSON, the rows, and the history."""
+    rows = [r for a in runs.values() for r in a.rows()]
+    ranked = json.loads((ranking.folder / RANKING).read_text())
+    best_source = ranked["ranked"][0][0]
+    report = effect(rows, metric=config.metric, without=config.without, unit="train_labels", size="n",
+                    correct=_correct(runs, best_source))  # fmt: skip
+    means = _means(rows, config)
+    advice = _advice(ranked["sources"][best_source]["advice"])
+    sections = [
+        *effect_page.sections(report),
+        _choice(advice, means[best_source], ranked, best_source, config),
+        *_sources(ranked, means, config),
+        _why(runs, best_source, advice, config),
+        _data(json.loads((ranking.folder / "data.json").read_text())),
+    ]
+    facts = config.facts | _headline(report, advice, config)
+    write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())
+    write_json(out.folder / "effect.json", report.as_dict())
+    history = Path(config.history)
+    for source, found in ranked["sources"].items():
+        record(history, _experiences(rows, source, found["situation"], config), _advice(found["advice"]))
+    past = compared(history)
+    write_json(out.folder / "predicted_and_realised.json", past)
+    out.rows([*rows, *ranking.rows()])
+    out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
+
+
+def _means(rows: list[Row], config: ReportTransferConfig) -> dict[str, dict[str, float]]:
+    """source -> strategy -> mean score at the reported size, larger better."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    sign = 1 if higher_is_better(config.metric) else -1
+    for r in rows:
+        if r.metric == config.metric and r.value is not None and r.settings["n"] == config.examples:
+            found[r.settings["source"]][r.method].append(sign * r.value)
+    return {s: {m: float(np.mean(v)) for m, v in methods.items()} for s, methods in found.items()}
+
+
+def _correct(runs: Mapping[str, Artifact], source: str) -> dict[tuple[str, int], np.ndarray]:
+    out = {}
+    for key, artifact in runs.items():
+        name, strategy = key.rsplit(" / ", 1)
+        if name == source:
+            with np.load(artifact.folder / CORRECT) as stored:
+                out |= {(strategy, int(seed)): stored[seed] for seed in stored.files}
+    return out
+
+
+def _advice(stored: dict[str, Any]) -> Recommendation:
+    return Recommendation(**{**stored, "forecasts": [Forecast(**f) for f in stored["forecasts"]]})
+
+
+def _headline(report: EffectReport, advice: Recommendation, config: ReportTransferConfig) -> dict[str, str]:
+    best = max(report.methods, key=lambda m: m.gain.mean)
+    advised = f"{advice.pick}, confidence {advice.confidence:.2f}" if advice.transfer else "do not transfer"
+    return {
+        f"best gain over {config.without}": f"{best.gain} in {config.metric} ({best.method})",
+        "recommended before": advised,
+    }
+
+
+def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: str, config) -> Section:
+    probe = realised.get("linear_probe")
+    lines = []
+    for f in advice.forecasts:
+        got = realised.get(f.strategy)
+        gain = None if got is None or probe is None else got - probe
+        lines.append([f.strategy, f.gain, f.low, f.high, f.seconds, gain, got])
+    columns = (
+        "strategy",
+        "predicted gain",
+        "10 %",
+        "90 %",
+        "predicted s",
+        "realised gain",
+        f"realised {config.metric}",
+    )
+    lost = f"{regret(advice.pick, realised):.4g}" if advice.pick in realised else "not measured"
+    text = (
+        f"Before any fine-tuning the recommender picked {advice.pick!r} from {source} (confidence "
+        f"{advice.confidence:.2f}; 0 means that there was no history to learn from). Regret against the best strategy "
+        f"measured: {lost}. The similarity rule would have picked {ranked['sources'][source]['rule']!r}. "
+        "Gains are over the linear probe."
+    )
+    return Section("Advice and what happened", text, [Table(columns, lines)])
+
+
+def _sources(ranked: dict, means: dict[str, dict[str, float]], config) -> list[Section]:
+    if len(means) < 2:
+        return []
+    best = {s: max(m.values()) for s, m in means.items()}
+    worth = leave_one_source_out(best)
+    lines = [[s, v, best[s], worth[s]] for s, v in ranked["ranked"]]
+    first = ranked["ranked"][0][0]
+    text = (
+        f"Sources ranked by {ranked['score']} before any fine-tuning; the first is {first}, its regret against the "
+        f"best source {regret(first, best):.4g}. The last column is what the best result loses without the source."
+    )
+    columns = ("source", ranked["score"], f"best {config.metric}", "lost without it")
+    return [Section("Sources", text, [Table(columns, lines)])]
+
+
+def _why(runs: Mapping[str, Artifact], source: str, advice: Recommendation, config) -> Section:
+    tables, figures, layers, changed = [], [], {}, {}
+    predicted: dict[str, list[int]] = {}
+    for key, artifact in runs.items():
+        name, strategy = key.rsplit(" / ", 1)
+        path = artifact.folder / WHY
+        if name != source or not path.is_file():
+            continue
+        why = json.loads(path.read_text())
+        if why["layers"]:
+            layers[strategy] = (list(range(len(why["layers"]))), [np.nan if v is None else v for v in why["layers"]])
+        changed[strategy], predicted[strategy] = why["changed_input"], why["predicted"]
+    if advice.contributions:
+        lines = list(advice.contributions.items())[:8]
+        tables.append(Table(("measured before", "moved the predicted gain by"), lines, "What the advice rests on"))
+    names = list(dict.fromkeys(n for c in changed.values() for n in c))
+    if names:
+        lines = [[s, *(c.get(n) for n in names)] for s, c in changed.items()]
+        tables.append(Table(("strategy", *names), lines, f"{config.metric} when the input changes"))
+    if layers:
+        figures.append(plots.curves_with_bands(layers, "layer (0: embeddings)", "CKA with the source", "What moved"))
+    text = "Layers near 1 still are the source's; where they fall, the strategy wrote new knowledge over the old."
+    return Section("Why", text, tables, figures)
+
+
+def _data(changes: list[dict[str, Any]]) -> Section:
+    lines = [
+        [
+            c["stage"],
+            part,
+            c["before"][part],
+            c["after"][part],
+            ", ".join(f"{k} {v}" for k, v in counts.items()) or "none",
+        ]
+        for c in changes
+        for part, counts in c["counts"].items()
+    ]
+    table = Table(("stage", "part", "rows before", "rows after", "found"), lines)
+    return Section("Data", "What the data stages changed; the test split is never cleaned.", [table])
+
+
+def _experiences(rows: list[Row], source: str, situation: dict, config) -> list[Experience]:
+    """One experience a strategy: means over seeds at the reported size."""
+    mine = [r for r in rows if r.settings["source"] == source and r.settings["n"] == config.examples]
+    sign = 1 if higher_is_better(config.metric) else -1
+    cell = f"{source}/{config.target}/{config.examples}/{mine[0].inputs['train'][:12]}"
+    out = []
+    for strategy in dict.fromkeys(r.method for r in mine):
+        scores = [
+            sign * r.value for r in mine if (r.method, r.metric) == (strategy, config.metric) and r.value is not None
+        ]
+        seconds = [r.value for r in mine if (r.method, r.metric) == (strategy, "seconds")]
+        if scores:
+            out.append(
+                Experience(situation, strategy, float(np.mean(scores)), float(np.median(seconds)), config.target, cell)
+            )
+    return out
+
+
+def metric_of(task: str) -> str:
+    """The metric that decides a task."""
+    return load_task(task).metric

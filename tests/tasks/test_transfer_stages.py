@@ -1,0 +1,174 @@
+"""The stages of the transfer flow on a tiny encoder and a task of one csv, without servers."""
+
+import json
+
+import pytest
+
+from core.data.tasks import load_task
+from core.state import seal
+from core.transfer.experiment import DataSteps
+from core.transfer.history import read_history
+from core.transfer.strategies import StrategyConfig
+from flows.transfer import TransferForm, curve_sizes, problem
+from tasks.adapt import AdaptConfig, adapt
+from tasks.rank_sources import RankConfig, rank
+from tasks.report_transfer import ReportTransferConfig, report_transfer
+from tasks.sources import modality_of, opened
+from tasks.stage import Artifact, Output
+from tasks.train_source import TrainSourceConfig, train_on
+from tests.core.transfer import tiny
+
+STEPS = DataSteps()
+QUICK = StrategyConfig(examples=64, max_epochs=2, min_epochs=1, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("transfer")
+
+
+@pytest.fixture(scope="module")
+def task(place):
+    """A task file over a csv with one duplicate and one conflict."""
+    examples = tiny.texts(120)
+    lines = ["text,label", *(f"{t},{['no', 'yes'][y]}" for t, y in zip(examples.texts, examples.labels))]
+    lines += [lines[1], "the a was film on,no", "the a was film on,yes"]
+    (place / "toy.csv").write_text("\n".join(lines) + "\n")
+    path = place / "toy.yaml"
+    path.write_text("kind: single\nsource: {path: toy.csv}\nlabels: ['no', 'yes']\nmetric: accuracy\n")
+    return str(path)
+
+
+def run(stage, folder, config, **inputs) -> Artifact:
+    """Run a stage's body as the flow would, without Prefect and MLflow."""
+    folder.mkdir(parents=True)
+    stage.body(Output(folder), config, **inputs)
+    return Artifact(name=stage.name, path=str(folder), sha256=seal(folder))
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    folder = tiny.build("bert", place / "model")
+    (folder / "asset.json").write_text(json.dumps({"name": "tiny"}))
+    return Artifact(name="load-model", path=str(folder), sha256=seal(folder))
+
+
+@pytest.fixture(scope="module")
+def data(place):
+    (place / "data").mkdir()
+    return Artifact(name="load-data", path=str(place / "data"), sha256=seal(place / "data"))
+
+
+@pytest.fixture(scope="module")
+def trained(place, task, model, data):
+    config = TrainSourceConfig(task=task, examples=40, max_length=16)
+    return run(train_on, place / "trained", config, base=model, data=data)
+
+
+def rank_config(task, history, **changes):
+    values = {
+        "target": task,
+        "modality": "text",
+        "examples": 40,
+        "seed": 0,
+        "steps": STEPS,
+        "score": "logme",
+        "strategies": ("share", "linear_probe", "full", "scratch"),
+        "max_length": 16,
+        "history": str(history),
+        "history_sha256": "",
+    }
+    return RankConfig(**(values | changes))
+
+
+def adapt_config(task, strategy, **changes):
+    values = {
+        "strategy": strategy,
+        "source": "tiny",
+        "target": task,
+        "modality": "text",
+        "sizes": (20, 40),
+        "seeds": (0, 1),
+        "test_examples": 20,
+        "steps": STEPS,
+        "training": QUICK,
+        "max_length": 16,
+    }
+    return AdaptConfig(**(values | changes))
+
+
+def test_ranking_finds_faults_and_recommends(place, task, model, trained, data):
+    artifact = run(
+        rank, place / "rank", rank_config(task, place / "none.jsonl"), sources={"tiny": model, "up": trained}, data=data
+    )
+    found = json.loads((artifact.folder / "ranking.json").read_text())
+    assert sorted(name for name, _ in found["ranked"]) == ["tiny", "up"]
+    assert found["ranked"][0][0] == "up", "a source trained on the same task comes first"
+    assert found["sources"]["tiny"]["advice"]["confidence"] == 0, "no history yet"
+    assert found["sources"]["up"]["situation"]["label_overlap"] == 1
+    cleaned = json.loads((artifact.folder / "data.json").read_text())[0]
+    assert sum(cleaned["before"].values()) - sum(cleaned["after"].values()) >= 1
+    assert {r.method for r in artifact.rows()} == {"before", "recommender"}
+
+
+def test_whole_chain_reports_and_learns(place, task, model, data):
+    history = place / "history.jsonl"
+    sources = {"tiny": model}
+    ranking = run(rank, place / "rank1", rank_config(task, history), sources=sources, data=data)
+    strategies = ("share", "linear_probe", "full", "scratch")
+    runs = {
+        f"tiny / {s}": run(adapt, place / f"adapt-{s}", adapt_config(task, s), source=model, data=data)
+        for s in strategies
+    }
+    why = json.loads((runs["tiny / full"].folder / "why.json").read_text())
+    assert len(why["layers"]) == 3
+    assert 0 < why["layers"][-1] <= 1
+    assert set(why["changed_input"]) == {"as it is", "10 % of words dropped", "30 % of words dropped"}
+    config = ReportTransferConfig(target=task, metric="accuracy", without="scratch", examples=40, history=str(history))
+    artifact = run(report_transfer, place / "report", config, ranking=ranking, runs=runs)
+    page = (artifact.folder / "report.html").read_text()
+    for words in ("Transfer effect", "Data efficiency", "Advice and what happened", "Why", "What moved", "Data"):
+        assert words in page
+    marked = tiny.texts(120).texts[0]
+    assert marked not in page, "no example's text is quoted"
+    effect = json.loads((artifact.folder / "effect.json").read_text())
+    assert [m["method"] for m in effect["methods"]] == ["share", "linear_probe", "full"]
+    assert effect["methods"][0]["pairs"] == 2
+    assert {e.strategy for e in read_history(history)} == set(strategies)
+    again = run(rank, place / "rank2", rank_config(task, history), sources=sources, data=data)
+    learned = json.loads((again.folder / "ranking.json").read_text())["sources"]["tiny"]["advice"]
+    assert learned["confidence"] > 0, "the second run knows the first"
+
+
+def test_trained_source_comes_back_with_head_and_forgets(place, task, trained, data):
+    source = opened(trained, "text", 16)
+    assert source.name.startswith("tiny + ")
+    assert source.head.weight.shape == (2, 32)
+    assert source.labels == ("no", "yes")
+    assert source.train is not None
+    config = adapt_config(task, "full", sizes=(20,), seeds=(0,))
+    rows = run(adapt, place / "forget", config, source=trained, data=data).rows()
+    values = {r.metric: r.value for r in rows}
+    assert 0 <= values["source_after"] <= 1
+    assert values["source_before"] >= 0.9
+
+
+def test_profile_writes_a_trace(place, task, model, data):
+    config = adapt_config(task, "share", sizes=(20,), seeds=(0,), profile=True)
+    artifact = run(adapt, place / "traced", config, source=model, data=data)
+    assert "traceEvents" in json.loads((artifact.folder / "trace" / "trace.json").read_text())
+
+
+def test_more_classes_than_examples_is_named(place, task, model, data):
+    with pytest.raises(ValueError, match="2 classes but 1 training examples"):
+        run(adapt, place / "few", adapt_config(task, "share", sizes=(1,)), source=model, data=data)
+
+
+def test_form_and_problem(task):
+    form = TransferForm(target=task, size="smoke").resolved()
+    assert form.examples == 32
+    assert "32 train_labels" in problem(form).budget
+    assert curve_sizes(1000, 5) == (62, 125, 250, 500, 1000)
+    assert curve_sizes(32, 1) == (32,)
+    assert modality_of(task) == "text"
+    assert load_task(task).n_classes == 2
