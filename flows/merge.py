@@ -23,18 +23,17 @@ from tasks.report_merges import ReportConfig, report_merges
 from tasks.stage import Artifact, is_planning
 from tasks.train_expert import TrainExpertConfig, train_expert
 
-ELEMENTWISE = ("average", "task_arithmetic", "ties", "dare_ties", "slerp")
-
 
 class MergeForm(Form):
     """Which experts are made and how they are merged."""
 
     sizes: ClassVar = {
         "smoke": {
-            "methods": ELEMENTWISE,
-            "examples": 96,
+            "methods": ("average", "task_arithmetic", "ties"),
+            "examples": 64,
             "epochs": 1,
-            "validation_examples": 40,
+            "max_length": 32,
+            "validation_examples": 24,
             "test_examples": 60,
             "most_tasks": 2,
         },
@@ -42,6 +41,7 @@ class MergeForm(Form):
             "methods": tuple(STATIC),
             "examples": 1000,
             "epochs": 2,
+            "max_length": 64,
             "validation_examples": 150,
             "test_examples": 400,
             "most_tasks": 8,
@@ -50,6 +50,7 @@ class MergeForm(Form):
             "methods": tuple(STATIC),
             "examples": 2000,
             "epochs": 4,
+            "max_length": 128,
             "validation_examples": 300,
             "test_examples": 100_000,
             "most_tasks": 99,
@@ -63,7 +64,7 @@ class MergeForm(Form):
     methods: tuple[str, ...] | None = Field(None, description="static operators to compare (empty: by size)")
     examples: int | None = Field(None, ge=8, description="training examples an expert (empty: by size)")
     epochs: int | None = Field(None, ge=1, le=50, description="training epochs an expert (empty: by size)")
-    max_length: int = Field(64, ge=8, le=512, description="longest text in tokens")
+    max_length: int | None = Field(None, ge=8, le=512, description="longest text in tokens (empty: by size)")
     validation_examples: int | None = Field(None, ge=20, description="a task, to choose scales (empty: by size)")
     test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
     seed: int = Field(0, ge=0, description="draws, initialisation, batch order, random operators")
@@ -116,7 +117,7 @@ def merge(form: MergeForm) -> Artifact:
         m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned) for m in methods
     }
     test = EvaluateConfig(test_examples=form.test_examples, **shared)
-    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged)
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, tuned=tuned)
     package = package_merge(
         PackageConfig(max_length=form.max_length), tuned=tuned, base=base, experts=experts, merged=merged
     )

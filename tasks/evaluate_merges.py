@@ -31,7 +31,12 @@ class EvaluateConfig(Config):
 
 @stage("evaluate-merges", modules=MODULES)
 def evaluate_merges(
-    out: Output, config: EvaluateConfig, base: Artifact, experts: Mapping[str, Artifact], merged: Mapping[str, Artifact]
+    out: Output,
+    config: EvaluateConfig,
+    base: Artifact,
+    experts: Mapping[str, Artifact],
+    merged: Mapping[str, Artifact],
+    tuned: Artifact,
 ) -> None:
     """Score every model on all tasks' test sets; accuracy, F1, ECE, and accuracy relative to the individual experts."""
     found = experts_of(experts)
@@ -45,7 +50,7 @@ def evaluate_merges(
     rows: list[Row] = []
     for method, r in results.items():
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
-        facts["budget"] = _labels(method, found)
+        facts["budget"] = _labels(method, found) | (tuned.facts()["budget"] if method in merged else {})
         facts["inputs"] = {"model": merged[method].sha256} if method in merged else {"base": base.sha256}
         rows += rows_of(method, r, individual, **facts)
     out.rows(rows)

@@ -53,6 +53,10 @@ class Artifact(Config):
     def rows(self) -> list[Row]:
         return read_rows(self.folder / ROWS)
 
+    def facts(self) -> dict[str, Any]:
+        """What its stage noted beside the content: budget, who made it."""
+        return json.loads((self.folder / MANIFEST).read_text())["facts"]
+
 
 @dataclass
 class Output:

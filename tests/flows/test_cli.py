@@ -90,9 +90,9 @@ def test_nested_settings_reach_the_form():
 
     class Form(Config):
         inner: Inner = Inner()
-        names: list[str] = []
+        names: tuple[str, ...] = ()
 
-    assert read(Form, None, ["inner.rate=0.5", "names=[a, b]"]) == Form(inner=Inner(rate=0.5), names=["a", "b"])
+    assert read(Form, None, ["inner.rate=0.5", "names=[a, b]"]) == Form(inner=Inner(rate=0.5), names=("a", "b"))
     with pytest.raises(ValueError, match="unknown key 'rat', did you mean 'rate'"):
         read(Form, None, ["inner.rat=1"])
 
