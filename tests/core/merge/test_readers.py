@@ -12,7 +12,6 @@ from core.merge.recipe import load_recipe
 from core.merge.tensors import read_header
 from core.safe_yaml import load_yaml
 
-
 EXPLODING = "a: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(5)
 )
