@@ -161,7 +161,8 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 def _dialogues(path: Path) -> pd.DataFrame:
     """A chatterbot-corpus file, one row a turn: language (folder), topic (file), conversation, turn, text."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same result, ten times faster where it is built
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     if not isinstance(content, dict) or not isinstance(content.get("conversations"), list):
         raise ValueError("no list 'conversations'")
     made = [

@@ -15,22 +15,18 @@
 ``load_task(name)`` knows the built-in tasks (``core/data/tasks/*.yaml``) and any YAML file by its path.
 """
 
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from core.config import Config
 from core.data.assets import card_licence, declared
-from core.data.examples import ALL, Examples, Splits, TaskError, fold, share_of
-from core.hashing import content_key, sha256_file
+from core.data.examples import Splits, TaskError
+from core.hashing import content_key
 from core.registry import Registry, nearest
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BUILT_IN = Path(__file__).with_name("tasks")
 TASKS: Registry[Path] = Registry("task")
@@ -151,8 +147,9 @@ class Task(Config):
             TaskError: missing file or column, unknown label, a class missing from train, an empty split.
         """
         from core.data.reading import state_of
+        from core.data.splitting import make_splits
 
-        return _splits(self.model_dump_json(by_alias=True), seed, state_of(self.source, self.name))
+        return make_splits(self.model_dump_json(by_alias=True), seed, state_of(self.source, self.name))
 
     def prompt(self, text: str, pair: str = "", mask: str = "[MASK]", causal: bool = False) -> str:
         """The filled template: masked (answer at ``mask``) or causal (answer comes last).
@@ -243,194 +240,6 @@ def _check_template(template: str) -> None:
             template.format(text="", pair="", mask="")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"template {template!r}: {error}; allowed are {{text}}, {{pair}} and {{mask}}") from None
-
-
-@cache
-def _splits(description: str, seed: int, state: tuple[tuple[str, int, int], ...]) -> Splits:
-    from core.data.reading import read_source
-
-    task = Task.model_validate_json(description)
-    frames = cut(read_source(task.source, task.name, seed), task, seed)
-    dropped: dict[str, dict[str, int]] = {}
-    parts = {name: _examples(task, rows, dropped.setdefault(name, {})) for name, rows in frames.items()}
-    for name, part in parts.items():
-        if not len(part):
-            raise TaskError(f"task {task.name}: no rows in {name} (left out: {dropped[name] or 'none'})")
-    for name, part in parts.items():
-        present = set(part.labels)
-        missing = [label for i, label in enumerate(task.labels) if i not in present]
-        if missing:
-            raise TaskError(
-                f"task {task.name}: {name} has no row of class {', '.join(missing[:5])}; add rows, enlarge its "
-                "share in `splits`, or remove the label"
-            )
-    return Splits(**parts, dropped=dropped)
-
-
-def cut(frames: "dict[str, pd.DataFrame]", task: Task, seed: int) -> "dict[str, pd.DataFrame]":
-    """Apply the split plan: named splits are taken, shares are cut from train by the hash of the split column."""
-    from core.data.reading import derive
-
-    plan = task.plan
-    train = plan.train or ("train" if "train" in frames else ALL)
-    test = plan.test or ("test" if "test" in frames else 0.2)
-    validation = plan.validation or ("validation" if "validation" in frames and test != "validation" else 0.1)
-    named = {"train": train, "validation": validation, "test": test}
-    for part, name in named.items():
-        if isinstance(name, str) and name not in frames:
-            raise TaskError(f"task {task.name}: {part} names split {name!r}{nearest(name, frames)} Has: {list(frames)}")
-    if len({n for n in named.values() if isinstance(n, str)}) < sum(isinstance(n, str) for n in named.values()):
-        raise TaskError(f"task {task.name}: two parts name the same split ({named})")
-    shares = {part: share for part, share in named.items() if not isinstance(share, str)}
-    if not all(0 < s < 1 for s in shares.values()) or sum(shares.values()) >= 1:
-        raise TaskError(f"task {task.name}: shares must lie between 0 and 1 and leave rows for train, got {shares}")
-    rows = frames[train]
-    result = {"train": rows, **{p: frames[n] for p, n in named.items() if p != "train" and isinstance(n, str)}}
-    if shares:
-        position = _positions(_split_keys(rows, task), _strata(rows, task), seed)
-        low = 0.0
-        for part in ("test", "validation"):
-            if part in shares:
-                result[part] = rows[(position >= low) & (position < round(low + shares[part], 9))]
-                low = round(low + shares[part], 9)
-        result["train"] = rows[position >= low]
-    for name, settings in plan.pair.items():
-        result = {part: derive(name, r, seed, settings, f"task {task.name}") for part, r in result.items()}
-    return {part: result[part] for part in ("train", "validation", "test")}
-
-
-def _split_keys(rows: "pd.DataFrame", task: Task) -> list[str]:
-    """What decides a row's split: the folded text or group, the image's bytes, or all features."""
-    from core.data.reading import strings
-
-    by, text = task.plan.by, task.fields.text
-    if by or task.kind in TEXT_KINDS:
-        column = strings(_column(rows, by or text, task.name))
-        if not by:
-            return [fold(t) for t in _cut_words(column, task.max_words)]
-        groups = [fold(v) for v in column]
-        return _joined(groups, [fold(t) for t in strings(rows[text])]) if text in rows.columns else groups
-    if task.kind == "image" and task.fields.image in rows.columns:
-        return [sha256_file(str(p)) for p in rows[task.fields.image]]
-    features = rows[[c for c in rows.columns if c != task.fields.label]]
-    return [repr(values) for values in features.itertuples(index=False, name=None)]
-
-
-def _joined(groups: list[str], texts: list[str]) -> list[str]:
-    """One key a connected set of groups: two groups that share a text must not be parted. The key is the least name."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    names = sorted(set(groups))
-    number = {name: i for i, name in enumerate(names)}
-    known = {text: len(names) + i for i, text in enumerate(dict.fromkeys(texts))}
-    edges = [number[g] for g in groups], [known[t] for t in texts]
-    size = len(names) + len(known)
-    _, component = connected_components(coo_matrix((np.ones(len(groups)), edges), shape=(size, size)), directed=False)
-    least: dict[int, str] = {}
-    for name in names:
-        least.setdefault(component[number[name]], name)
-    return [least[component[number[g]]] for g in groups]
-
-
-def _strata(rows: "pd.DataFrame", task: Task) -> list[str]:
-    from core.data.reading import strings
-
-    known = bool(task.labels) and not task.plan.pair and task.fields.label in rows.columns
-    return strings(rows[task.fields.label]) if known else [""] * len(rows)
-
-
-def _positions(keys: list[str], strata: list[str], seed: int) -> np.ndarray:
-    """Each row's place in [0, 1): the rank of its key's hash among the keys of its class.
-
-    Equal keys get equal places, and every class is cut in the same proportion.
-    """
-    members: dict[str, list[str]] = {}
-    for key, stratum in dict(zip(keys[::-1], strata[::-1])).items():  # a key belongs to the class of its first row
-        members.setdefault(stratum, []).append(key)
-    place = {}
-    for of_class in members.values():
-        of_class.sort(key=lambda key: share_of(key, seed))
-        place |= {key: round(rank / len(of_class), 9) for rank, key in enumerate(of_class)}
-    return np.array([place[key] for key in keys])
-
-
-def _column(rows: "pd.DataFrame", column: str, task: str) -> "pd.Series":
-    if column not in rows.columns:
-        has = [str(c) for c in rows.columns]
-        raise TaskError(f"task {task}: no column {column!r}{nearest(column, has)} Has: {', '.join(has)}")
-    return rows[column]
-
-
-def _examples(task: Task, rows: "pd.DataFrame", dropped: dict[str, int]) -> Examples:
-    from core.data.reading import strings
-
-    labelled = _column(rows, task.fields.label, task.name)
-    hidden = ("", "-1") if task.labels else ("",)  # -1 marks a hidden label in many published test sets
-    keep = np.array([label not in hidden for label in strings(labelled)], dtype=bool)
-    _note(dropped, "without label", (~keep).sum())
-    columns = [task.fields.text] + ([task.fields.pair] if task.fields.pair else [])
-    for column in columns if task.kind in TEXT_KINDS else []:
-        full = np.array([text != "" for text in strings(_column(rows, column, task.name))], dtype=bool)
-        _note(dropped, "empty", (keep & ~full).sum())
-        keep &= full
-    rows = rows[keep]
-    labels = _labels(task, rows[task.fields.label])
-    if task.kind not in TEXT_KINDS:
-        from core.data.arrays import task_arrays
-
-        return task_arrays(task, rows, labels)
-    texts, pairs = (_texts(task, rows, column) for column in (task.fields.text, task.fields.pair))
-    return Examples(texts or [], pairs, labels)
-
-
-def _note(dropped: dict[str, int], reason: str, count: int) -> None:
-    if count:
-        dropped[reason] = dropped.get(reason, 0) + int(count)
-
-
-def _texts(task: Task, rows: "pd.DataFrame", column: str) -> list[str] | None:
-    from core.data.reading import strings
-
-    return _cut_words(strings(rows[column]), task.max_words) if column else None
-
-
-def _cut_words(texts: list[str], most: int | None) -> list[str]:
-    return [" ".join(t.split(maxsplit=most)[:most]) for t in texts] if most else texts
-
-
-def _labels(task: Task, raw: "pd.Series") -> list[Any]:
-    """Class indices, numbers or reference texts."""
-    from core.data.reading import strings
-
-    if task.kind == "generation":
-        return strings(raw)
-    if not task.labels:
-        return _numbers(task, raw)
-    index = {name: i for i, name in enumerate(task.labels)}
-    known = {str(value): index[name] for value, name in task.values.items()} or dict(index)
-    if not task.values and not any(name.lstrip("-").isdigit() for name in index):
-        known |= {str(i): i for i in index.values()}
-    texts = [
-        str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v).strip() for v in raw
-    ]
-    unknown = sorted({t for t in texts if t not in known})
-    if unknown:
-        raise TaskError(
-            f"task {task.name}: column {task.fields.label!r} holds {unknown[:5]}{nearest(unknown[0], known)} "
-            f"Allowed: {', '.join(known)}; map raw labels with `values`, or leave rows out with source.where"
-        )
-    return [known[t] for t in texts]
-
-
-def _numbers(task: Task, raw: "pd.Series") -> list[float]:
-    import pandas as pd
-
-    numbers = pd.to_numeric(raw, errors="coerce").astype(float)
-    bad = raw[~np.isfinite(numbers.to_numpy())]
-    if len(bad):
-        raise TaskError(f"task {task.name}: {task.fields.label!r} holds {str(bad.iloc[0])!r}, not a finite number")
-    return numbers.tolist()
 
 
 register_tasks(BUILT_IN)

@@ -3,7 +3,7 @@
 import pytest
 
 from core.data.assets import resolve, table
-from core.data.augment import _roget
+from core.data.augment.text import _roget
 from core.data.examples import fold
 from core.data.reading import read_table
 from core.data.tasks import built_in, load_task

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.data import augment as module
 from core.data.augment import IMAGE, TEXT, augment
+from core.data.augment import text as module
 from core.data.examples import Examples, Splits
 
 SENTENCES = [f"the film number {i} was a terrible and evil answer to a good question ." for i in range(12)]

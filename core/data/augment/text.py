@@ -1,8 +1,4 @@
-"""Augmentation: changed copies of training examples, labels kept.
-
-Text methods change single words: ``word_drop``, ``word_swap``, ``synonym`` and ``back_off``. Image methods: ``flip``,
-``crop``, ``rotate``, ``scale``. Each is one function with its own random generator; originals stay, copies follow.
-"""
+"""Text augmentation: words dropped, swapped, exchanged for synonyms, or noised by a back-off model."""
 
 import math
 from collections import Counter, defaultdict
@@ -14,49 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from core.data.cleaning import Change
-from core.data.examples import Examples, Splits, fold
-from core.registry import Registry
-
-TEXT: Registry = Registry("text augmentation")
-IMAGE: Registry = Registry("image augmentation")
+from core.data.augment import TEXT
+from core.data.examples import Examples, fold
 
 
-def augment(
-    splits: Splits, methods: Mapping[str, Mapping[str, Any]] | Sequence[str], copies: int = 1, seed: int = 0
-) -> tuple[Splits, Change]:
-    """Add ``copies`` changed copies of every train example; validation and test stay.
-
-    Args:
-        methods: names, or name -> settings; applied to each copy in that order.
-        copies: copies an example.
-
-    Raises:
-        ValueError: unknown method or setting, a method that does not fit the kind of data, or copies < 1.
-    """
-    if copies < 1:
-        raise ValueError(f"augmentation needs copies >= 1, got {copies}")
-    settings = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
-    train = splits.train
-    images = train.arrays is not None
-    if images and train.arrays.ndim != 4:
-        raise ValueError("augmentation is for texts and images; these splits hold a table")
-    rng = np.random.default_rng(seed)
-    made = [train]
-    changed = 0
-    for _ in range(copies):
-        copy = _images(train, settings, rng) if images else _texts(train, settings, rng)
-        changed += sum(a != b for a, b in zip(copy.folded(), train.folded()))
-        made.append(copy)
-    new = replace(splits, train=_concatenate(made))
-    counts = {"train": {"copies": copies * len(train), "changed": changed}}
-    return new, Change.between("augment", {"methods": settings, "copies": copies, "seed": seed}, splits, new, counts)
-
-
-# -- texts -----------------------------------------------------------------------------------------------------------
-
-
-def _texts(train: Examples, settings: Mapping[str, Mapping[str, Any]], rng: np.random.Generator) -> Examples:
+def change_texts(train: Examples, settings: Mapping[str, Mapping[str, Any]], rng: np.random.Generator) -> Examples:
+    """A copy of the examples whose texts (and pairs) went through the methods in order."""
     for name, options in settings.items():
         function = TEXT.get(name)
         prepared = _with_options(name, function, [*train.texts, *(train.pairs or [])], options)
@@ -235,78 +194,3 @@ def _wordnet(word: str, most: int = 4) -> tuple[str, ...]:
     synsets = wordnet.synsets(word)
     names = [n.lower() for n in synsets[0].lemma_names() if n.isalpha()] if synsets else []
     return tuple(n for n in dict.fromkeys(names) if n != word)[:most]
-
-
-# -- images ----------------------------------------------------------------------------------------------------------
-
-
-def _images(train: Examples, settings: Mapping[str, Mapping[str, Any]], rng: np.random.Generator) -> Examples:
-    """All geometric methods as one affine map an image, sampled once (bilinear, edge pixels repeated)."""
-    import torch
-
-    count, _, height, width = train.arrays.shape
-    affine = np.tile(np.eye(3), (count, 1, 1))
-    for name, options in settings.items():
-        function = IMAGE.get(name)
-        try:
-            affine = affine @ function(count, rng, **options)
-        except TypeError as error:
-            raise ValueError(f"augmentation {name!r} with {dict(options)}: {error}") from None
-    # the maps act on coordinates scaled to [-1, 1] by the larger side, so that rotations keep the shape
-    ratio = np.diag([width / max(width, height), height / max(width, height), 1.0])
-    theta = torch.from_numpy((np.linalg.inv(ratio) @ affine @ ratio)[:, :2].astype(np.float32))
-    pixels = torch.from_numpy(train.arrays.astype(np.float32))
-    grid = torch.nn.functional.affine_grid(theta, list(pixels.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False).numpy()
-    if train.arrays.dtype == np.uint8:
-        moved = np.rint(moved).clip(0, 255).astype(np.uint8)
-    return replace(train, arrays=moved.astype(train.arrays.dtype))
-
-
-@IMAGE.register("flip")
-def flip(count: int, rng: np.random.Generator, share: float = 0.5, vertical: bool = False) -> np.ndarray:
-    """Mirror left to right (or top to bottom) with probability ``share``."""
-    maps = np.tile(np.eye(3), (count, 1, 1))
-    maps[:, 1 if vertical else 0, 1 if vertical else 0] = np.where(rng.random(count) < share, -1.0, 1.0)
-    return maps
-
-
-@IMAGE.register("crop")
-def crop(count: int, rng: np.random.Generator, least: float = 0.8) -> np.ndarray:
-    """A window of a random side in [least, 1] of the image's, anywhere in it, resized to the full size."""
-    if not 0 < least <= 1:
-        raise ValueError(f"crop: least is a share of the side in (0, 1], got {least}")
-    side = rng.uniform(least, 1.0, count)
-    maps = np.tile(np.eye(3), (count, 1, 1))
-    maps[:, 0, 0] = maps[:, 1, 1] = side
-    maps[:, :2, 2] = rng.uniform(-1, 1, (count, 2)) * (1 - side)[:, None]
-    return maps
-
-
-@IMAGE.register("rotate")
-def rotate(count: int, rng: np.random.Generator, degrees: float = 15.0) -> np.ndarray:
-    """Turn about the centre by an angle drawn from [-degrees, degrees]."""
-    angle = np.deg2rad(rng.uniform(-degrees, degrees, count))
-    maps = np.tile(np.eye(3), (count, 1, 1))
-    maps[:, 0, 0] = maps[:, 1, 1] = np.cos(angle)
-    maps[:, 0, 1], maps[:, 1, 0] = -np.sin(angle), np.sin(angle)
-    return maps
-
-
-@IMAGE.register("scale")
-def scale(count: int, rng: np.random.Generator, low: float = 0.9, high: float = 1.1) -> np.ndarray:
-    """Enlarge about the centre by a factor drawn from [low, high]."""
-    if not 0 < low <= high:
-        raise ValueError(f"scale: factors need 0 < low <= high, got {low} and {high}")
-    maps = np.tile(np.eye(3), (count, 1, 1))
-    maps[:, 0, 0] = maps[:, 1, 1] = 1 / rng.uniform(low, high, count)
-    return maps
-
-
-def _concatenate(parts: list[Examples]) -> Examples:
-    return Examples(
-        [t for p in parts for t in p.texts],
-        [t for p in parts for t in p.pairs] if parts[0].pairs is not None else None,
-        [label for p in parts for label in p.labels],
-        np.concatenate([p.arrays for p in parts]) if parts[0].arrays is not None else None,
-    )
