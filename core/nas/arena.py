@@ -136,7 +136,7 @@ def _cached_features(space: Space, cells: Sequence[Genotype], cache: Cache | Non
     if cache is None:
         return raw_features(space, cells)
     texts = [space.format(c) for c in cells]
-    key = content_key(space.name, texts, code_version([*MODULES, f"core.nas.spaces.{space.name}"]))
+    key = content_key(space.name, texts, code_version([*MODULES, type(space).__module__]))
 
     def build(folder: Path) -> None:
         np.save(folder / "raw.npy", raw_features(space, cells))

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from core.nas.features import NAMES
+
 TREES, LEAF, SHARE = 100, 10, 0.2
 TOP = 0.01
+COMPARABLE = len(NAMES)  # raw sizes depend on a space's macro network; only their ranks compare across spaces
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ class RankPredictor:
         if len(y) < 20 or not np.isfinite(y).all():
             raise ValueError(f"a source needs at least 20 finite labels, got {int(np.isfinite(y).sum())} of {len(y)}")
         label = top_label(y)
-        return cls(Forest.fit(raw, label, seed), Forest.fit(ranks, label, seed + 1))
+        return cls(Forest.fit(raw[:, :COMPARABLE], label, seed), Forest.fit(ranks, label, seed + 1))
 
     def predict(self, raw: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-        """Score ``[n]``: the mean of both views."""
-        return (self.raw.predict(raw) + self.rank.predict(ranks)) / 2
+        """Scores of both views, ``[n, 2]``; their scales differ in a foreign space, only ranks there can be joined."""
+        return np.stack([self.raw.predict(raw[:, :COMPARABLE]), self.rank.predict(ranks)], axis=1)

@@ -274,8 +274,8 @@ def size_experts(arena: Arena, knowledge: Knowledge) -> list[Expert]:
 
 
 @SEARCHERS.register("predictor", "Predictor-guided search without source, generic features", uses="sizes")
-def predictor_generic(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 1, features: str = "generic"):
-    """Gaussian process on the target alone; with the sizes as experts where ``knowledge.prior``."""
+def predictor_generic(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10, features: str = "generic"):
+    """Gaussian process on the target alone after ten random cells; with ``knowledge.prior`` the sizes are experts."""
     hypotheses = [Hypothesis(0.2), *size_hypotheses(knowledge, 0.8)]
     experts = size_experts(arena, knowledge)
     return GuidedSearch(arena, seed, experts, hypotheses, features=features, initial=initial, noisy=knowledge.noisy)
@@ -285,3 +285,9 @@ def predictor_generic(arena: Arena, seed: int, knowledge: Knowledge, initial: in
 def predictor_onehot(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10):
     """As ``predictor`` with distances on one-hot tokens, as published predictor searches encode a cell."""
     return predictor_generic(arena, seed, knowledge, initial, "onehot")
+
+
+@SEARCHERS.register("predictor_eager", "As predictor, by expected improvement from the second query on", uses="sizes")
+def predictor_eager(arena: Arena, seed: int, knowledge: Knowledge):
+    """No random design: expected improvement starts at the corners of feature space, where the large cells are."""
+    return predictor_generic(arena, seed, knowledge, initial=1)

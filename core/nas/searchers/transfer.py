@@ -10,7 +10,7 @@ NONE, SLOPE = 0.2, 0.75
 
 
 @SEARCHERS.register("transfer", "Sources as experts under a trust gate", uses="source")
-def transfer(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 1) -> GuidedSearch:
+def transfer(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10) -> GuidedSearch:
     """Hypotheses: nobody is right (.2); each source; with the prior also each size, and each source with parameters.
 
     Without sources this is the predictor search on generic features, its no-source twin.

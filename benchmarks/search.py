@@ -1,0 +1,181 @@
+"""Architecture search across spaces: what a source saves, by target, source and parameters prior.
+
+Fifty seeds in blocks of ten; a block learns its sources anew (another label sample, another forest), so intervals hold
+the source's chance too. Every answer is a true query of the oracle. Scores: NAS-Bench-201 mean over all runs of the
+cell that was kept (search sees one random run), the NAS-Bench-101 pool its only value, the DARTS surrogate its
+prediction, NAS-Bench-Graph test accuracy. Settings were chosen on NAS-Bench-201 CIFAR-100 and NAS-Bench-Graph Cora
+with seeds of 1000 and above; all other targets were looked at only here.
+
+Data: ../shared/data (through TRANSFEROPT_DATA, else found beside the repository).
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.search_report import (
+    AT,
+    BLOCK,
+    CURVE,
+    EAGER,
+    HARD,
+    HEAD,
+    OURS,
+    PLAIN,
+    QUERIES,
+    TARGETS,
+    TEN,
+    TWIN,
+    goals,
+    page,
+)
+from core.evaluate.benchmark import Benchmark, Cell, main
+from core.evaluate.rows import Row
+from core.hashing import code_version, content_key
+from core.nas.arena import Arena
+from core.nas.experts import Expert, size_expert, source_expert
+from core.nas.oracles import Oracle, get_oracle
+from core.nas.search import incumbent, search_architectures
+from core.nas.searchers import Knowledge, get_searcher
+from core.nas.source import Source, learn_source
+from core.state import Cache
+from core.transfer.budget import Budget
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+if "TRANSFEROPT_DATA" not in os.environ and SHARED.is_dir():
+    os.environ["TRANSFEROPT_DATA"] = str(SHARED)
+
+ORACLE_MODULES = {"nb201": "nb201", "nb101": "nb101", "darts": "darts", "graph": "nasbench_graph"}
+SEARCHER_MODULES = {"random": "generic", "rea": "generic", "ga": "generic", "transfer": "transfer"}
+SEARCHER_MODULES |= {"parameters_first": "size_first", "flops_first": "size_first", HEAD: "transfer"}
+SEARCHER_MODULES |= {"predictor_onehot": "guided", TWIN: "guided", EAGER: "guided"}
+
+
+def modules(method: str, target: str, source: str) -> list[str]:
+    """Core modules that decide a cell."""
+    names = {ORACLE_MODULES[t.split()[0]] for t in (target, source) if t}
+    found = [f"core.nas.searchers.{SEARCHER_MODULES.get(method, method)}", "core.nas.search", "core.nas.arena"]
+    return [*found, "core.nas.experts", *(f"core.nas.oracles.{n}" for n in sorted(names))]
+
+
+def cells(size: str) -> list[Cell]:
+    """Blocks of ten seeds, so that every pair has rows before any has all."""
+    blocks = {"smoke": 1, "default": 5, "full": 10}[size]
+    out = []
+    for block in range(blocks):
+        pairs = dict.fromkeys([*TEN, *HARD])
+        out += [_cell(HEAD, t, s, False, block) for s, t in pairs]
+        out += [_cell(HEAD, t, "", True, block) for t in TARGETS]
+        runs = [(OURS, t, s, False) for s, t in TEN] + [(TWIN, t, "", False) for t in TARGETS]
+        runs += [(OURS, t, s, True) for s, t in TEN] + [(TWIN, t, "", True) for t in TARGETS]
+        runs += [(m, t, "", False) for t in TARGETS for m in PLAIN]
+        runs += [(OURS, t, s, False) for s, t in HARD] + [(EAGER, t, "", False) for t in TARGETS]
+        out += [_cell(m, t, s, p, block) for m, t, s, p in (runs[:2] if size == "smoke" else runs)]
+    return out
+
+
+def _cell(method: str, target: str, source: str, prior: bool, block: int) -> Cell:
+    settings = {"target": target, "source": source, "prior": prior}
+    return Cell(method, settings, block, modules(method, target, source), {"data": _inputs(target, source)})
+
+
+@cache
+def _inputs(target: str, source: str) -> str:
+    names = [t for t in (target, _table_of(source)) if t]
+    return content_key([sorted(oracle(t, 0, None).inputs.items()) for t in names])[:16]
+
+
+def _table_of(source: str) -> str:
+    return {"nb101 shuffled": "nb101", "graph chains": "graph cora"}.get(source, source)
+
+
+def oracle(target: str, seed: int, limit: float | None) -> Oracle:
+    name, settings, _ = TARGETS[target]
+    return get_oracle(name, seed=seed, budget=Budget("queries", limit), **settings)
+
+
+def truth_of(table: Oracle, reference: str) -> np.ndarray:
+    """What is known of the cells of the table's pool, ``[pool]``: a reference, else the answers, uncharged."""
+    if hasattr(table, "table_values"):
+        return table.table_values
+    return table.references(reference) if reference in table.report else table.answers
+
+
+@cache
+def arena(target: str) -> Arena:
+    """Closed for tables, open for the DARTS surrogate, which answers any cell."""
+    table = oracle(target, 0, None)
+    return Arena(table.space, None if target == "darts" else table.pool(), cache=Cache())
+
+
+@lru_cache(maxsize=8)
+def source(name: str, block: int) -> Source:
+    """A source learned from its whole table (a random 8,000 labels), kept by content."""
+    table = oracle(_table_of(name), 0, None)
+    pool, labels = table.pool(), truth_of(table, "valid_mean")
+    if name == "nb101 shuffled":
+        labels = np.random.default_rng(block).permutation(labels)
+    if name == "graph chains":
+        keep = [i for i, c in enumerate(pool) if c.links == (0, 1, 2, 3)]
+        pool, labels = [pool[i] for i in keep], labels[keep]
+    version = code_version(["core.nas.source", *modules(OURS, _table_of(name), "")])
+    key = content_key(name, block, _inputs(_table_of(name), ""), version)
+
+    def build(folder: Path) -> None:
+        learn_source(name, Arena(table.space, pool, cache=Cache()), pool, labels, seed=block).save(folder / "source")
+
+    return Source.load(Cache().compute("nas-source", key, build) / "source")
+
+
+def measure(cell: Cell) -> list[Row]:
+    target, name, prior = (cell.settings[k] for k in ("target", "source", "prior"))
+    if cell.method == HEAD:
+        return _head_start(cell, target, name)
+    known = (source(name, cell.seed),) if name else ()
+    scores, others, spent = [], defaultdict(list), []
+    for seed in range(cell.seed * BLOCK, (cell.seed + 1) * BLOCK):
+        table = oracle(target, seed, QUERIES)
+        searcher = get_searcher(cell.method, arena(target), seed, Knowledge(known, prior, table.noise == "single run"))
+        result = search_architectures(table, searcher)
+        spent.append(table.queries)
+        kept = {n: incumbent(searcher, result, n) for n in CURVE}
+        told = {n: table.reference(kept[n]) for n in CURVE}
+        scores.append([told[n][TARGETS[target][2]] for n in CURVE])
+        for metric in ("test", "valid_unqueried", "regret", "percentile"):
+            if metric in told[50] and metric != TARGETS[target][2]:
+                others[metric].append(told[50][metric])
+    if min(spent) != QUERIES:
+        raise RuntimeError(f"{cell.method} on {target} spent {min(spent)} of {QUERIES} queries")
+    return _rows(cell, np.array(scores), others, oracle(target, 0, None).describe())
+
+
+def _rows(cell: Cell, scores: np.ndarray, others: Mapping[str, list[float]], said: str) -> list[Row]:
+    rows = []
+    for column, n in enumerate(CURVE):
+        rows.append(cell.row(f"mean@{n}", float(scores[:, column].mean()), {"queries": n}, said))
+        if n in AT:
+            values = enumerate(scores[:, column], cell.seed * BLOCK)
+            rows += [cell.row(f"score@{n} seed {s}", float(v), {"queries": n}, said) for s, v in values]
+    return rows + [cell.row(f"{m}@50", float(np.nanmean(v)), {"queries": 50}, said) for m, v in others.items()]
+
+
+def _head_start(cell: Cell, target: str, name: str) -> list[Row]:
+    """Mean percentile in the target of the 20 cells first in transferred (or parameter) order; no query spent."""
+    table = oracle(target, 0, None)
+    place = Arena(table.space, table.pool(), cache=Cache()) if target == "darts" else arena(target)
+    expert: Expert = source_expert(source(name, cell.seed), place) if name else size_expert("params", place)
+    truth = truth_of(table, TARGETS[target][2])
+    ties = np.random.default_rng(cell.seed).random(len(truth))
+    top = np.lexsort((ties, -expert.population))[:20]
+    better = (truth[None, :] > truth[top][:, None]).mean(1)
+    return [cell.row("top20 percentile", float(100 * better.mean()), {"queries": 0}, table.describe())]
+
+
+BENCHMARK = Benchmark("search", "Architecture search across spaces", cells, measure, goals, page)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
