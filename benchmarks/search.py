@@ -67,14 +67,14 @@ def cells(size: str) -> list[Cell]:
     blocks = {"smoke": 1, "default": 5, "full": 10}[size]
     out = []
     for block in range(blocks):
-        pairs = dict.fromkeys([*TEN, *HARD])
-        out += [_cell(HEAD, t, s, False, block) for s, t in pairs]
+        out += [_cell(HEAD, t, s, False, block) for s, t in TEN]
         out += [_cell(HEAD, t, "", True, block) for t in TARGETS]
         runs = [(OURS, t, s, False) for s, t in TEN] + [(TWIN, t, "", False) for t in TARGETS]
         runs += [(OURS, t, s, True) for s, t in TEN] + [(TWIN, t, "", True) for t in TARGETS]
         runs += [(m, t, "", False) for t in TARGETS for m in PLAIN]
         runs += [(OURS, t, s, False) for s, t in HARD] + [(EAGER, t, "", False) for t in TARGETS]
         out += [_cell(m, t, s, p, block) for m, t, s, p in (runs[:2] if size == "smoke" else runs)]
+        out += [_cell(HEAD, t, s, False, block) for s, t in HARD]
     return out
 
 
