@@ -29,7 +29,7 @@ from core.merge.dtypes import encode
 from core.merge.operators import OPERATORS, Group, block_ranges
 from core.merge.output import MANIFEST, known_template, model_card, write_companions
 from core.merge.plan import Input, Job, Plan, available_memory, check_space, default_threads, make_plan
-from core.merge.provenance import Digests, engine_digest
+from core.merge.provenance import Digests, engine_digest, parameter_files
 from core.merge.rates import record
 from core.merge.recipe import Recipe
 from core.merge.tensors import FileSource, RowSource, ShardFiles, close, write_exactly
@@ -107,11 +107,12 @@ def affordable(plan: Plan, threads: int) -> int:
 def plan_key(plan: Plan) -> str:
     """What the result depends on: recipe, program, and size, time and place of the input files."""
     files = {}
-    for ref, checkpoint in zip(plan.references, plan.checkpoints):
-        for f in checkpoint.files:
-            stat = f.stat()
-            files[f"{ref}/{f.name}"] = [stat.st_size, stat.st_mtime_ns]
-    return content_key(plan.recipe, files, engine_digest(), __version__)
+    for ref, checkpoint, adapter in zip(plan.references, plan.checkpoints, plan.adapters):
+        files |= {f"{ref}/{f.name}": f for f in [*checkpoint.files, *(adapter.files if adapter else [])]}
+    files |= {str(f): f for f in parameter_files(plan)}
+    stats = {name: f.stat() for name, f in files.items()}
+    seen = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    return content_key(plan.recipe, seen, engine_digest(), __version__)
 
 
 def share(plan: Plan, part: tuple[int, int]) -> list[int]:

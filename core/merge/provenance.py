@@ -38,7 +38,7 @@ class Digests:
         self._adapters = [[] if a is None else list(a.files) for a in plan.adapters]
         self._known: dict[Path, str] = {}
         self._queue = [p for paths in [*self._paths, *self._adapters] for p in paths]
-        self._queue += _parameter_files(plan)
+        self._queue += parameter_files(plan)
         self._lock = threading.Lock()
         self._slots = [[] for _ in plan.layout.files]
         for slot in plan.layout.slots.values():
@@ -86,7 +86,7 @@ class Digests:
         for ref, paths, adapter in zip(self._plan.references, self._paths, self._adapters):
             found[str(ref)] = {p.name: self._known[p] for p in paths}
             found[str(ref)] |= {f"adapter/{p.name}": self._known[p] for p in adapter}
-        for path in _parameter_files(self._plan):
+        for path in parameter_files(self._plan):
             found[str(path)] = {path.name: self._known[path]}
         return found
 
@@ -104,7 +104,7 @@ def _input_files(ref: Any, checkpoint: Any) -> list[Path]:
     return [*checkpoint.files, *([config] if config.is_file() else [])]
 
 
-def _parameter_files(plan: Plan) -> list[Path]:
+def parameter_files(plan: Plan) -> list[Path]:
     """Files that parameters name (statistics)."""
     names = [n for n, p in plan.contract.parameters.items() if p.file]
     values = {str(v[n]) for job in plan.jobs for v in (job.shared, *job.per_model) for n in names if v.get(n)}
