@@ -29,9 +29,9 @@ def words(key: tuple[int, int], start: int, stop: int) -> np.ndarray:
     native = kernels.library()
     if native is not None:
         out = np.empty(last - first, dtype=np.uint32)
-        native.merge_philox(key[0], key[1], first, last - first, out.ctypes.data)
+        native.mergephilox(key[0], key[1], first, last - first, out.ctypes.data)
     else:
-        out = _philox(key, first // 4, (last - first) // 4)
+        out = philox(key, first // 4, (last - first) // 4)
     return out[start - first : stop - first]
 
 
@@ -40,7 +40,8 @@ def uniform(key: tuple[int, int], start: int, stop: int) -> np.ndarray:
     return words(key, start, stop) * 2.0**-32
 
 
-def _philox(key: tuple[int, int], counter: int, n: int) -> np.ndarray:
+def philox(key: tuple[int, int], counter: int, n: int) -> np.ndarray:
+    """Words of the counters ``counter`` to ``counter + n``: uint32 [4 n]."""
     index = np.arange(counter, counter + n, dtype=np.uint64)
     c0, c1 = index & LOW, index >> SHIFT
     c2, c3 = np.zeros_like(index), np.zeros_like(index)
