@@ -88,3 +88,31 @@ _variant("no_forms", "Control: response model and injection, but no forms before
 _variant("random_order", "Control: forms in random order.", order="random")
 _variant("no_covariance", "Control: no covariance warm start.", warm_covariance=False)
 _variant("mean_only", "Control: mean warm start only (no covariance, no injection).", warm_covariance=False, inject=0)
+
+
+def greedy_soup(fitness: Fitness, space: RecipeSpace, budget: Budget) -> tuple[np.ndarray, Answer]:
+    """Greedy soup (Wortsman et al., ICML 2022): average experts, best first, keeping those that do not lower the score.
+
+    Args:
+        space: on raw task vectors.
+    """
+    n = space.shape[0]
+
+    def average(members: list[int]) -> np.ndarray:
+        recipe = np.zeros(space.shape)
+        recipe[members] = 1.0 / len(members)
+        return recipe
+
+    def scored(members: list[int]) -> Answer:
+        answer = fitness.full(average(members))
+        budget.spend(answer.cost)
+        return answer
+
+    singles = [scored([i]) for i in range(n)]
+    order = sorted(range(n), key=lambda i: -singles[i].mean)
+    soup, best = [order[0]], singles[order[0]]
+    for i in order[1:]:
+        answer = scored([*soup, i])
+        if answer.mean >= best.mean:
+            soup, best = [*soup, i], answer
+    return average(soup), best

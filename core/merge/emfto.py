@@ -85,22 +85,46 @@ def emfto(
     Raises:
         ValueError: the budget does not afford static start, one candidate and the finalists.
     """
-    key = content_key("emfto", config, space.config, space.experts, fitness.tasks, fitness.sizes, budget.limit, seed)
-    state = _begin(fitness, space, budget, config, owners, seed, priors)
-    if source is not None:
-        take_over(state, source, space)
-    spent_static = budget.spent
-    _forms_phase(fitness, space, budget, config, state, checkpoint, key)
-    spent_forms = budget.spent - spent_static
+    key = _key(fitness, space, budget, config, seed)
+    state = solve_forms(
+        fitness, space, budget, config, owners, seed=seed, source=source, priors=priors, checkpoint=checkpoint
+    )
+    spent_forms = sum(s.cost for s in state.graph.solved)
     outcome = _full_phase(fitness, space, budget, config, state, seed, checkpoint, key)
     outcome.facts |= {
-        "spent_static": spent_static,
         "spent_forms": spent_forms,
         "forms": len(state.graph.solved),
         "graph": state.graph,
         "response": state.response,
     }
     return outcome
+
+
+def solve_forms(
+    fitness: Fitness,
+    space: RecipeSpace,
+    budget: Budget,
+    config: EmftoConfig,
+    owners: list[int | None],
+    *,
+    seed: int = 0,
+    source: RelationGraph | None = None,
+    priors: np.ndarray | None = None,
+    checkpoint: Path | None = None,
+) -> State:
+    """The first half: tuned static start and forms. :func:`emfto` on the same checkpoint folder goes on from there."""
+    state = _begin(fitness, space, budget, config, owners, seed, priors)
+    if source is not None:
+        take_over(state, source, space)
+    key = _key(fitness, space, budget, config, seed)
+    _forms_phase(fitness, space, budget, config, state, checkpoint, key)
+    return state
+
+
+def _key(fitness: Fitness, space: RecipeSpace, budget: Budget, config: EmftoConfig, seed: int) -> str:
+    return content_key(
+        "emfto", config, space.config, space.experts, fitness.tasks, fitness.sizes, fitness.seed, budget.limit, seed
+    )
 
 
 def _begin(fitness, space, budget, config, owners, seed, priors) -> State:

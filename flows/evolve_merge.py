@@ -1,0 +1,131 @@
+"""Evolve a merge: multi-form transfer of merge recipes, beside the static operators and the search without transfer."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from core.merge.baselines import SEARCHES
+from core.merge.emfto import EmftoConfig
+from core.merge.experts import ExpertConfig
+from core.merge.problem import ProblemConfig
+from core.merge.recipe_space import SpaceConfig
+from core.merge.solver import SolverConfig
+from core.models.train import TrainConfig
+from core.transfer.problem import Problem
+from flows.merge import MergeForm, task_names
+from flows.runtime import transfer_flow
+from tasks.build_subproblems import EvolveConfig, build_subproblems
+from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
+from tasks.evolve_recipes import evolve_recipes
+from tasks.execute_recipe import ExecuteConfig, execute_recipe
+from tasks.load_data import load_data
+from tasks.load_model import load_model
+from tasks.merge_recipe import MergeConfig, merge_recipe
+from tasks.merge_static import StaticConfig, tune_static
+from tasks.report_evolution import ReportConfig, report_evolution
+from tasks.stage import Artifact
+from tasks.train_expert import TrainExpertConfig, train_expert
+
+
+class EvolveMergeForm(MergeForm):
+    """Which experts are merged, in which space, with which budget."""
+
+    sizes: ClassVar = {
+        "smoke": {
+            "examples": 96,
+            "epochs": 1,
+            "validation_examples": 30,
+            "test_examples": 60,
+            "most_tasks": 2,
+            "budget": 1200,
+        },
+        "default": {
+            "examples": 1000,
+            "epochs": 2,
+            "validation_examples": 120,
+            "test_examples": 300,
+            "most_tasks": 4,
+            "budget": 12_000,
+        },
+        "full": {
+            "examples": 2000,
+            "epochs": 4,
+            "validation_examples": 256,
+            "test_examples": 100_000,
+            "most_tasks": 99,
+            "budget": 100_000,
+        },
+    }
+
+    methods: tuple[str, ...] = Field(("task_arithmetic", "tsv_m"), description="static operators to compare")
+    budget: int | None = Field(None, ge=1, description="validation task-examples a search may spend (empty: by size)")
+    basis: str = Field("tsv_m", description="what coefficients weigh: raw task vectors, or tsv_m components")
+    granularity: str = Field("blocks:3", description="global, blocks:K, kinds, or layers")
+    batch: int = Field(16, ge=1, description="validation examples a task in a mini-batch")
+    searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
+
+
+def problem(form: EvolveMergeForm) -> Problem:
+    """What this search transfers."""
+    names = task_names(form)
+    return Problem(
+        source=f"sub-problems of {len(names)} experts of {form.base}: pairs and larger sets, context kept",
+        target=f"one {form.base} encoder with {len(names)} heads",
+        knowledge="merge coefficients, their covariance, model-task relations",
+        domain=", ".join(names),
+        objective="mean normalised validation score selects the recipe, test accuracy is reported",
+        budget=f"{form.budget} task_examples, forms included",
+    )
+
+
+def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
+    """The stage configuration of one search."""
+    return EvolveConfig(
+        problem=ProblemConfig(
+            space=SpaceConfig(basis=form.basis, granularity=form.granularity),
+            batch=form.batch,
+            validation_examples=form.validation_examples,
+            max_length=form.max_length,
+            seed=form.seed,
+        ),
+        search=EmftoConfig(solver=SolverConfig(finalists=3)),
+        method=SEARCHES.entry(method).name,
+        budget=form.budget,
+        seed=form.seed,
+    )
+
+
+@transfer_flow(
+    "evolve-merge",
+    level="system",
+    parameters=EvolveMergeForm,
+    problem=problem,
+    title="Search a merge of experts by multi-form transfer, within a counted budget",
+)
+def evolve_merge(form: EvolveMergeForm) -> Artifact:
+    names = task_names(form)
+    base = load_model(form.base)
+    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
+    expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
+    experts = {n: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n)) for n in names}
+    shared = {"max_length": form.max_length, "seed": form.seed}
+    static = StaticConfig(methods=form.methods, validation_examples=form.validation_examples, **shared)
+    tuned = tune_static(static, base=base, experts=experts)
+    merged = {
+        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned)
+        for m in form.methods
+    }
+    evolved = {}
+    for method in dict.fromkeys(("emfto", *form.searches)):
+        config = evolve_config(form, method)
+        inputs = {"base": base, "experts": experts}
+        if method == "emfto":
+            inputs["subproblems"] = build_subproblems(config, base=base, experts=experts)
+        evolved[method] = evolve_recipes(config, **inputs)
+        merged[method] = execute_recipe(ExecuteConfig(), evolved=evolved[method])
+    test = EvaluateConfig(test_examples=form.test_examples, **shared)
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged)
+    without = next((m for m in evolved if m != "emfto"), "emfto")
+    facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
+    config = ReportConfig(title=f"Evolved merge of {len(names)} experts", facts=facts, without=without)
+    return report_evolution(config, evaluated=evaluated, evolved=evolved)

@@ -1,0 +1,56 @@
+"""Build and solve the sub-problems: tuned static start, forms from pairs up, and the relation graph they teach."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from core.config import Config
+from core.merge.emfto import EmftoConfig, solve_forms
+from core.merge.problem import ProblemConfig, merge_problem
+from core.merge.relation import RelationGraph
+from core.transfer.budget import Budget
+from tasks.merge_static import experts_of
+from tasks.stage import Artifact, Output, stage
+
+GRAPH, PICTURE, FORMS = "graph.ckpt", "graph.png", "forms.ckpt"
+MODULES = ["core.merge.emfto", "core.merge.problem"]
+
+
+class EvolveConfig(Config):
+    """A merge search."""
+
+    problem: ProblemConfig = Field(ProblemConfig(), description="recipe space and fitness")
+    search: EmftoConfig = Field(EmftoConfig(), description="settings of the multi-form search")
+    method: str = Field("emfto", description="which search spends the budget")
+    budget: int = Field(100_000, ge=1, description="task-examples, everything included")
+    seed: int = Field(0, description="of the search")
+
+
+@stage("build-subproblems", modules=MODULES)
+def build_subproblems(
+    out: Output,
+    config: EvolveConfig,
+    base: Artifact,
+    experts: Mapping[str, Artifact],
+    source: Artifact | None = None,
+) -> None:
+    """Solve forms until their share of the budget is spent; write the relation graph and its picture."""
+    problem = merge_problem(base.folder, experts_of(experts), config.problem)
+    budget = Budget("task_examples", config.budget)
+    known = None if source is None else RelationGraph.load(source.folder / GRAPH)
+    state = solve_forms(
+        problem.fitness,
+        problem.space,
+        budget,
+        config.search,
+        problem.owners,
+        seed=config.seed,
+        source=known,
+        checkpoint=out.folder,
+    )
+    state.graph.save(out.folder / GRAPH)
+    state.graph.draw(out.folder / PICTURE)
+    gains = [(i, s.gain) for i, s in enumerate(state.graph.solved)]
+    out.curve("form/gain", gains)
+    out.metrics({"forms": len(gains), "merging_share": problem.fitness.clock.merging_share})
+    out.budget(budget.counts)

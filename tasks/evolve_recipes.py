@@ -1,0 +1,79 @@
+"""Search the full problem within the budget and write the selected recipe file."""
+
+import shutil
+from collections.abc import Mapping
+
+import yaml
+
+from core.merge.baselines import SEARCHES
+from core.merge.problem import merge_problem
+from core.merge.relation import RelationGraph
+from core.state import write_bytes, write_json
+from core.transfer.budget import Budget
+from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig
+from tasks.merge_static import experts_of
+from tasks.stage import Artifact, Output, stage
+
+RECIPE, OUTCOME = "recipe.yaml", "outcome.json"
+
+
+@stage("evolve-recipes", modules=["core.merge.baselines", "core.merge.problem"])
+def evolve_recipes(
+    out: Output,
+    config: EvolveConfig,
+    base: Artifact,
+    experts: Mapping[str, Artifact],
+    subproblems: Artifact | None = None,
+    source: Artifact | None = None,
+) -> None:
+    """Spend the budget with one search method, from the sub-problems' state where it has one."""
+    problem = merge_problem(base.folder, experts_of(experts), config.problem)
+    budget = Budget("task_examples", config.budget)
+    forms = out.folder / FORMS
+    if subproblems is not None and not forms.exists():
+        shutil.copyfile(subproblems.folder / FORMS, forms)
+    known = None if source is None else RelationGraph.load(source.folder / GRAPH)
+    outcome = SEARCHES.get(config.method)(
+        problem.fitness,
+        problem.space,
+        budget,
+        config.search,
+        problem.owners,
+        seed=config.seed,
+        source=known,
+        checkpoint=out.folder,
+    )
+    recipe = problem.recipe(outcome.coefficients)
+    write_bytes(out.folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
+    curve = best_so_far(outcome)
+    facts = {
+        "method": config.method,
+        "coefficients": outcome.coefficients.tolist(),
+        "experts": list(problem.space.experts),
+        "groups": list(problem.space.labels),
+        "validation": outcome.validation.mean,
+        "start": outcome.start_validation.mean,
+        "start_scale": float(outcome.start.mean()),
+        "spent": outcome.spent,
+        "candidates": len(outcome.answers),
+        "merging_share": problem.fitness.clock.merging_share,
+        "curve": curve,
+        "injection_gains": outcome.facts.get("injection_gains", []),
+    }
+    write_json(out.folder / OUTCOME, facts)
+    if "graph" in outcome.facts:
+        outcome.facts["graph"].save(out.folder / GRAPH)
+        outcome.facts["graph"].draw(out.folder / PICTURE)
+    out.curve("search/best", [(int(spent), value) for spent, value in curve])
+    out.metrics({"validation": outcome.validation.mean, "start": outcome.start_validation.mean})
+    out.budget(budget.counts)
+
+
+def best_so_far(outcome) -> list[tuple[float, float]]:
+    """Best mini-batch score against task-examples spent (control-corrected, so rounds compare)."""
+    curve, best = [], float("-inf")
+    for trial in outcome.facts["result"].trials:
+        best = max(best, trial.score)
+        if best > float("-inf"):
+            curve.append((trial.spent, best))
+    return curve

@@ -1,0 +1,114 @@
+"""The report of an evolved merge: what transfer gained, the search curves, the recipe and the relation graph."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import load_file
+
+from core.config import Config
+from core.evaluate import plots
+from core.evaluate.rows import Row
+from core.evaluate.statistics import bootstrap_mean
+from core.merge.relation import RelationGraph
+from core.state import write_bytes
+from core.transfer.report import Section, Table, render
+from tasks.build_subproblems import GRAPH
+from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
+from tasks.evolve_recipes import OUTCOME
+from tasks.stage import Artifact, Output, stage
+
+TEXT = (
+    "One encoder with the experts' heads. Normalised accuracy is test accuracy relative to each task's own expert: 100 "
+    "is their ceiling. Every search had the same budget of validation examples, its forms included, and the recipe was "
+    "selected on validation data."
+)
+
+
+class ReportConfig(Config):
+    """What the page says at its top."""
+
+    title: str = Field(description="headline")
+    facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
+    transfer: str = Field("emfto", description="the method whose gain is reported")
+    without: str = Field("cold_cma", description="its twin without transfer")
+
+
+@stage("report-evolution", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
+def report_evolution(out: Output, config: ReportConfig, evaluated: Artifact, evolved: Mapping[str, Artifact]) -> None:
+    """Write the page and hand the rows on."""
+    rows = evaluated.rows()
+    hits = load_file(evaluated.folder / CORRECT)
+    found = {name: json.loads((a.folder / OUTCOME).read_text()) for name, a in evolved.items()}
+    tasks = sorted({str(r.settings["task"]) for r in rows} - {"mean"})
+    methods = [m for m in dict.fromkeys(r.method for r in rows) if not m.startswith("expert ")]
+    gain = gain_of(hits, rows, tasks, config.transfer, config.without)
+    curves = plots.curves_with_bands(
+        {n: ([s for s, _ in f["curve"]], [100 * v for _, v in f["curve"]]) for n, f in found.items() if f["curve"]},
+        "task-examples spent",
+        "best mini-batch score, % of experts",
+        "Search",
+    )
+    graph = RelationGraph.load(evolved[config.transfer].folder / GRAPH)
+    synergy = plots.heat_map(
+        graph.matrix("synergy"), graph.experts, graph.experts, "Synergy of experts", diverging=True
+    )
+    page = render(
+        config.title,
+        {
+            **config.facts,
+            "what transfer gained": f"{gain.mean:+.2f} normalised points over {config.without} at the same budget "
+            f"(95 % interval over test items {gain.low:+.2f} to {gain.high:+.2f})",
+        },
+        [
+            Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)]),
+            Section("Search", _search_words(found), [_spent(found)], [curves]),
+            Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
+            Section("Relations", "Learned from forms; also kept as graph.ckpt for the next run.", [], [synergy]),
+        ],
+    )
+    write_bytes(out.folder / "report.html", page.encode())
+    out.rows(rows)
+    out.metrics({f"normalised/{m}": _value(rows, m, "mean", "normalised") for m in methods})
+    out.metrics({"transfer/gain": gain.mean})
+
+
+def gain_of(hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], first: str, second: str):
+    """Paired difference in normalised points with an interval over test items (each task weighs the same)."""
+    individual = {t: _value(rows, CEILING, t, "accuracy") for t in tasks}
+    values = []
+    for t in tasks:
+        difference = hits[f"{first}/{t}"].astype(float) - hits[f"{second}/{t}"].astype(float)
+        values.append(100 * difference / individual[t])
+    weight = np.mean([len(v) for v in values])
+    return bootstrap_mean(np.concatenate([v * weight / len(v) for v in values]))
+
+
+def _value(rows: list[Row], method: str, task: str, metric: str) -> float:
+    return next(r.value for r in rows if (r.method, r.settings["task"], r.metric) == (method, task, metric))
+
+
+def _accuracies(rows: list[Row], methods: list[str], tasks: list[str]) -> Table:
+    order = sorted(methods, key=lambda m: (m not in (PROBE, BASE, CEILING), _value(rows, m, "mean", "normalised")))
+    lines = [
+        [m, *(100 * _value(rows, m, t, "accuracy") for t in tasks), _value(rows, m, "mean", "normalised")]
+        for m in order
+    ]
+    return Table(["model", *tasks, "normalised mean, %"], lines, "accuracy in % on test")
+
+
+def _search_words(found: Mapping[str, dict]) -> str:
+    shares = ", ".join(f"{n} {100 * f['merging_share']:.0f} %" for n, f in found.items())
+    return f"Share of a candidate's time spent on merging: {shares}. Scores are smoothed and control-corrected."
+
+
+def _spent(found: Mapping[str, dict]) -> Table:
+    lines = [[n, int(f["spent"]), f["candidates"], 100 * f["start"], 100 * f["validation"]] for n, f in found.items()]
+    columns = ["search", "task-examples", "candidates", "static start, %", "selected, %"]
+    return Table(columns, lines, "on validation, relative to the experts")
+
+
+def _recipe(found: dict) -> Table:
+    lines = [[name, *values] for name, values in zip(found["experts"], found["coefficients"], strict=True)]
+    return Table(["expert", *found["groups"]], lines, f"static start: {found['start_scale']:g} everywhere")
