@@ -5,7 +5,8 @@ pair of experts
 
 - ``cosine``: of their deltas; near zero they can be added, far below zero one undoes the other;
 - ``sign_conflict``: share of the weights that both change where they pull in opposite directions (chance: one half);
-- ``overlap``: share of each one's ``density`` largest changes that are also among the other's (chance: ``density``);
+- ``overlap``: share of each one's ``density`` largest changes of a tensor that are also among the other's (chance:
+  ``density``); unchanged weights count for nothing;
 
 and per layer and expert the ``norm`` of its delta, its ``relative_norm`` (to the base's), and its ``share`` of the
 squared norms together; ``imbalance`` of a layer is the largest share times the number of experts (1: all equal, n: one
@@ -130,12 +131,15 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(source: str | Path | Mapping[str, Any] | Recipe, density: float = 0.2) -> Diagnosis:
+def diagnose(
+    source: str | Path | Mapping[str, Any] | Recipe, density: float = 0.2, names: Sequence[str] | None = None
+) -> Diagnosis:
     """Compare the experts of a recipe layer by layer; its operator and parameters do not matter.
 
     Args:
         source: recipe with a base model.
         density: share of the largest changes of a tensor whose overlap is counted.
+        names: of the experts in the recipe's order, for rows and pictures; default the ends of their paths.
 
     Memory: a few blocks and one bit per weight of the largest tensor and expert.
 
@@ -151,6 +155,9 @@ def diagnose(source: str | Path | Mapping[str, Any] | Recipe, density: float = 0
     if not jobs:
         raise ValueError("the recipe merges no floating-point tensor that its base has")
     experts = tuple(str(plan.references[i.model]) for i in jobs[0].inputs)
+    short = tuple(names) if names is not None else short_names(experts)
+    if len(short) != len(experts):
+        raise ValueError(f"{len(short)} names for {len(experts)} experts")
     place = sort_names([job.name for job in jobs]).places
     layers: dict[str, _Sums] = {}
     with track("diagnose", sum(job.read_bytes for job in jobs), "B") as bar, one_thread():
@@ -162,7 +169,6 @@ def diagnose(source: str | Path | Mapping[str, Any] | Recipe, density: float = 0
     whole = _Sums(len(experts))
     for sums in layers.values():
         whole.merge(sums)
-    short = short_names(experts)
     rows = _rows({**layers, ALL: whole}, short, density, _inputs(plan))
     return Diagnosis(tuple(rows), short, (*layers, ALL))
 
@@ -183,7 +189,7 @@ def _count(group: Group, density: float, sums: _Sums) -> None:
     masks = magnitude_masks(group, [(0, keep)] * len(group.sources))
     ties = [[m.low_ties, m.high_ties] for m in masks]
     for block in group.blocks():
-        kept = [m.keep(keys(d), block.start, t) for m, d, t in zip(masks, block.deltas, ties, strict=True)]
+        kept = [m.keep(keys(d), block.start, t) & (d != 0) for m, d, t in zip(masks, block.deltas, ties, strict=True)]
         sums.add(block.base, np.stack(block.deltas), np.stack(kept))
 
 

@@ -67,6 +67,7 @@ def test_every_figure_by_literal_counting(models):
         assert value(got.rows, "norm", layer, expert="expert2") == pytest.approx(squares[2] ** 0.5)
         assert value(got.rows, "share", layer, expert="expert2") == pytest.approx(squares[2] / sum(squares))
         assert value(got.rows, "imbalance", layer) == pytest.approx(3 * max(squares) / sum(squares))
+    assert value(got.rows, "overlap", "other", a="expert0", b="expert2") is None
     assert value(got.rows, "cosine", "other", a="expert0", b="expert2") is None  # expert2 does not change the norm
     assert value(got.rows, "sign_conflict", "other", a="expert0", b="expert2") is None
 
@@ -114,3 +115,25 @@ def test_refusals(models):
 def test_short_names():
     assert short_names(["/a/x/model", "/a/y/model"]) == ("x/model", "y/model")
     assert short_names(["/a/one", "/b/two"]) == ("one", "two")
+
+
+def test_the_stage_writes_rows_metrics_and_pictures(models, monkeypatch):
+    from tasks import diagnose as task
+    from tasks.stage import Artifact, Output
+
+    folder, _ = models
+    experts = {f"expert{e}": Artifact(name="x", path=str(folder / f"expert{e}"), sha256="") for e in range(3)}
+
+    class Expert:
+        def __init__(self, artifact):
+            self.folder, self.task = artifact.folder, f"task of {artifact.folder.name}"
+
+    monkeypatch.setattr(task, "experts_of", lambda given: [Expert(given[name]) for name in sorted(given)])
+    out = Output(folder / "stage")
+    out.folder.mkdir()
+    base = Artifact(name="base", path=str(folder / "base"), sha256="")
+    task.diagnose_experts.body(out, task.DiagnoseConfig(), base=base, experts=experts)
+    rows = read_rows(out.folder / "rows.jsonl")
+    assert {r.settings["a"] for r in rows if "a" in r.settings} == {"task of expert0", "task of expert1"}
+    assert (out.folder / "sign_conflict.png").exists()
+    assert "sign_conflict/mean" in (out.folder / "metrics.json").read_text()
