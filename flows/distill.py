@@ -4,10 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from core.distill.gate import GateConfig
 from core.distill.methods import METHODS
-from core.distill.students import STUDENTS
+from core.distill.students import STUDENTS, student_of
 from core.distill.study import StudyConfig
-from core.distill.teachers import TEACHERS
+from core.distill.teachers import TEACHERS, teacher_of
 from core.registry import nearest
 from core.transfer.problem import Problem
 from flows.forms import Form
@@ -48,8 +49,14 @@ class DistillForm(Form):
     }
 
     task: str = Field("mr_reviews", description="built-in classification task or path of a task file")
-    teacher: Literal["smollm2", "minilm", "mpnet"] = Field("smollm2", description="mpnet is opt-in: 405 MB to fetch")
-    student: Literal["minilm", "minilm3", "smollm2-8"] = Field("minilm", description="what will serve")
+    teacher: str = Field(
+        "smollm2", description="smollm2, minilm, mpnet (405 MB to fetch), or any asset, folder or hub repository"
+    )
+    student: str = Field(
+        "minilm", description="minilm, minilm3 (first layers), smollm2-8, or any asset, folder or hub repository"
+    )
+    tuning: Literal["full", "lora", "prompt"] = Field("full", description="what of the teacher is trained")
+    cross_fit: bool = Field(False, description="the gate also tunes on dev and looks at train (twice the tuning)")
     methods: tuple[str, ...] | None = Field(None, description="methods of the table (empty: by size)")
     k: int | None = Field(None, ge=1, description="labelled examples per class (empty: by size)")
     n: float | None = Field(None, ge=0, description="unlabelled texts per labelled one (empty: by size)")
@@ -61,15 +68,16 @@ class DistillForm(Form):
 
 def study_of(form: DistillForm) -> StudyConfig:
     """The few-shot problem of a form."""
-    teacher = TEACHERS[form.teacher]
-    tuning = teacher.train.model_copy(update={"epochs": form.epochs, "steps": None})
+    teacher = TEACHERS.get(form.teacher) or teacher_of(form.teacher)
+    schedule = teacher.train.model_copy(update={"epochs": form.epochs, "steps": None})
     return StudyConfig(
         task=form.task,
         k=form.k,
         n=form.n,
         seed=form.seed,
-        teacher=teacher.model_copy(update={"train": tuning}),
-        student=STUDENTS[form.student],
+        teacher=teacher.model_copy(update={"train": schedule, "tuning": form.tuning}),
+        student=STUDENTS.get(form.student) or student_of(form.student),
+        gate=GateConfig(cross_fit=form.cross_fit),
         test_rows=form.test_rows,
         steps=form.steps,
     )
@@ -90,8 +98,8 @@ def method_names(form: DistillForm) -> list[str]:
 def problem(form: DistillForm) -> Problem:
     """What this distillation transfers."""
     return Problem(
-        source=f"{TEACHERS[form.teacher].asset}, prompted and tuned on {form.k} examples a class",
-        target=f"{STUDENTS[form.student].asset} as a classifier",
+        source=f"{form.teacher}, prompted and tuned on {form.k} examples a class",
+        target=f"{form.student} as a classifier",
         knowledge="answers and representations of the teacher on labelled and unlabelled texts",
         domain=form.task,
         objective="test accuracy; the gate decides on dev rows",

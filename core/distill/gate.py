@@ -18,6 +18,9 @@ class GateConfig(Config):
 
     skip_below: float = Field(0.5, ge=0, le=1, description="posterior of a better teacher below which it is skipped")
     full_above: float = Field(0.8, ge=0, le=1, description="posterior from which it teaches at full weight")
+    cross_fit: bool = Field(
+        False, description="also tune on dev and look at train: twice the evidence at twice the tuning"
+    )
     least_disagreement: float = Field(0.01, ge=0, le=1, description="share of pool texts on which they must differ")
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from core.data.examples import Examples
 from core.distill.teachers import ModelConfig, TeacherConfig, check_labels, tune
 from core.models.heads import linear_head
+from core.models.load import kind_of
 from core.models.prompt import PromptedEncoder
 from core.models.score import score
 from core.models.train import TrainConfig, train
@@ -21,6 +22,11 @@ STUDENTS = {"minilm": MINILM, "minilm3": MINILM_3, "smollm2-8": SMOLLM2_8}
 
 FINE_TUNING = TrainConfig(lr=5e-5, epochs=15, batch_size=8)
 PAIRS = TrainConfig(lr=2e-5, steps=100, batch_size=16, schedule="linear")
+
+
+def student_of(source: str) -> ModelConfig:
+    """Settings for any model; its kind is read from its configuration."""
+    return ModelConfig(asset=source, kind=kind_of(source))
 
 
 def fine_tune(

@@ -19,7 +19,7 @@ from core.data.few_shot import FewShot, few_shot, lmbff
 from core.data.tasks import load_task
 from core.distill import students
 from core.distill.distiller import DistillConfig, distill
-from core.distill.gate import GateConfig, HeadRoom, head_room
+from core.distill.gate import GateConfig, HeadRoom, head_room, teacher_weights
 from core.distill.interface import LossSpec, needed
 from core.distill.methods import METHODS, Method
 from core.distill.prompts import task_prompt
@@ -36,7 +36,7 @@ from core.distill.teachers import (
 from core.distill.transfer_set import TransferSet, transfer_set
 from core.hashing import code_version, content_key
 from core.models.load import shape
-from core.models.prompt import content_free_logits, pool_bias
+from core.models.prompt import content_free_logits, log_softmax, pool_bias
 from core.models.train import TrainConfig
 from core.registry import nearest
 from core.state import Cache
@@ -54,6 +54,9 @@ class StudyConfig(Config):
     seed: int = Field(13, description="draws the splits and seeds the training")
     splits: Literal["drawn", "lmbff"] = Field("drawn", description="few-shot files: drawn here, or LM-BFF's own")
     teacher: TeacherConfig = Field(MPNET, description="teacher and its tuning")
+    more_teachers: tuple[TeacherConfig, ...] = Field(
+        (), description="further teachers, weighted by their evidence on dev"
+    )
     student: ModelConfig = Field(students.MINILM, description="student")
     fine_tuning: TrainConfig = Field(students.FINE_TUNING, description="schedule of the fine-tuned baselines")
     gate: GateConfig = Field(GateConfig(), description="head-room check")
@@ -118,10 +121,36 @@ class Study:
     def signals(
         self, which: str, texts: list[str], pairs: list[str] | None, layers=(), answers: bool = False
     ) -> Signals:
-        """Cached signals of texts; the teacher is only built when they are missing."""
+        """Cached signals of texts; the teacher is only built when they are missing.
+
+        With several teachers the tuned logits are the mean of their log-probabilities, weighted by their evidence;
+        states and filled answers are those of the first.
+        """
         make = _once(lambda: self.teacher(which))
         where = (self.cache, self.identity(which), make, texts, pairs)
-        return cached_signals(*where, layers=tuple(layers), answers=answers)
+        own = cached_signals(*where, layers=tuple(layers), answers=answers)
+        if which == "pretrained" or not self.config.more_teachers:
+            return own
+        weights = self.teacher_weights()
+        if not weights.any():
+            return own
+        others = [s.signals("tuned", texts, pairs) for s in self.members()[1:]]
+        mixed = sum(w * log_softmax(s.logits) for w, s in zip(weights, [own, *others], strict=True))
+        return Signals(mixed.astype(np.float16), own.hidden, own.layers, own.answers)
+
+    def members(self) -> list["Study"]:
+        """One study a teacher, on the same splits."""
+        alone = [self.config.teacher, *self.config.more_teachers]
+        return [self._with(teacher=t, more_teachers=()) for t in alone]
+
+    def teacher_weights(self) -> np.ndarray:
+        """Weights of the teachers by their head-room on dev rows; all zero when none is heard."""
+        return teacher_weights([s.head_room() for s in self.members()])
+
+    def _with(self, few: FewShot | None = None, **changes: Any) -> "Study":
+        other = Study(self.config.model_copy(update=changes), self.cache)
+        other.few = few or self.few
+        return other
 
     def teacher_answers(self, which: str = "tuned", calibration: str = "raw") -> Answers:
         """The teacher's logits on test, dev and pool.
@@ -165,8 +194,8 @@ class Study:
 
     def key(self, method: str, spec: Method) -> str:
         """Hash of everything that decides a method's answers."""
-        teacher = self.identity("tuned") if spec.distill is not None else ""
-        config = self.config.model_dump(mode="json", exclude={"teacher"})
+        teacher = [s.identity("tuned") for s in self.members()] if spec.distill is not None else []
+        config = self.config.model_dump(mode="json", exclude={"teacher", "more_teachers"})
         student = pretrained_identity(self.config.student, self.prompt)
         return content_key(method, spec, config, teacher, student, self.inputs, code_version(MODULES))
 
@@ -276,29 +305,36 @@ class Study:
     def _self_train(self, spec: Method, budget: Budget) -> Any:
         """Rounds of distilling the student's own answers on the pool into a fresh student."""
         data = transfer_set(self.few.train, self.few.pool)
-        teacher = self.student()
+        teacher, later = self.student(), Budget("train_steps")
         students.fine_tune(teacher, self.few.train, self.config.seed, self.config.fine_tuning, budget)
         for _ in range(spec.rounds):
             logits = students.answers(teacher, Examples(data.texts, data.pairs, data.labels.tolist()))
             own = Signals(logits, np.zeros((len(data), 0, teacher.width), dtype=np.float16), ())
             student = self.student()
-            distill(student, data, spec.distill, seed=self.config.seed, tuned=own, teacher_width=1, budget=budget)
+            distill(student, data, spec.distill, seed=self.config.seed, tuned=own, teacher_width=1, budget=later)
             teacher = student
+        for unit in ("train_steps", "train_examples"):  # the labels are the same ones
+            budget.note(unit, later.counts.get(unit, 0))
         return teacher
 
     # -- gate ------------------------------------------------------------------------------------------------------
 
     def head_room(self) -> HeadRoom:
-        """Tuned teacher against the label-word student on dev rows and pool texts (no test row is looked at)."""
-        teacher, student = self.teacher_answers("tuned"), self.run("label_words")
-        return head_room(
-            teacher.dev.argmax(1),
-            student.dev.argmax(1),
-            self.few.dev.labels,
-            teacher.pool.argmax(1) if len(teacher.pool) else np.zeros(0),
-            student.pool.argmax(1) if len(student.pool) else np.zeros(0),
-            self.config.gate,
-        )
+        """Tuned teacher against the label-word student on held-out labelled rows and pool texts, never on test."""
+        teacher, student, labels = self.held_out_answers()
+        pools = [a.pool.argmax(1) for a in (self.teacher_answers("tuned"), self.run("label_words"))]
+        return head_room(teacher, student, labels, *pools, self.config.gate)
+
+    def held_out_answers(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Answers of teacher and student on dev and the labels; cross-fitted also on train, tuned on dev."""
+        few, sides = self.few, [self]
+        if self.config.gate.cross_fit:
+            swapped = FewShot(**(vars(few) | {"train": few.dev, "dev": few.train}))
+            gate = self.config.gate.model_copy(update={"cross_fit": False})
+            sides.append(self._with(swapped, gate=gate))
+        answers = [[model.dev.argmax(1) for model in (s.teacher_answers("tuned"), s.run("label_words"))] for s in sides]
+        teacher, student = (np.concatenate(side) for side in zip(*answers, strict=True))
+        return teacher, student, [label for s in sides for label in s.few.dev.labels]
 
 
 def weighted(config: DistillConfig, weight: float) -> DistillConfig:

@@ -12,7 +12,7 @@ from torch import nn
 from core.config import Config
 from core.data.examples import Examples
 from core.hashing import code_version, content_key
-from core.models.load import layer_list, load_causal, load_encoder, load_masked, locate
+from core.models.load import kind_of, layer_list, load_causal, load_encoder, load_masked, locate, shape
 from core.models.prompt import Prompt, PromptedEncoder, PromptedLM, body_and_head, prompted
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train
@@ -53,6 +53,15 @@ SMOLLM2 = TeacherConfig(
     train=TrainConfig(lr=1e-4, epochs=8, batch_size=8, dropout=False),
 )
 TEACHERS = {"mpnet": MPNET, "minilm": MINILM, "smollm2": SMOLLM2}
+
+
+def teacher_of(source: str) -> TeacherConfig:
+    """Settings for any model: its kind is read from its configuration; its schedule is that of the same kind here."""
+    kind = kind_of(source)
+    preset = {"encoder": MPNET, "causal": SMOLLM2, "masked": MPNET}[kind]
+    depth = shape(source)[1]
+    last = min(preset.last_layers, depth) if preset.last_layers else None
+    return preset.model_copy(update={"asset": source, "kind": kind, "last_layers": last})
 
 
 def build(config: ModelConfig, prompt: Prompt, device: str | None = None) -> PromptedLM | PromptedEncoder:

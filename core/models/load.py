@@ -268,8 +268,20 @@ def quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def shape(source: Any) -> tuple[int, int]:
     """Width and number of layers of a model, from its configuration alone."""
+    config = _config(source)
+    return int(config.hidden_size), int(config.num_hidden_layers)
+
+
+def kind_of(source: Any) -> str:
+    """``"causal"``, ``"masked"`` or ``"encoder"``, from the architecture that a model's configuration names."""
+    names = " ".join(getattr(_config(source), "architectures", None) or [])
+    if "ForCausalLM" in names or "LMHeadModel" in names:
+        return "causal"
+    return "masked" if "ForMaskedLM" in names or "ForPreTraining" in names else "encoder"
+
+
+def _config(source: Any) -> Any:
     from transformers import AutoConfig
 
     found = locate(source)
-    config = AutoConfig.from_pretrained(dequantised(found) if found.gguf else found.path)
-    return int(config.hidden_size), int(config.num_hidden_layers)
+    return AutoConfig.from_pretrained(dequantised(found) if found.gguf else found.path)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from core.models.heads import Classifier, label_word_head, linear_head
-from core.models.load import first_layers, load_causal, load_encoder, load_masked, locate
+from core.models.load import first_layers, kind_of, load_causal, load_encoder, load_masked, locate, shape
 from core.models.score import Tokenized, length_buckets, resolve_dtype, score
 from tests import tiny_models as tiny
 
@@ -53,7 +53,9 @@ def test_load_from_folders_and_gguf_refusals(tmp_path):
         again = load(str(save(lm.model, lm.tokenizer, tmp_path / kind)), device="cpu")
         ids = torch.tensor([[2, 7, 9]])
         assert torch.allclose(lm.model(ids).logits, again.model(ids).logits, atol=1e-6)
-        assert again.kind == kind
+        assert again.kind == kind_of(str(tmp_path / kind)) == kind
+    assert kind_of(str(tmp_path / "e")) == "encoder"
+    assert shape(str(tmp_path / "e")) == (16, 3)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no model"):
         locate(str(tmp_path / "empty"))
