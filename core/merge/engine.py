@@ -27,7 +27,7 @@ from core.hashing import content_key
 from core.merge import kernels
 from core.merge.dtypes import encode
 from core.merge.operators import OPERATORS, Group, block_ranges
-from core.merge.output import MANIFEST, known_template, model_card, write_companions
+from core.merge.output import MANIFEST, model_card, write_companions
 from core.merge.plan import Input, Job, Plan, available_memory, check_space, default_threads, make_plan
 from core.merge.provenance import Digests, engine_digest, parameter_files
 from core.merge.rates import record
@@ -409,8 +409,7 @@ def _copy(plan: Plan, job: Job, sources: Sequence[Any], fd: int, offset: int) ->
 def _finish(plan: Plan, work: _Work, key: str, digests: Any) -> None:
     """Write everything beside the weights; the manifest last."""
     donor = plan.checkpoints[0].path
-    template = known_template(plan.recipe, plan.checkpoints)
-    write_companions(work.folder, plan.config, donor, plan.layout.index(), plan.vocabulary, template)
+    write_companions(work.folder, plan.config, donor, plan.layout.index(), plan.vocabulary, plan.template)
     names = [str(r) for r in plan.references]
     title = plan.recipe.name or f"{plan.recipe.merge_method} merge"
     card = model_card(plan.recipe, title, names, plan.contract.source, __version__)

@@ -14,7 +14,7 @@ from typing import Any
 from core.merge.dtypes import NAMES, RAW, promote
 from core.merge.names import Names, in_module, is_before, is_buffer, is_vocabulary, sort_names
 from core.merge.operators import BLOCK, OPERATORS, Contract, contract
-from core.merge.output import output_config
+from core.merge.output import known_template, output_config
 from core.merge.rates import expected_seconds
 from core.merge.recipe import InputSlice, ModelRef, Module, OutputSlice, Parameters, Recipe, load_recipe, lookup
 from core.merge.tensors import Checkpoint, Layout, TensorInfo, lay_out, open_checkpoint
@@ -70,6 +70,7 @@ class Plan:
     layout: Layout
     config: Mapping[str, Any]
     vocabulary: Any = None
+    template: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -125,7 +126,7 @@ def make_plan(source: str | Path | Mapping[str, Any] | Recipe, out: str | Path |
     layout = lay_out([(j.name, j.dtype, j.shape) for j in jobs], recipe.out_shard_size)
     plan = Plan(
         recipe, c, references, checkpoints, adapters, jobs, layout, builder.config(jobs), builder.vocabulary,
-        (*notes, *builder.notes),
+        known_template(recipe, checkpoints), (*notes, *builder.notes),
     )  # fmt: skip
     if out is not None:
         check_space(plan, Path(out))
