@@ -78,7 +78,8 @@ def _pip_download(wheel: Wheel, folder: Path, name: str) -> None:
                 process.wait()
         if process.returncode == 0:
             _advance_to(bar, wheel.bytes)
-    lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.startswith("ERROR")]
+    said = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.strip()]
+    lines = [x for x in said if x.startswith("ERROR")] or [x for x in said if not x.startswith(("WARNING", "["))]
     shutil.rmtree(scratch)
     if process.returncode != 0:
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {process.returncode}"

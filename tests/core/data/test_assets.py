@@ -153,6 +153,35 @@ def test_offline_the_hub_fails_in_one_line_and_leaves_nothing(shop, tmp_path, mo
     assert not [p for p in tmp_path.glob("cache/**/*") if p.is_file() and p.suffix not in (".lock", ".owner")]
 
 
+def test_a_hub_snapshot_is_kept_with_its_licence(shop, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repository, revision, local_dir, etag_timeout):
+        asked.append((repository, revision))
+        (local_dir / ".cache").mkdir()
+        (local_dir / ".cache/lock").write_text("x")
+        (local_dir / "README.md").write_text("---\nlicense: mit\n---\n")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    first = resolve("owner/model@abc123")
+    assert (first.where, first.licence, first.origin) == ("hub", "mit", "Hugging Face hub owner/model")
+    assert not (first.path / ".cache").exists()
+    assert resolve("owner/model@abc123").where == "cache"
+    assert resolve("hubbed").licence == "MIT"  # the table's word
+    assert asked == [("owner/model", "abc123"), ("nobody/nothing", None)]
+
+
+def test_without_pip_the_reason_is_said(shop, monkeypatch, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr("core.data.fetch.sys.executable", str(fake))
+    with pytest.raises(AssetError, match=r"failed \(python: No module named pip\)"):
+        resolve("big")
+
+
 def test_opt_in_assets_are_no_default(shop):
     assert [a.name for a in default_assets()] == ["hubbed", "toy"]
     assert resolve("big").path.is_dir()  # asked for by name

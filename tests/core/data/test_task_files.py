@@ -265,6 +265,21 @@ def test_offline_a_hub_data_set_fails_in_one_line(folder, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_hub_data_set_becomes_splits(folder, monkeypatch):
+    """The hub is asked through the real datasets library, which reads a local folder here."""
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, *a, **k: None)
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    ROWS[:40].to_parquet(folder / "train.parquet")
+    ROWS[40:].to_parquet(folder / "test.parquet")
+    (folder / "rows.csv").unlink()
+    task = load_task(write(folder.parent, "hubtask", source={"hub": str(folder)}))
+    splits = task.splits()
+    assert (len(splits.train) + len(splits.validation), len(splits.test)) == (40, 20)
+    assert splits.test.texts == ROWS.text[40:].tolist()
+
+
 def test_prompts(folder):
     task = load_task(write(folder, template="{text} It was {mask}.", causal_template="R: {text} It was"))
     assert task.prompt("Fine", mask="<mask>") == "Fine It was <mask>."
