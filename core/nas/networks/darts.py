@@ -64,14 +64,17 @@ class DartsModule(nn.Module):
 
 
 class DartsNetwork(nn.Module):
-    """Stem of three times the width, ``cells`` normal cells a stage, a reduction cell before each later stage."""
+    """Stem, ``cells`` normal cells a stage, a reduction cell before each later stage.
+
+    Each of a cell's four nodes has a quarter of ``macro.width``, so that its output is as wide as other spaces' cells.
+    """
 
     def __init__(self, cells: DartsCells, macro: Macro, channels: int, classes: int):
         super().__init__()
-        width = macro.width
-        self.stem = nn.Sequential(*conv_norm(channels, 3 * width, 3))
+        width = max(1, macro.width // NODES)
+        self.stem = nn.Sequential(*conv_norm(channels, macro.width, 3))
         self.layers = nn.ModuleList()
-        before, last, after_reduction = 3 * width, 3 * width, False
+        before, last, after_reduction = macro.width, macro.width, False
         for stage in range(macro.stages):
             kinds = [True] * (stage > 0) + [False] * macro.cells
             width = width * 2 if stage else width

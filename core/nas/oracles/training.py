@@ -4,6 +4,8 @@ Results are cached by cell, data, settings and code; a training that was killed 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.hashing import code_version, content_key
-from core.nas.networks import Macro, build_network
+from core.nas.networks import NETWORKS, Macro, build_network
 from core.nas.oracles import ORACLES, Answer, Oracle
 from core.nas.spaces import Genotype, get_space
 from core.state import Cache, write_json
@@ -32,6 +34,7 @@ class TrainingSettings(Config):
         None, ge=10, description="train on so many images of the train split and validate on its rest, too"
     )
     device: str = Field("auto", description="cpu, cuda, or auto")
+    threads: int = Field(1, ge=1, description="CPU threads; small networks are no faster on more")
 
 
 @ORACLES.register("training")
@@ -63,6 +66,7 @@ class TrainingOracle(Oracle):
         super().__init__(budget, seed)
         self.settings = settings if isinstance(settings, TrainingSettings) else TrainingSettings(**(settings or {}))
         self.space, self.epochs = get_space(space), self.settings.epochs
+        NETWORKS.get(space)
         self.cache = cache or Cache()
         self.dataset, self.classes, self.parts, self.inputs = _images(str(data), self.settings.train_examples, seed)
         self.settings.macro.check_images(self.parts["train"][0].shape[1:])
@@ -83,11 +87,12 @@ class TrainingOracle(Oracle):
         cell = self.space.canonical(g)
         version = code_version(["core.nas.oracles.training", f"core.nas.networks.{self.space.name}"])
         facts = {"cell": self.space.format(cell), "space": self.space.name, "data": dict(self.inputs)}
-        settings = self.settings.model_dump(mode="json", exclude={"device"})
+        settings = self.settings.model_dump(mode="json", exclude={"device", "threads"})
         key = content_key(facts, settings, self.seed, version)
 
         def build(folder):
-            write_json(folder / "result.json", self._train(cell, folder / "training.ckpt"))
+            with _threads(self.settings.threads):
+                write_json(folder / "result.json", self._train(cell, folder / "training.ckpt"))
             (folder / "training.ckpt").unlink(missing_ok=True)
             return facts
 
@@ -175,13 +180,29 @@ class _Best:
     def load_state_dict(self, payload: Any, arrays: dict[str, np.ndarray]) -> None:
         import torch
 
-        device = self.validation[0].device
-        tensors = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
-        self.epoch = payload["epoch"]
-        self.best = {n.removeprefix("best/"): v for n, v in tensors.items() if n.startswith("best/")}
+        device, shapes = self.validation[0].device, {n: v.shape for n, v in self.network.state_dict().items()}
+
+        def tensors(group: str) -> dict[str, Any]:  # a checkpoint has no arrays without axes: restore the shape
+            found = {n.removeprefix(group): a for n, a in arrays.items() if n.startswith(group)}
+            return {n: torch.from_numpy(a.copy()).reshape(shapes[n]).to(device) for n, a in found.items()}
+
+        self.epoch, self.best, buffers = payload["epoch"], tensors("best/"), tensors("buffer/")
         self.loss = payload["loss"] if self.best else float("inf")
         for name, buffer in self.network.named_buffers():
-            buffer.copy_(tensors[f"buffer/{name}"])
+            buffer.copy_(buffers[name])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's CPU threads set to ``count`` inside, as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _evaluate(network, images, labels) -> tuple[float, float]:
