@@ -18,7 +18,7 @@ from tasks.sources import opened
 from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.transfer.recommend", "core.transfer.situation", "core.transfer.experiment"]
-RANKING = "ranking.json"
+RANKING, CHANGES = "ranking.json", "changes.json"
 
 
 class RankConfig(Config):
@@ -59,5 +59,5 @@ def rank(out: Output, config: RankConfig, sources: Mapping[str, Artifact], data:
         rows += [Row(method="before", metric=name, value=value, **facts) for name, value in situation.items()]
         rows.append(Row(method="recommender", metric="confidence", value=advice.confidence, **facts))
     write_json(out.folder / RANKING, {"score": config.score, "ranked": ranked, "sources": found})
-    write_json(out.folder / "data.json", [asdict(c) for c in changes])
+    write_json(out.folder / CHANGES, [asdict(c) for c in changes])
     out.rows(rows)

@@ -22,7 +22,7 @@ from core.transfer.history import compared, record
 from core.transfer.recommend import Experience, Forecast, Recommendation, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
-from tasks.rank_sources import RANKING
+from tasks.rank_sources import CHANGES, RANKING
 from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.transfer.report", "core.transfer.effect_page", "core.transfer.history", "core.evaluate.plots"]
@@ -54,7 +54,7 @@ def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact
         _choice(advice, means[best_source], ranked, best_source, config),
         *_sources(ranked, means, config),
         _why(runs, best_source, advice, config),
-        _data(json.loads((ranking.folder / "data.json").read_text())),
+        _data(json.loads((ranking.folder / CHANGES).read_text())),
     ]
     facts = config.facts | _headline(report, advice, config)
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())

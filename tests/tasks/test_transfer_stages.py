@@ -106,7 +106,7 @@ def test_ranking_finds_faults_and_recommends(place, task, model, trained, data):
     assert found["ranked"][0][0] == "up", "a source trained on the same task comes first"
     assert found["sources"]["tiny"]["advice"]["confidence"] == 0, "no history yet"
     assert found["sources"]["up"]["situation"]["label_overlap"] == 1
-    cleaned = json.loads((artifact.folder / "data.json").read_text())[0]
+    cleaned = json.loads((artifact.folder / "changes.json").read_text())[0]
     assert sum(cleaned["before"].values()) - sum(cleaned["after"].values()) >= 1
     assert {r.method for r in artifact.rows()} == {"before", "recommender"}
 

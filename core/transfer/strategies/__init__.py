@@ -44,6 +44,7 @@ class StrategyConfig(Config):
     unfrozen: float = Field(
         0.34, gt=0, le=1, description="share of the layers, from the top, that freezing leaves free"
     )
+    architecture: str = Field("", description="for searched: space:genotype as a search run reports it")
     max_new_tokens: int = Field(32, ge=1, description="longest generated answer")
 
     def epochs(self, n: int) -> int:
@@ -93,6 +94,8 @@ def fit(
         raise ValueError(
             f"strategy {name!r} serves {', '.join(entry.facts['kinds'])}; target {target.name} is a {target.kind}"
         )
+    if source.modality not in entry.facts.get("modalities", (source.modality,)):
+        raise ValueError(f"strategy {name!r} needs a source of {', '.join(entry.facts['modalities'])}s")
     with metered() as cost:
         fitted = entry.value(source, target, config or StrategyConfig(), seed, budget)
     for part in ("trained_parameters", "total_parameters", "train_steps", "train_examples"):

@@ -52,7 +52,11 @@ def weights(source: Source) -> list[torch.Tensor]:
     return [p.detach().clone() for p in source.original.parameters()]
 
 
-@pytest.mark.parametrize("name", STRATEGIES.names())
+FOR_TEXT = [e.name for e in STRATEGIES if "text" in e.facts.get("modalities", ("text",))]
+CELL = "nb201:|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+
+
+@pytest.mark.parametrize("name", FOR_TEXT)
 class TestEveryStrategy:
     def test_contract(self, name, source):
         """On a tiny BERT: source unchanged, RNG untouched, same seed same answers, costs counted."""
@@ -119,21 +123,20 @@ def test_every_modality_serves_every_strategy_that_it_can(source, model, kind):
     refused = {}
     for name in STRATEGIES.names():
         try:
-            answers = fit(name, s, t, StrategyConfig(examples=400, max_epochs=8, precision="float32"), seed=0).predict(
-                test
-            )
+            config = StrategyConfig(examples=400, max_epochs=8, precision="float32", architecture=CELL)
+            answers = fit(name, s, t, config, seed=0).predict(test)
         except ValueError as error:
             refused[name] = str(error)
             continue
-        if name != "scratch":
+        if STRATEGIES.entry(name).facts["family"] != "retrain":
             assert answers.scores(["accuracy"], test.labels)["accuracy"] > 1 / t.classes, name
     expected = {
-        "mpnet": {"prefix_tuning"},
-        "llama": set(),
+        "mpnet": {"prefix_tuning", "searched"},
+        "llama": {"searched"},
         "vit": {*TOKENS},
         "resnet": {*TOKENS, "ia3"},
-        "wav2vec2": {*TOKENS},
-        "perceptron": {*TOKENS, "ia3"},
+        "wav2vec2": {*TOKENS, "searched"},
+        "perceptron": {*TOKENS, "ia3", "searched"},
     }
     assert set(refused) == expected[model]
     assert all("need" in text or "has no attention" in text for text in refused.values())
@@ -158,7 +161,18 @@ def test_generation_learns(source, model):
             assert np.mean(fitted.losses[-3:]) < np.mean(fitted.losses[:3]), name
         else:
             assert fitted.labels_used is False, "the source as it is looks at no label"
-    assert refused == ["linear_probe"]
+    assert refused == ["linear_probe", "searched"]
+
+
+def test_searched_architecture_is_trained_and_named_when_wrong(source):
+    s, (t, test) = source("vit", "image"), target("image")
+    config = StrategyConfig(examples=900, max_epochs=20, precision="float32", architecture=CELL)
+    answers = fit("searched", s, t, config, seed=0).predict(test)
+    assert answers.scores(["accuracy"], test.labels)["accuracy"] > 0.8
+    with pytest.raises(ValueError, match="search run reports"):
+        fit("searched", s, t, QUICK)
+    with pytest.raises(ValueError, match="space"):
+        fit("searched", s, t, QUICK.model_copy(update={"architecture": "nb999:x"}))
 
 
 def test_full_fine_tuning_of_a_language_model_answers_right(source):

@@ -1,0 +1,45 @@
+"""The history keeps what was predicted beside what happened."""
+
+import pytest
+
+from core.state import StateError
+from core.transfer.history import compared, read_history, record
+from core.transfer.recommend import Experience, Forecast, Recommendation
+
+
+def past(cell="a", **scores):
+    return [Experience({"log_examples": 2.0}, m, s, 1.0, "t", cell) for m, s in scores.items()]
+
+
+def advice(confidence=0.7):
+    return Recommendation("full", True, confidence, [Forecast("full", 0.05, 0.0, 0.1, 3.0)])
+
+
+def test_prediction_and_outcome_meet(tmp_path):
+    path = tmp_path / "h.jsonl"
+    assert read_history(path) == []
+    record(path, past(linear_probe=0.7, full=0.8), advice())
+    assert compared(path) == [("a", "full", 0.05, pytest.approx(0.1))]
+    assert read_history(path) == past(linear_probe=0.7, full=0.8)
+
+
+def test_the_same_experience_counts_once(tmp_path):
+    path = tmp_path / "h.jsonl"
+    for _ in range(2):
+        record(path, past(linear_probe=0.7, full=0.8), advice())
+    assert len(read_history(path)) == 2
+    record(path, past("b", linear_probe=0.6))
+    assert len(read_history(path)) == 3
+
+
+def test_advice_without_knowledge_is_no_prediction(tmp_path):
+    path = tmp_path / "h.jsonl"
+    record(path, past(linear_probe=0.7, full=0.8), advice(confidence=0))
+    assert compared(path) == []
+
+
+def test_damaged_history_is_named(tmp_path):
+    path = tmp_path / "h.jsonl"
+    path.write_text("{broken\n")
+    with pytest.raises(StateError, match="line 1 is damaged"):
+        read_history(path)
