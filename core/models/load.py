@@ -5,6 +5,7 @@ file (4-bit SmolLM2) is dequantised once and cached as safetensors: say "dequant
 """
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -230,10 +231,12 @@ def first_layers(model: Any, count: int) -> Any:
 
 
 def default_device() -> str:
-    """``"cuda"`` where a device is there, else ``"cpu"``."""
+    """``"cuda"`` where a device is there (each of several processes takes its own), else ``"cpu"``."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def _sentence_length(folder: Path, config: Any) -> int:

@@ -151,9 +151,6 @@ class _Run:
         self.device = next(iter(self.parameters.values())).device
         self.accelerator = _accelerator()
         self.optimizer = _optimizer(groups or _groups(self.parameters, config), config)
-        self.forward = model
-        if self.accelerator is not None:
-            self.forward, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.base_lr = [g["lr"] for g in self.optimizer.param_groups]
         half = resolve_dtype(config.precision, self.device.type) == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
@@ -182,17 +179,26 @@ class _Run:
         self.report.examples += len(indices)
 
     def _backward(self, indices: np.ndarray) -> float:
+        """Gradient of the mean loss over ``indices``; several processes each take a share and sum up."""
+        mine = indices
         if self.accelerator is not None:
-            indices = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+            mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         total = 0.0
-        for part in np.array_split(indices, min(self.config.accumulate, len(indices))):
+        for part in np.array_split(mine, min(self.config.accumulate, len(mine))) if len(mine) else ():
             with autocast(self.device, self.config.precision):
-                value = self.loss(self.forward, part) * (len(part) / len(indices))
+                value = self.loss(self.model, part) * (len(part) / len(indices))
             total += float(value.detach())
             if math.isfinite(total):
-                scaled = self.scaler.scale(value)
-                scaled.backward() if self.accelerator is None else self.accelerator.backward(scaled)
-        return total
+                self.scaler.scale(value).backward()
+        return total if self.accelerator is None else self._summed(total)
+
+    def _summed(self, value: float) -> float:
+        """Loss and gradients summed over processes. Not by DistributedDataParallel: a loss may call any module."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum")
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.device), reduction="sum"))
 
     def _check(self, value: float, indices: np.ndarray, what: str) -> None:
         if not math.isfinite(value):

@@ -1,3 +1,9 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +164,34 @@ def test_configuration_errors():
         TrainConfig(epochs=1, batchsize=3)
     with pytest.raises(ValueError, match="no examples"):
         train(network(), loss, 0, CONFIG, seed=1)
+
+
+PROCESS = """
+import sys
+import torch
+from tests.core.models.test_train import CONFIG, LENGTHS, loss, network, state
+from core.models.train import train
+model = network()
+report = train(model, loss, LENGTHS, CONFIG.model_copy(update={"dropout": False, "batch_size": 9}), seed=1)
+torch.save((state(model), report.losses), sys.argv[1])
+"""
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """Each process takes half of every batch (the last one is odd); losses and weights are those of one process."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    workers = []
+    for rank in ("0", "1"):
+        env = os.environ | together | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", PROCESS, str(tmp_path / rank)]
+        workers.append(subprocess.Popen(command, env=env, cwd=Path(__file__).parents[3]))
+    assert [w.wait(timeout=280) for w in workers] == [0, 0]
+    alone = network()
+    report = train(alone, loss, LENGTHS, CONFIG.model_copy(update={"dropout": False, "batch_size": 9}), seed=1)
+    for rank in ("0", "1"):
+        weights, losses = torch.load(tmp_path / rank, weights_only=True)
+        assert torch.allclose(weights, state(alone), atol=1e-6)
+        np.testing.assert_allclose(losses, report.losses, atol=1e-6)
