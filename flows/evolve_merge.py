@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from core.data.tasks import load_task
 from core.merge.baselines import SEARCHES
 from core.merge.emfto import EmftoConfig
 from core.merge.experts import ExpertConfig
@@ -107,7 +108,10 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     base = load_model(form.base)
     train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
     expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
-    experts = {n: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n)) for n in names}
+    experts = {
+        load_task(n).name: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n))
+        for n in names
+    }
     shared = {"max_length": form.max_length, "seed": form.seed}
     static = StaticConfig(methods=form.methods, validation_examples=form.validation_examples, **shared)
     tuned = tune_static(static, base=base, experts=experts)
@@ -124,7 +128,9 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
         evolved[method] = evolve_recipes(config, **inputs)
         merged[method] = execute_recipe(ExecuteConfig(), evolved=evolved[method])
     test = EvaluateConfig(test_examples=form.test_examples, **shared)
-    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged)
+    evaluated = evaluate_merges(
+        test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(form.methods, tuned), **evolved}
+    )
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
     config = ReportConfig(title=f"Evolved merge of {len(names)} experts", facts=facts, without=without)

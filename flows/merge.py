@@ -5,6 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from core.data.assets import find_local
+from core.data.tasks import load_task
 from core.merge.experts import ExpertConfig
 from core.merge.static import STATIC, static_methods
 from core.merge.suite import as_tasks, load_suite
@@ -76,7 +77,8 @@ def task_names(form: MergeForm) -> list[str]:
     if not names:
         suite = form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive"
         names = load_suite(suite)[: form.most_tasks]
-    return [task.name if task.name in names else name for task, name in zip(as_tasks(names), names, strict=True)]
+    as_tasks(names)
+    return names
 
 
 def problem(form: MergeForm) -> Problem:
@@ -105,7 +107,10 @@ def merge(form: MergeForm) -> Artifact:
     base = load_model(form.base)
     train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
     expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
-    experts = {n: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n)) for n in names}
+    experts = {
+        load_task(n).name: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n))
+        for n in names
+    }
     methods = tuple(static_methods(form.methods, len(names)))
     shared = {"max_length": form.max_length, "seed": form.seed}
     tuned = tune_static(
@@ -117,7 +122,7 @@ def merge(form: MergeForm) -> Artifact:
         m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned) for m in methods
     }
     test = EvaluateConfig(test_examples=form.test_examples, **shared)
-    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, tuned=tuned)
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=dict.fromkeys(methods, tuned))
     package = package_merge(
         PackageConfig(max_length=form.max_length), tuned=tuned, base=base, experts=experts, merged=merged
     )

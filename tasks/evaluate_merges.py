@@ -36,9 +36,12 @@ def evaluate_merges(
     base: Artifact,
     experts: Mapping[str, Artifact],
     merged: Mapping[str, Artifact],
-    tuned: Artifact,
+    spent: Mapping[str, Artifact],
 ) -> None:
-    """Score every model on all tasks' test sets; accuracy, F1, ECE, and accuracy relative to the individual experts."""
+    """Score every model on all tasks' test sets; accuracy, F1, ECE, and accuracy relative to the individual experts.
+
+    ``spent``: for each merged model the artifact of the stage that chose its recipe; its budget is the row's.
+    """
     found = experts_of(experts)
     results = {PROBE: _of(base, found, config, probe=True), BASE: _of(base, found, config)}
     singles = {e.task: _of(experts[e.task], found, config) for e in found}
@@ -50,7 +53,7 @@ def evaluate_merges(
     rows: list[Row] = []
     for method, r in results.items():
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
-        facts["budget"] = _labels(method, found) | (tuned.facts()["budget"] if method in merged else {})
+        facts["budget"] = _labels(method, found) | (spent[method].facts()["budget"] if method in merged else {})
         facts["inputs"] = {"model": merged[method].sha256} if method in merged else {"base": base.sha256}
         rows += rows_of(method, r, individual, **facts)
     out.rows(rows)

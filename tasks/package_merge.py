@@ -7,7 +7,6 @@ from pydantic import Field
 
 from core.config import Config
 from core.data.licences import licences
-from core.data.tasks import load_task
 from core.models.classifier import Head, save
 from core.state import write_bytes
 from tasks.load_model import ASSET
@@ -34,11 +33,12 @@ def package_merge(
     """Write the merge that was best on validation, with all heads and label names."""
     method = best_on_validation(tuned)
     heads = {}
-    for expert in experts_of(experts):
+    found = experts_of(experts)
+    for expert in found:
         weight, bias = expert.head()
-        heads[expert.task] = Head(weight, bias, load_task(expert.task).labels)
+        heads[expert.task] = Head(weight, bias, expert.definition.labels)
     origin = json.loads((base.folder / ASSET).read_text())
-    terms = licences({base.name: origin["licence"], **{t: load_task(t).licence for t in heads}})
+    terms = licences({base.name: origin["licence"], **{e.task: e.definition.licence for e in found}})
     card = f"# Merged encoder\n\nOne {origin['name']} encoder, {method} merge of experts on {', '.join(heads)}.\n\n"
     write_bytes(out.folder / "README.md", (card + terms.as_markdown()).encode())
     save(out.folder, merged[method].folder / MODEL, heads, config.max_length, {"method": method})

@@ -3,9 +3,11 @@
 from pydantic import Field
 
 from core.config import Config
-from core.merge.experts import ExpertConfig, load_expert
+from core.data.tasks import load_task
+from core.merge.experts import TASK, ExpertConfig, load_expert
 from core.merge.experts import train_expert as fine_tune
 from core.models.load import Source
+from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 
 
@@ -21,5 +23,6 @@ def train_expert(out: Output, config: TrainExpertConfig, base: Artifact, data: A
     """Fine-tune a copy of the base on a task's training examples."""
     folder = fine_tune(config.task, Source(base.name, base.folder, base.sha256), config.expert)
     out.link(folder)
+    write_json(out.folder / TASK, load_task(config.task).model_dump(mode="json", by_alias=True))
     card = load_expert(folder).card
     out.budget({"train_labels": card["train_labels"], "train_examples": card["train_examples"]})

@@ -22,6 +22,7 @@ from core.models.train import TrainConfig
 from core.state import Cache, write_json
 
 CARD = "expert.json"
+TASK = "task.json"
 HEAD = "head.safetensors"
 RECIPE = 1  # bumped when training itself changes; experts cost minutes and survive edits elsewhere
 KINDS = ("single", "pair")
@@ -52,6 +53,16 @@ class Expert:
     def sha256(self) -> str:
         """Hash of the encoder's weights."""
         return self.card["weights_sha256"]
+
+    @property
+    def definition(self) -> Any:
+        """Its task (:class:`core.data.tasks.Task`): the description kept beside the weights, else the built-in one."""
+        from core.data.tasks import load_task, parse_task
+
+        path = self.folder / TASK
+        if path.exists():
+            return parse_task(json.loads(path.read_text()), str(path))
+        return load_task(self.task)
 
     def head(self, probe: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Weight [C, H] and bias [C] of the head, or of the probe on the frozen base.

@@ -40,7 +40,7 @@ def objectives(
     """
     found = {}
     for expert in experts:
-        examples = getattr(load_task(expert.task).splits(), split)
+        examples = getattr(expert.definition.splits(), split)
         if limit is not None:
             examples = examples.sample(limit, seed)
         weight, bias = expert.head(probe=probe)

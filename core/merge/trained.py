@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from core.data.tasks import load_task
 from core.merge.experts import Expert, ExpertConfig, fine_tune
 from core.merge.objectives import EncoderObjective
 from core.merge.suite import objectives, predict
@@ -73,7 +72,7 @@ def _data(encoder: Any, experts: Sequence[Expert]) -> tuple[dict[str, Any], dict
     data, classes = {}, {}
     for expert in experts:
         config = ExpertConfig(**expert.card["config"])
-        drawn = load_task(expert.task).splits().train.sample(config.examples, config.seed)
+        drawn = expert.definition.splits().train.sample(config.examples, config.seed)
         data[expert.task] = (encoder.tokenize(drawn.texts, drawn.pairs), np.asarray(drawn.labels, dtype=np.int64))
         classes[expert.task] = int(expert.card["classes"])
     return data, classes
