@@ -305,9 +305,7 @@ def run_job(plan: Plan, job: Job, files: ShardFiles) -> None:
             _copy(plan, job, [open_input(plan, job, i, stack) for i in job.inputs], fd, slot.offset)
             return
         group = open_group(plan, job, stack)
-        write_group(
-            plan.recipe.merge_method, group, job.dtype, plan.recipe.compat, kernels.Tensor(None, slot.offset, fd)
-        )
+        write_group(group, job.dtype, kernels.Tensor(None, slot.offset, fd), plan.recipe.compat, plan.recipe.dtype)
 
 
 def open_input(plan: Plan, job: Job, i: Input, stack: ExitStack) -> Any:
@@ -333,16 +331,19 @@ def open_group(plan: Plan, job: Job, stack: ExitStack) -> Group:
         per_model=job.per_model,
         seed=plan.recipe.seed,
         models=tuple(str(plan.references[i.model]) for i in job.inputs),
+        method=plan.recipe.merge_method,
     )
 
 
-def write_group(method: str, group: Group, dtype: str, compat: str | None, place: kernels.Tensor) -> None:
+def write_group(
+    group: Group, dtype: str, place: kernels.Tensor, compat: str | None = None, work: str | None = None
+) -> None:
     """Merge one tensor into a file or into memory.
 
     Args:
         dtype: output format (safetensors name).
-        compat: ``mergekit`` for its arithmetic.
         place: memory address or file and offset of the first element; its ``dtype`` is set here.
+        compat: ``mergekit`` for its arithmetic, in the format ``work`` (default the inputs').
 
     Raises:
         ValueError: NaN or infinity in an input, overflow in the output; names the tensor.
@@ -350,9 +351,9 @@ def write_group(method: str, group: Group, dtype: str, compat: str | None, place
     if compat == "mergekit":
         from core.merge.compat import merge_like_mergekit
 
-        _write_raw(merge_like_mergekit(method, group, dtype), place, 0)
+        _write_raw(merge_like_mergekit(group, dtype, work), place, 0)
         return
-    result = OPERATORS.get(method)(group)
+    result = OPERATORS.get(group.method)(group)
     place.dtype = kernels.DTYPES[dtype]
     if hasattr(result, "native") and result.native(place):
         return
@@ -360,7 +361,7 @@ def write_group(method: str, group: Group, dtype: str, compat: str | None, place
         flat = np.asarray(result).reshape(-1)
         pieces: Iterator[tuple[int, np.ndarray]] = ((a, flat[a:b]) for a, b in block_ranges(group.size))
     else:
-        rows = OPERATORS.entry(method).facts.get("rows", False)
+        rows = OPERATORS.entry(group.method).facts.get("rows", False)
         pieces = ((block.start, result(block)) for block in group.blocks(rows))
     for start, values in pieces:
         raw = encode(values, dtype)

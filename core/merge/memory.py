@@ -54,7 +54,7 @@ def merge_tensors(
         group = make_group(method, sources, start, shared=shared, per_model=per_model, name=name, seed=seed)
         dtype = NAMES[out_dtype] if out_dtype else output_dtype(group)
         out = np.empty(group.shape, dtype=RAW[dtype])
-        write_group(method, group, dtype, compat, kernels.Tensor(out.ctypes.data, 0, -1))
+        write_group(group, dtype, kernels.Tensor(out.ctypes.data, 0, -1), compat)
         merged[name] = _like(out, dtype, everything[0][name])
     return merged
 

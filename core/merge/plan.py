@@ -114,6 +114,10 @@ def make_plan(source: str | Path | Mapping[str, Any] | Recipe, out: str | Path |
     """
     recipe = source if isinstance(source, Recipe) else load_recipe(source)
     c = contract(recipe.merge_method)
+    if recipe.compat:
+        from core.merge.compat import check_supported
+
+        check_supported(recipe.merge_method)
     notes = list(_check_parameter_names(recipe, c))
     folder = Path(source).parent if isinstance(source, (str, Path)) else Path()
     references = tuple(recipe.references())

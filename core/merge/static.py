@@ -106,7 +106,7 @@ def _merged(method: StaticMethod, models: Sequence[ArraySource], base: np.ndarra
     per_model = [method.per_model] * len(others)
     group = make_group(method.operator, others, start, shared=method.shared, per_model=per_model, name=name, seed=seed)
     out = np.empty(base.shape, dtype=np.float32)
-    write_group(method.operator, group, "F32", None, kernels.Tensor(out.ctypes.data, 0, -1))
+    write_group(group, "F32", kernels.Tensor(out.ctypes.data, 0, -1))
     return out
 
 

@@ -193,7 +193,7 @@ class Group:
         seed: of the merge.
         models: names of the models of ``sources``, for messages.
         base_parameters: per-input parameters of the base (scope ``input``).
-        base_index: where the base stood among the models (operators whose formula depends on order).
+        method: name of the operator (one function may serve several).
     """
 
     name: str
@@ -205,7 +205,7 @@ class Group:
     seed: int = 0
     models: tuple[str, ...] = ()
     base_parameters: Mapping[str, Any] = field(default_factory=dict)
-    base_index: int = 0
+    method: str = ""
 
     @property
     def size(self) -> int:
@@ -326,7 +326,7 @@ def make_group(
         c.check(resolved, each)
     return Group(
         name=name, shape=shapes.pop(), sources=tuple(tensors), base_source=base, shared=resolved, per_model=each,
-        seed=seed,
+        seed=seed, method=method,
     )  # fmt: skip
 
 
