@@ -92,7 +92,7 @@ def _panel(axis: Any, graph: nx.DiGraph, layout: Mapping[Any, tuple[float, float
     for source, target in graph.edges:
         (x0, y0), (x1, y1) = layout[source], layout[target]
         bend = 0.25 if y0 == y1 and x1 - x0 > 1 else 0.0  # an edge over a box in between bows around it
-        arrow = {"arrowstyle": "-|>", "color": "#555555", "shrinkA": 14, "shrinkB": 14, "linewidth": 0.8}
+        arrow = {"arrowstyle": "-|>", "color": "#555555", "shrinkA": 16, "shrinkB": 24, "linewidth": 0.8}
         axis.annotate("", (x1, y1), (x0, y0), arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"})
     for node, data in graph.nodes(data=True):
         x, y = layout[node]

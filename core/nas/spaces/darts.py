@@ -253,6 +253,8 @@ def _edge(word: str) -> tuple[str | int, int]:
 
 
 def _literal(text: str) -> list:
+    if len(text) > 2_000:  # two cells take 200 characters; the parser's memory grows much faster than its text
+        raise ValueError(f"darts cells are two lists of eight (input, operation) pairs, got {len(text)} characters")
     try:
         cells = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
