@@ -4,28 +4,20 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from core.data.tasks import load_task
 from core.merge.baselines import SEARCHES
 from core.merge.emfto import EmftoConfig
-from core.merge.experts import ExpertConfig
 from core.merge.problem import ProblemConfig
 from core.merge.recipe_space import SpaceConfig
 from core.merge.solver import SolverConfig
-from core.models.train import TrainConfig
 from core.transfer.problem import Problem
-from flows.merge import MergeForm, task_names
+from flows.merge import MergeForm, make_experts, merge_statically, task_names
 from flows.runtime import transfer_flow
 from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
-from tasks.load_data import load_data
-from tasks.load_model import load_model
-from tasks.merge_recipe import MergeConfig, merge_recipe
-from tasks.merge_static import StaticConfig, tune_static
 from tasks.report_evolution import ReportConfig, report_evolution
 from tasks.stage import Artifact
-from tasks.train_expert import TrainExpertConfig, train_expert
 
 
 class EvolveMergeForm(MergeForm):
@@ -102,23 +94,12 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
     parameters=EvolveMergeForm,
     problem=problem,
     title="Search a merge of experts by multi-form transfer, within a counted budget",
+    headline=("accuracy", "normalised"),
 )
 def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
-    base = load_model(form.base)
-    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
-    expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
-    experts = {
-        load_task(n).name: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n))
-        for n in names
-    }
-    shared = {"max_length": form.max_length, "seed": form.seed}
-    static = StaticConfig(methods=form.methods, validation_examples=form.validation_examples, **shared)
-    tuned = tune_static(static, base=base, experts=experts)
-    merged = {
-        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned)
-        for m in form.methods
-    }
+    base, experts = make_experts(form, names)
+    tuned, merged = merge_statically(form, base, experts)
     evolved = {}
     for method in dict.fromkeys(("emfto", *form.searches)):
         config = evolve_config(form, method)
@@ -127,9 +108,9 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
             inputs["subproblems"] = build_subproblems(config, base=base, experts=experts)
         evolved[method] = evolve_recipes(config, **inputs)
         merged[method] = execute_recipe(ExecuteConfig(), evolved=evolved[method])
-    test = EvaluateConfig(test_examples=form.test_examples, **shared)
+    test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
     evaluated = evaluate_merges(
-        test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(form.methods, tuned), **evolved}
+        test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(merged, tuned), **evolved}
     )
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}

@@ -94,6 +94,32 @@ def problem(form: MergeForm) -> Problem:
     )
 
 
+def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str, Artifact]]:
+    """The base and one expert a task."""
+    base = load_model(form.base)
+    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
+    expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
+    return base, {
+        load_task(n).name: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n))
+        for n in names
+    }
+
+
+def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifact]) -> tuple[Artifact, dict]:
+    """The scales chosen on validation, and each method's merged model."""
+    methods = tuple(static_methods(form.methods, len(experts)))
+    config = StaticConfig(
+        methods=methods,
+        validation_examples=form.validation_examples,
+        max_length=form.max_length,
+        seed=form.seed,
+    )
+    tuned = tune_static(config, base=base, experts=experts)
+    return tuned, {
+        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned) for m in methods
+    }
+
+
 @transfer_flow(
     "merge",
     level="system",
@@ -104,25 +130,10 @@ def problem(form: MergeForm) -> Problem:
 )
 def merge(form: MergeForm) -> Artifact:
     names = task_names(form)
-    base = load_model(form.base)
-    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
-    expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
-    experts = {
-        load_task(n).name: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n))
-        for n in names
-    }
-    methods = tuple(static_methods(form.methods, len(names)))
-    shared = {"max_length": form.max_length, "seed": form.seed}
-    tuned = tune_static(
-        StaticConfig(methods=methods, validation_examples=form.validation_examples, **shared),
-        base=base,
-        experts=experts,
-    )
-    merged = {
-        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned) for m in methods
-    }
-    test = EvaluateConfig(test_examples=form.test_examples, **shared)
-    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=dict.fromkeys(methods, tuned))
+    base, experts = make_experts(form, names)
+    tuned, merged = merge_statically(form, base, experts)
+    test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=dict.fromkeys(merged, tuned))
     package = package_merge(
         PackageConfig(max_length=form.max_length), tuned=tuned, base=base, experts=experts, merged=merged
     )

@@ -22,9 +22,7 @@ class Row(Config):
     metric: str
     value: float | None = Field(description="None when undefined")
     seed: int = 0
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="what else distinguishes the run: task, n, K"
-    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="what else distinguishes the run: task, n, K")
     budget: dict[str, float] = Field(default_factory=dict, description="unit -> amount spent on this value")
     oracle: str = Field("", description="what answered: split, epochs, single run or mean")
     inputs: dict[str, str] = Field(default_factory=dict, description="input name -> sha256")
