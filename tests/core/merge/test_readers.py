@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.faults_readers import READERS, fuzz
+from benchmarks.faults_readers import READERS
+from benchmarks.fuzzing import fuzz
 from core.merge.recipe import load_recipe
 from core.merge.tensors import read_header
 from core.safe_yaml import load_yaml
@@ -75,8 +76,8 @@ def test_good_headers_are_read(tmp_path):
         ("- " * 300 + "x", "levels deep"),
         ("&a [*a]", "contains itself"),
         (EXPLODING, "stands for more"),
-        ("!!python/object/apply:os.system [x]", "not YAML"),
-        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system [x]", "no readable YAML"),
+        ("a: [", "no readable YAML"),
         ("x" * (1 << 20) + "x", "characters"),
     ],
 )  # fmt: skip
