@@ -29,7 +29,7 @@ def load_yaml(text: str, name: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:
         if str(error).startswith(name):
             raise
-        raise ValueError(f"{name} is no readable YAML: {_short(error)}") from None
+        raise ValueError(f"{name} is not YAML: {_short(error)}") from None
     if _size(data, {}, name) > LARGEST:
         raise ValueError(f"{name} stands for more than {LARGEST} values; write it without nested aliases")
     return data
