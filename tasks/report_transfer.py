@@ -25,6 +25,7 @@ from tasks.adapt import CORRECT, WHY
 from tasks.rank_sources import CHANGES, RANKING
 from tasks.stage import Artifact, Output, stage
 
+HEADLINE = ("ece", "seconds", "trained_share")  # the other metrics are with the runs of the strategies
 MODULES = ["core.transfer.report", "core.transfer.effect_page", "core.transfer.history", "core.evaluate.plots"]
 
 
@@ -64,8 +65,20 @@ def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact
         record(history, _experiences(rows, source, found["situation"], config), _advice(found["advice"]))
     past = compared(history)
     write_json(out.folder / "predicted_and_realised.json", past)
-    out.rows([*rows, *ranking.rows()])
+    out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
     out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
+
+
+def _gains(rows: list[Row], source: str, config: ReportTransferConfig) -> list[Row]:
+    """Gain and harm from the first-ranked source as rows, so that they stand in the table beside the scores."""
+    mine = [r for r in rows if r.settings["source"] == source and r.settings["n"] == config.examples]
+    first = next(r for r in mine if r.metric == config.metric)
+    facts = {"settings": first.settings, "inputs": {"test": first.inputs["test"]}, "oracle": first.oracle}
+    return [
+        Row(method=m.method, metric=name, value=value, **facts)
+        for m in effect(mine, metric=config.metric, without=config.without).methods
+        for name, value in ((f"gain over {config.without}", m.gain.mean), ("harm", m.harm))
+    ]
 
 
 def _means(rows: list[Row], config: ReportTransferConfig) -> dict[str, dict[str, float]]:
