@@ -40,6 +40,7 @@ MINOR = (
 )
 MINOR_TASKS = ("sst2_sent", "cr", "trec")
 HEAD_ROOM_TASKS = ("sst2_sent", "cr", "ag_news", "rotten_tomatoes", "trec")
+KS = (16, 32, 64, 128)
 STEPS = {10: 240, 30: 240, 100: 480}
 TEACHERS = {"mpnet": MPNET, "smollm2": SMOLLM2}
 STUDENTS = {"minilm": MINILM, "minilm3": MINILM_3}
@@ -53,7 +54,7 @@ def cells(size: str) -> list[Cell]:
     listed += [cell(t, m, s, n=100) for s in SEEDS for t in HEAD_ROOM_TASKS for m in MAIN if m != "teacher"]
     listed += [cell(t, m, s) for s in SEEDS[:3] for t in DEVELOPMENT for m in ALONE]
     listed += [cell(t, m, s) for s in SEEDS[:3] for t in MINOR_TASKS for m in MINOR]
-    curve = [cell(t, m, s, k=k, n=0) for s in SEEDS[:3] for t in ("sst2_sent", "ag_news") for k in (16, 32, 64, 128)
+    curve = [cell(t, m, s, k=k, n=0) for s in SEEDS[:3] for t in ("sst2_sent", "ag_news") for k in KS
              for m in ("label_words", "vanilla_kd", "prompt_distiller")]  # fmt: skip
     listed += curve
     listed += [cell(t, m, s, teacher="smollm2") for s in SEEDS[:3] for t in MINOR_TASKS for m in MAIN[:4]]
@@ -290,11 +291,54 @@ def page(rows: Sequence[Row], folder: Path) -> str:
         for m, v in lines.items():
             parts.append(f"| {m} | " + " | ".join(_cell(v.by["teacher", t, 30]) for t in TASKS) + " |")
         parts.append("")
+    parts += [*_curve(rows), *_other_pairs(rows)]
     parts += ["## Head-room", "", f"Declared on dev rows: {', '.join(declared(rows)) or 'none yet'}.", ""]
     parts += ["The student-only baseline was chosen on development tasks: " + baseline(rows) + "."]
     parts += ["Every distillation takes the same number of steps (240 of batch 32 up to n = 30, 480 at n = 100); the"]
     parts += ["fine-tuned baselines take 15 epochs. The student is the last step of the schedule, never a chosen one."]
     return "\n".join(parts)
+
+
+def _curve(rows: Sequence[Row]) -> list[str]:
+    """Accuracy over K with a pool of 3,200 texts, and the mean height of the curve over log2 K (its area)."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for r in rows:
+        if r.settings["n"] == 0 and r.metric == "accuracy" and r.value is not None:
+            found[r.settings["task"], r.method][r.settings["k"]].append(100 * r.value)
+    if not found:
+        return []
+    lines = [
+        "## K labels a class, pool of 3,200",
+        "",
+        "| task | method | 16 | 32 | 64 | 128 | area |",
+        "|---|" + "---|" * 6,
+    ]
+    for (task, method), by_k in found.items():
+        means = [float(np.mean(by_k[k])) if by_k[k] else None for k in KS]
+        area = f"{np.trapezoid(means) / (len(KS) - 1):.1f}" if None not in means else ""
+        shown = " | ".join("" if m is None else f"{m:.1f}" for m in means)
+        lines.append(f"| {task} | {method} | {shown} | {area} |")
+    return [*lines, ""]
+
+
+def _other_pairs(rows: Sequence[Row]) -> list[str]:
+    """Accuracy of the pairs beside MPNet and MiniLM."""
+    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for r in rows:
+        pair = (r.settings["teacher"], r.settings["student"])
+        if r.metric == "accuracy" and r.value is not None and (pair[0] == "smollm2" or pair[1] != "minilm"):
+            found[(*pair, r.settings["task"], r.method)].append(100 * r.value)
+    if not found:
+        return []
+    lines = [
+        "## Other pairs",
+        "",
+        "| teacher | student | task | method | accuracy | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, values in found.items():
+        lines.append("| " + " | ".join(key) + f" | {np.mean(values):.1f} | {len(values)} |")
+    return [*lines, ""]
 
 
 def _table(values: Values, methods: Sequence[str], n: float) -> list[str]:

@@ -4,9 +4,9 @@ What is expensive is kept: the tuned teacher's weights, its signals, and each me
 what made them. A method whose inputs are cached trains the student and nothing else.
 """
 
-from collections.abc import Callable
+import operator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +82,7 @@ class Study:
         self.config, self.cache = config, cache or Cache()
         self.task = load_task(config.task)
         self.prompt = task_prompt(self.task)
+        self._loaded: dict[str, Any] = {}
 
     @cached_property
     def few(self) -> FewShot:
@@ -105,11 +106,15 @@ class Study:
 
     def teacher(self, which: str, budget: Budget | None = None) -> Any:
         """The ``"tuned"`` or ``"pretrained"`` teacher as a model; tuned once, then from the cache."""
-        if which == "pretrained":
-            return build(self.config.teacher, self.prompt)
-        return tuned_teacher(
-            self.cache, self.config.teacher, self.prompt, self.few.train, self.few.dev, self.config.seed, budget
-        )
+        if which not in self._loaded:
+            self._loaded.clear()  # one at a time
+            if which == "pretrained":
+                self._loaded[which] = build(self.config.teacher, self.prompt)
+            else:
+                few, seed = self.few, self.config.seed
+                where = (self.cache, self.config.teacher, self.prompt)
+                self._loaded[which] = tuned_teacher(*where, few.train, few.dev, seed, budget)
+        return self._loaded[which]
 
     def identity(self, which: str) -> str:
         """Hash of a teacher, known without it."""
@@ -123,12 +128,17 @@ class Study:
     ) -> Signals:
         """Cached signals of texts; the teacher is only built when they are missing.
 
-        With several teachers the tuned logits are the mean of their log-probabilities, weighted by their evidence;
-        states and filled answers are those of the first.
+        What is asked for often (the last layer) and what rarely (all layers) are two entries, whatever a loss reads,
+        so that methods share them. With several teachers the tuned logits are the mean of their log-probabilities,
+        weighted by their evidence; states and filled answers are those of the first.
         """
-        make = _once(lambda: self.teacher(which))
-        where = (self.cache, self.identity(which), make, texts, pairs)
-        own = cached_signals(*where, layers=tuple(layers), answers=answers)
+        last = self.teacher_shape[1]
+        kept = (last,) if set(layers) <= {last} else tuple(range(last + 1))
+
+        def make() -> Any:
+            return self.teacher(which)
+
+        own = cached_signals(self.cache, self.identity(which), make, texts, pairs, layers=kept, answers=answers)
         if which == "pretrained" or not self.config.more_teachers:
             return own
         weights = self.teacher_weights()
@@ -273,6 +283,7 @@ class Study:
             pool = few.pool if config.unlabelled else none
             data = transfer_set(few.train if spec.labels else None, pool, config.phrases, self.config.seed)
             signals = self._teaching(config, student.depth, data)
+            self._loaded.clear()
         distill(student, data, config, seed=self.config.seed, checkpoint=checkpoint, budget=budget, **signals)
         return student, facts
 
@@ -291,7 +302,10 @@ class Study:
         width, teacher_depth = self.teacher_shape
         wanted = needed(config.losses, depth, teacher_depth)
         signals = {
-            which: self.signals(which, data.texts, data.pairs, sorted(want["layers"]), want["answers"])
+            which: reduce(
+                operator.add,
+                [self.signals(which, *part, sorted(want["layers"]), want["answers"]) for part in data.parts()],
+            )
             for which, want in wanted.items()
         }
         return signals | {"teacher_width": width, "teacher_depth": teacher_depth}
@@ -372,14 +386,3 @@ def _read_answers(folder: Path) -> Answers:
     with np.load(folder / "answers.npz") as stored:
         parts = {p: stored[p] for p in ("test", "dev", "pool")}
     return Answers(**parts, budget=facts["budget"], facts=facts["facts"])
-
-
-def _once(make: Callable[[], Any]) -> Callable[[], Any]:
-    made: list[Any] = []
-
-    def get() -> Any:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    return get

@@ -27,11 +27,15 @@ class PhraseConfig(Config):
 
 @dataclass(frozen=True)
 class TransferSet:
-    """Parallel columns: texts, second texts (or None), labels (UNLABELLED where unknown)."""
+    """Parallel columns: texts, second texts (or None), labels (UNLABELLED where unknown).
+
+    ``sizes``: how many texts each part has (labelled, pool, phrases), so that signals of a part can be shared.
+    """
 
     texts: list[str]
     pairs: list[str] | None
     labels: np.ndarray
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -40,6 +44,15 @@ class TransferSet:
     def labelled(self) -> np.ndarray:
         """Positions of the labelled texts."""
         return np.flatnonzero(self.labels != UNLABELLED)
+
+    def parts(self) -> list[tuple[list[str], list[str] | None]]:
+        """Texts and second texts of each part that is not empty."""
+        ends = np.cumsum(self.sizes or (len(self),))
+        found = []
+        for start, end in zip([0, *ends], ends):
+            if end > start:
+                found.append((self.texts[start:end], None if self.pairs is None else self.pairs[start:end]))
+        return found
 
     @property
     def sha256(self) -> str:
@@ -60,10 +73,12 @@ def transfer_set(
     texts = [t for part in parts for t in part.texts]
     pairs = None if pool.pairs is None else [p for part in parts for p in part.pairs]
     labels = [*(train.labels if train is not None else []), *[UNLABELLED] * len(pool)]
+    sizes = [len(part) for part in parts]
     if phrases is not None and phrases.per_text and pairs is None:
         cut = cut_phrases(pool.texts, round(phrases.per_text * len(pool)), phrases, seed)
         texts, labels = [*texts, *cut], [*labels, *[UNLABELLED] * len(cut)]
-    return TransferSet(texts, pairs, np.asarray(labels, dtype=np.int64))
+        sizes.append(len(cut))
+    return TransferSet(texts, pairs, np.asarray(labels, dtype=np.int64), tuple(sizes))
 
 
 def cut_phrases(texts: Sequence[str], count: int, config: PhraseConfig, seed: int) -> list[str]:

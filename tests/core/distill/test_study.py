@@ -26,7 +26,7 @@ def world(tmp_path_factory):
     with open(root / "rows.csv", "w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["text", "label"])
-        for i in range(260):
+        for i in range(160):
             label = i % 2
             words = rng.choice(GOOD if label else BAD, size=3)
             rest = rng.choice(["movie", "film", "plot", "story", "music", "actor", "scene"], size=3)
@@ -48,7 +48,7 @@ def world(tmp_path_factory):
 def config(world, **changes):
     teacher = TeacherConfig(asset=str(world / "teacher"), train=SHORT)
     student = ModelConfig(asset=str(world / "student"))
-    settings = {"task": str(world / "films.yaml"), "k": 6, "n": 4, "seed": 13, "steps": 6, "fine_tuning": SHORT}
+    settings = {"task": str(world / "films.yaml"), "k": 6, "n": 3, "seed": 13, "steps": 6, "fine_tuning": SHORT}
     return StudyConfig(**({"teacher": teacher, "student": student} | settings | changes))
 
 
