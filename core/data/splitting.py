@@ -8,6 +8,7 @@ import pandas as pd
 
 from core.data.arrays import task_arrays
 from core.data.examples import ALL, Examples, Splits, TaskError, fold, share_of
+from core.data.normalise import TEXT_STEPS
 from core.data.reading import derive, read_source, strings
 from core.data.tasks import TEXT_KINDS, Task
 from core.hashing import sha256_file
@@ -20,6 +21,8 @@ def make_splits(description: str, seed: int, state: tuple[tuple[str, int, int], 
     task = Task.model_validate_json(description)
     frames = cut(read_source(task.source, task.name, seed), task, seed)
     dropped: dict[str, dict[str, int]] = {}
+    if task.plan.leaks == "remove" and task.kind in TEXT_KINDS:
+        frames = _without_leaks(frames, task, dropped)
     parts = {name: _examples(task, rows, dropped.setdefault(name, {})) for name, rows in frames.items()}
     for name, part in parts.items():
         if not len(part):
@@ -33,6 +36,31 @@ def make_splits(description: str, seed: int, state: tuple[tuple[str, int, int], 
                 "share in `splits`, or remove the label"
             )
     return Splits(**parts, dropped=dropped)
+
+
+def _without_leaks(
+    frames: dict[str, pd.DataFrame], task: Task, dropped: dict[str, dict[str, int]]
+) -> dict[str, pd.DataFrame]:
+    """Test stays; validation loses what is in test, train what is in either (as read, or as it was before the cut)."""
+    later: set[str] = set()
+    kept = {}
+    for name in ("test", "validation", "train"):
+        rows = frames[name]
+        keys = _input_keys(task, rows)
+        if task.max_words:
+            whole = _input_keys(task.model_copy(update={"max_words": None}), rows)
+            keys = [(a, b) for (a,), (b,) in zip(keys, whole)]
+        inside = np.array([not any(k in later for k in some) for some in keys], dtype=bool)
+        _note(dropped.setdefault(name, {}), "in a later split", int((~inside).sum()))
+        kept[name] = rows[inside]
+        later |= {k for some in keys for k in some}
+    return {name: kept[name] for name in frames}
+
+
+def _input_keys(task: Task, rows: pd.DataFrame) -> list[tuple[str]]:
+    """Each row's folded input (text, and pair)."""
+    columns = [_texts(task, rows, c) for c in (task.fields.text, task.fields.pair) if c]
+    return [("\x1f".join(fold(t) for t in texts),) for texts in zip(*columns)]
 
 
 def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.DataFrame]:
@@ -69,11 +97,11 @@ def _split_keys(rows: pd.DataFrame, task: Task) -> list[str]:
     """What decides a row's split: the folded text or group, the image's bytes, or all features."""
     by, text = task.plan.by, task.fields.text
     if by or task.kind in TEXT_KINDS:
-        column = strings(_column(rows, by or text, task.name))
+        column = _column(rows, by or text, task.name)
         if not by:
-            return [fold(t) for t in _cut_words(column, task.max_words)]
-        groups = [fold(v) for v in column]
-        return _joined(groups, [fold(t) for t in strings(rows[text])]) if text in rows.columns else groups
+            return [fold(t) for t in _texts(task, rows, text)]
+        groups = [fold(v) for v in strings(column)]
+        return _joined(groups, [fold(t) for t in _texts(task, rows, text)]) if text in rows.columns else groups
     if task.kind == "image" and task.fields.image in rows.columns:
         return [sha256_file(str(p)) for p in rows[task.fields.image]]
     features = rows[[c for c in rows.columns if c != task.fields.label]]
@@ -148,10 +176,14 @@ def _note(dropped: dict[str, int], reason: str, count: int) -> None:
 
 
 def _texts(task: Task, rows: pd.DataFrame, column: str) -> list[str] | None:
-    return _cut_words(strings(rows[column]), task.max_words) if column else None
-
-
-def _cut_words(texts: list[str], most: int | None) -> list[str]:
+    """The column's texts as the task reads them: normalised, then cut."""
+    if not column:
+        return None
+    texts = strings(rows[column])
+    for name in task.normalise:
+        step = TEXT_STEPS.get(name)
+        texts = [step(t) for t in texts]
+    most = task.max_words
     return [" ".join(t.split(maxsplit=most)[:most]) for t in texts] if most else texts
 
 

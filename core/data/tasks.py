@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from core.config import Config
@@ -27,6 +26,7 @@ from core.data.assets import card_licence, declared
 from core.data.examples import Splits, TaskError
 from core.hashing import content_key
 from core.registry import Registry, nearest
+from core.safe_yaml import load_yaml
 
 BUILT_IN = Path(__file__).with_name("tasks")
 TASKS: Registry[Path] = Registry("task")
@@ -68,6 +68,9 @@ class SplitPlan(Config):
     test: str | float = Field("", description="split name or share of train; default: test, or 0.2")
     by: str = Field("", description="column whose equal values stay in one split; default: the folded text")
     pair: dict[str, dict[str, Any]] = Field(default_factory=dict, description="derivation run inside each split")
+    leaks: Literal["keep", "remove"] = Field(
+        "keep", description="remove: rows that occur again in a later split (train, validation, test) are left out"
+    )
 
 
 class Fields(Config):
@@ -83,7 +86,7 @@ class Fields(Config):
 class Task(Config):
     """A task: where its rows are, what they mean, and how answers are scored and prompted."""
 
-    name: str
+    name: str = Field(min_length=1)
     version: int = Field(1, ge=1, description="raised when the rows or their meaning change")
     summary: str = Field("", description="one line for people")
     kind: Literal["single", "pair", "regression", "generation", "image", "table"]
@@ -92,10 +95,13 @@ class Task(Config):
     fields: Fields = Field(Fields(), description="names of the columns")
     labels: tuple[str, ...] = Field((), description="class names in index order; none: the label is a number or text")
     values: dict[str, str] = Field(default_factory=dict, description="raw label -> class name where they differ")
-    metric: str = Field(description="name of the metric that decides")
+    metric: str = Field(min_length=1, description="name of the metric that decides")
     template: str = Field("", description="masked-LM prompt with {text}, {pair} and {mask}")
     causal_template: str = Field("", description="causal-LM prompt, answer last, with {text} and {pair}")
     label_words: tuple[str, ...] = Field((), description="one word per class, in index order")
+    normalise: tuple[str, ...] = Field(
+        (), description="steps on every text as it is read: html, unicode, spaces, lower"
+    )
     max_words: int | None = Field(None, ge=1, description="texts are cut after this many words")
     image_shape: tuple[int, int, int] | None = Field(None, description="channels, height, width of image arrays")
 
@@ -211,14 +217,14 @@ def load_task(name: str | Path) -> Task:
     if not path.is_file():
         raise TaskError(f"{path} does not exist; `transferopt task new FILE --label COLUMN` writes a task from a csv")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} is no readable YAML: {error}") from None
+        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except ValueError as error:
+        raise TaskError(str(error) if str(path) in str(error) else f"{path} is no readable YAML: {error}") from None
     if not isinstance(content, dict):
         raise TaskError(f"{path} holds no task: expected keys like kind, source, fields, metric")
-    content = {"name": path.stem, **content}
+    content = {"name": path.stem, **{str(key): value for key, value in content.items()}}
     source = content.get("source")
-    if isinstance(source, dict) and source.get("path"):
+    if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
         content["source"] = {**source, "path": str((path.parent / source["path"]).resolve())}
     return parse_task(content, str(path))
 

@@ -97,6 +97,31 @@ def test_texts_equal_after_the_cut_stay_together(folder):
     assert not set(splits.train.folded()) & set(splits.test.folded())
 
 
+def test_leaks_are_removed_by_choice_also_behind_tags_and_cuts(tmp_path):
+    parts = {
+        "train": [f"train text {i} goes on" for i in range(8)]
+        + ["same<br /><br />text goes on here", "of VALIDATION!"],
+        "validation": ["of validation", "my own", "in test too"],
+        "test": ["sametext goes on here", "In test too.", "same text goes on, here", "own test"],
+    }
+    for name, texts in parts.items():
+        rows = pd.DataFrame({"text": texts, "mood": ["up", "down"] * (len(texts) // 2) + ["up"] * (len(texts) % 2)})
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    kept = load_task(write(tmp_path, "a", ".", splits={"test": "test"})).splits()
+    assert [len(p) for p in (kept.train, kept.validation, kept.test)] == [10, 3, 4]
+    for changes in ({}, {"max_words": 2}):
+        clean = {"splits": {"leaks": "remove"}, "normalise": ["html", "spaces"], **changes}
+        splits = load_task(write(tmp_path, "b", ".", **clean)).splits()
+        assert len(splits.test) == 4
+        assert splits.dropped["train"]["in a later split"] >= 2
+        assert splits.dropped["validation"] == {"in a later split": 1}
+        assert not any(t.startswith("same") for t in splits.train.texts)
+    with pytest.raises(TaskError, match=r"splits.leaks: Input should be 'keep' or 'remove'"):
+        load_task(write(tmp_path, "c", ".", splits={"leaks": "drop"}))
+    with pytest.raises(ValueError, match="did you mean 'html'"):
+        load_task(write(tmp_path, "d", ".", normalise=["htm"])).splits()
+
+
 def test_named_splits_and_a_validation_set_as_test(tmp_path):
     for name, rows in (("train", ROWS[:40]), ("validation", ROWS[40:])):
         rows.to_parquet(tmp_path / f"{name}.parquet")
@@ -254,7 +279,7 @@ def test_unknown_tasks_get_the_nearest_name(folder):
     with pytest.raises(TaskError, match="holds no task"):
         load_task(folder / "list.yaml")
     (folder / "torn.yaml").write_text("a: [1")
-    with pytest.raises(TaskError, match="no readable YAML"):
+    with pytest.raises(TaskError, match=r"torn.yaml is not YAML"):
         load_task(folder / "torn.yaml")
 
 
