@@ -1,11 +1,11 @@
 """KnOTS: align adapters' deltas in one shared basis by SVD, then merge there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.merge.linalg import Matrix, product, svd
+from core.merge.linalg import Matrix, one_thread, product
 from core.merge.operators import OPERATORS, Group, Parameter
 
 
@@ -36,21 +36,47 @@ def knots_delta(deltas: Sequence[NDArray], weights: Sequence[float], densities: 
     Stoica et al., Model Merging with SVD to Tie the Knots, ICLR 2025, Eq. 3-5 (KnOTS-TIES):
     ``U S [V_1 .. V_T] = svd([delta_1 .. delta_T])`` along the inputs, coordinates ``S V_i``. Of each, the ``density``
     share of largest magnitude is kept; the sign of the weighted sum is elected (zero counts as +), the agreeing entries
-    are averaged and the result is mapped back by ``U``. Meant for low-rank deltas: one SVD of ``(m, T·n)``.
-    Tensors that are not matrices get the weighted mean.
+    are averaged and the result is mapped back by ``U``. Tensors that are not matrices get the weighted mean.
+
+    The basis comes from the Gram matrix of the shorter side (numerically zero directions are dropped), so the cost is
+    one eigendecomposition of ``min(m, T·n)`` and memory two float64 copies of the deltas.
     """
     deltas = [np.asarray(delta, dtype=np.float64) for delta in deltas]
     if deltas[0].ndim != 2:
         return sum(w * d for w, d in zip(weights, deltas, strict=True)) / len(deltas)
-    u, s, vt = svd(np.concatenate(deltas, axis=1))
-    coordinates = np.split(s[:, None] * vt, len(deltas), axis=1)
-    kept = np.stack(
-        [w * keep_largest(c, density) for w, c, density in zip(weights, coordinates, densities, strict=True)]
-    )
-    sign = np.where(kept.sum(axis=0) >= 0, 1.0, -1.0)
-    agreeing = np.where(kept * sign > 0, kept, 0.0)
-    count = np.maximum(np.count_nonzero(agreeing, axis=0), 1)
-    return product(u, agreeing.sum(axis=0) / count)
+    coordinates, back = _shared_basis(deltas)
+    kept = [w * keep_largest(c, d) for w, c, d in zip(weights, coordinates, densities, strict=True)]
+    positive = sum(kept) >= 0
+    total, count = np.zeros_like(kept[0]), np.zeros_like(kept[0])
+    for part in kept:
+        agrees = np.where(positive, part > 0, part < 0)
+        total += np.where(agrees, part, 0.0)
+        count += agrees
+    return back(total / np.maximum(count, 1))
+
+
+def _shared_basis(deltas: Sequence[Matrix]) -> tuple[list[Matrix], Callable[[Matrix], Matrix]]:
+    """Coordinates ``S V_i (r, n)`` of every delta, and the map ``U ·`` from coordinates to deltas."""
+    (m, n), tasks = deltas[0].shape, len(deltas)
+    with one_thread():
+        if m <= n * tasks:
+            u, _ = _eigenvectors(sum(d @ d.T for d in deltas), n * tasks)
+            return [u.T @ d for d in deltas], lambda merged: product(u, merged)
+        v, s = _eigenvectors(np.block([[a.T @ b for b in deltas] for a in deltas]), m)
+        parts = np.split(v, tasks)  # U = sum_i delta_i V_i' / S
+
+    def back(merged: Matrix) -> Matrix:
+        return sum(product(d, part @ (merged / s[:, None])) for d, part in zip(deltas, parts, strict=True))
+
+    return [s[:, None] * part.T for part in parts], back
+
+
+def _eigenvectors(gram: Matrix, longer: int) -> tuple[Matrix, Matrix]:
+    """Eigenvectors (columns, largest first) and roots of the numerically non-zero eigenvalues."""
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    keep = values > max(values[0], 0.0) * longer * np.finfo(np.float64).eps
+    return vectors[:, keep], np.sqrt(values[keep])
 
 
 def keep_largest(values: NDArray, density: float) -> NDArray:

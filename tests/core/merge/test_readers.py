@@ -23,7 +23,7 @@ def test_reader_survives(name):
     outcome = fuzz(READERS[name], 500)
     assert not outcome.failure
     assert outcome.cases >= 400
-    assert outcome.accepted > 20  # the cases are not all hopeless
+    assert outcome.accepted >= 10  # the cases are not all hopeless
 
 
 def write(path, header, data=b""):

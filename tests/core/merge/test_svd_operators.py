@@ -83,8 +83,9 @@ def test_knots_with_everything_kept_and_agreeing_is_the_mean():
     assert close(knots_delta([delta, delta, delta], [1, 1, 1], [1, 1, 1]), delta)
 
 
-def test_knots_matches_ties_in_the_shared_basis():
-    deltas = deltas_of((10, 6), 3)
+@pytest.mark.parametrize("rows", [5, 10, 40])  # wide and tall: the basis comes from either side
+def test_knots_matches_ties_in_the_shared_basis(rows):
+    deltas = deltas_of((rows, 6), 3)
     u, s, v = torch.linalg.svd(torch.from_numpy(np.concatenate(deltas, 1)), full_matrices=False)
     coordinates = torch.stack([torch.diag(s) @ part for part in v.split(6, 1)])
     n = int(0.5 * coordinates[0].numel())
@@ -138,9 +139,19 @@ def test_low_rank_and_equal_experts_give_no_rounding_noise():
     assert close(wudi_delta([delta], 0), delta)
 
 
-@pytest.mark.parametrize("function", [iso_c_delta, iso_cts_delta, wudi_delta, lambda d: sum(tsv_components(d))])
-def test_zero_deltas_give_zero(function):
-    assert not function([np.zeros((6, 4)), np.zeros((6, 4))]).any()
+@pytest.mark.parametrize(
+    "function",
+    [
+        iso_c_delta,
+        iso_cts_delta,
+        wudi_delta,
+        lambda d: sum(tsv_components(d)),
+        lambda d: knots_delta(d, [1, 1], [0.5, 1]),
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 4), (20, 4)])
+def test_zero_deltas_give_zero(function, shape):
+    assert not function([np.zeros(shape), np.zeros(shape)]).any()
 
 
 @pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts", "wudi", "knots"])
