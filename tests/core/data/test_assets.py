@@ -86,7 +86,13 @@ def test_a_finished_wheel_is_not_fetched_again(shop, monkeypatch, tmp_path):
     assert state(table()["toy"]) == "partly fetched"
     (tmp_path / "away.whl").rename(shop / "toy_two-1.0-py3-none-any.whl")
     (shop / "toy_one-1.0-py3-none-any.whl").unlink()  # now only the second wheel can be had
-    assert resolve("toy").where == "archive"
+    part = next((tmp_path / "cache/toy").glob("*.part"))
+    (part / "toy_one/data").mkdir(parents=True)
+    (part / "toy_one/data/half.csv").write_text("left by a killed attempt")
+    asset = resolve("toy")
+    assert asset.where == "archive"
+    files = sorted(p.name for p in asset.path.rglob("*") if p.is_file())
+    assert files == ["a.csv", "artifact.json", "b.csv"]
 
 
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(shop, monkeypatch, tmp_path):
