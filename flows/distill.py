@@ -55,6 +55,7 @@ class DistillForm(Form):
     student: str = Field(
         "minilm", description="minilm, minilm3 (first layers), smollm2-8, or any asset, folder or hub repository"
     )
+    splits: Literal["drawn", "lmbff"] = Field("drawn", description="draw the few, or take LM-BFF's published files")
     tuning: Literal["full", "lora", "prompt"] = Field("full", description="what of the teacher is trained")
     cross_fit: bool = Field(False, description="the gate also tunes on dev and looks at train (twice the tuning)")
     methods: tuple[str, ...] | None = Field(None, description="methods of the table (empty: by size)")
@@ -75,6 +76,7 @@ def study_of(form: DistillForm) -> StudyConfig:
         k=form.k,
         n=form.n,
         seed=form.seed,
+        splits=form.splits,
         teacher=teacher.model_copy(update={"train": schedule, "tuning": form.tuning}),
         student=STUDENTS.get(form.student) or student_of(form.student),
         gate=GateConfig(cross_fit=form.cross_fit),
