@@ -165,7 +165,7 @@ def _problems(
     for pair, n in leaks.items():
         if n:
             a, b = pair.split(" in ")
-            yield f"{n} rows of {a} occur in {b}: scores on {b} are too good; remove them with cleaning (leaks)"
+            yield f"{n} rows of {a} occur in {b}: scores on {b} are too good; `splits: {{leaks: remove}}`"
     for part in PARTS:
         if faults[part]["conflicting"]:
             yield f"{faults[part]['conflicting']} rows of {part} have equal inputs with different labels"
