@@ -7,6 +7,7 @@ through the entry-point group ``transferopt``: each entry point names a module w
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -75,12 +76,23 @@ class Registry(Generic[T]):
                 importlib.import_module(f"{self.package}.{module.name}")
         load_plugins()
 
+    def _load_file(self, name: str) -> None:
+        """Import only the file that is named like the method, if there is one: the others may be slow to import."""
+        file = name.replace("-", "_")
+        if self._loaded or not file.isidentifier():
+            return
+        module = f"{self.package}.{file}"
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+
     def entry(self, name: str) -> Entry[T]:
         """The entry called ``name``.
 
         Raises:
             ValueError: unknown name; the message gives the nearest one and all allowed ones.
         """
+        if name not in self._entries:
+            self._load_file(name)
         if name not in self._entries:
             self.load()
         if name not in self._entries:
