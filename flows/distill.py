@@ -1,5 +1,6 @@
 """Distil a prompt-tuned teacher into a small student from a few labels and unlabelled texts."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -30,6 +31,8 @@ class DistillForm(Form):
 
     sizes: ClassVar = {
         "smoke": {
+            "teacher": "minilm",
+            "student": "minilm3",
             "k": 4,
             "n": 2,
             "steps": 4,
@@ -38,6 +41,8 @@ class DistillForm(Form):
             "methods": ("label_words", "prompt_distiller"),
         },
         "default": {
+            "teacher": "smollm2",
+            "student": "minilm",
             "k": 16,
             "n": 10,
             "steps": 60,
@@ -45,15 +50,24 @@ class DistillForm(Form):
             "test_rows": 300,
             "methods": ("label_words", "vanilla_kd", "prompt_distiller"),
         },
-        "full": {"k": 16, "n": 100, "steps": 480, "epochs": 12, "test_rows": 1_000_000, "methods": tuple(METHODS)},
+        "full": {
+            "teacher": "mpnet",
+            "student": "minilm",
+            "k": 16,
+            "n": 100,
+            "steps": 480,
+            "epochs": 12,
+            "test_rows": 1_000_000,
+            "methods": tuple(m for m in METHODS if m != "paper"),
+        },
     }
 
     task: str = Field("mr_reviews", description="built-in classification task or path of a task file")
-    teacher: str = Field(
-        "smollm2", description="smollm2, minilm, mpnet (405 MB to fetch), or any asset, folder or hub repository"
+    teacher: str | None = Field(
+        None, description="smollm2, minilm, mpnet (405 MB), or any asset, folder, hub repository (empty: by size)"
     )
-    student: str = Field(
-        "minilm", description="minilm, minilm3 (first layers), smollm2-8, or any asset, folder or hub repository"
+    student: str | None = Field(
+        None, description="minilm, minilm3 (first layers), smollm2-8, or any asset, folder (empty: by size)"
     )
     splits: Literal["drawn", "lmbff"] = Field("drawn", description="draw the few, or take LM-BFF's published files")
     tuning: Literal["full", "lora", "prompt"] = Field("full", description="what of the teacher is trained")
@@ -127,7 +141,7 @@ def distill_flow(form: DistillForm) -> Artifact:
     evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students)
     if not is_planning() and study.student.kind == "encoder":
         best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
-        register_model(f"distilled-{form.task}", students[best], evaluated, best)
+        register_model(f"distilled-{Path(form.task).stem}", students[best], evaluated, best)
     facts = {"teacher": study.teacher.asset, "student": study.student.asset, "task": form.task, "seed": str(form.seed)}
     return report_students(
         ReportConfig(title=f"Distillation on {form.task}", facts=facts), evaluated=evaluated, signals=signals
