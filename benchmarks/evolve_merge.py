@@ -4,7 +4,7 @@ Experts of one MiniLM base on the eight tasks of ``core/data/suites/eight.yaml``
 TRANSFEROPT_DATA). A seed draws the validation examples, their order and the search's random numbers; the experts and
 the test rows (all that are available) stay. Selection rule, declared before looking at test: of the search mean (EMFTO:
 the predicted optimum and the mean) and the best recipes by search score (EMFTO: by predicted score), three in all and
-the tuned static start, the one with the best accuracy on all 200 validation examples a task.
+the tuned static start, the one with the best accuracy on all 240 validation examples a task.
 """
 
 import time
@@ -41,7 +41,7 @@ from core.transfer.budget import Budget
 BASE = "all-minilm-l6-v2"
 MODULES = ["core.merge.baselines", "core.merge.problem", "core.merge.static", "core.merge.predictors.pairwise"]
 STATICS = tuple(n for n, m in STATIC.items() if m.max_models is None)
-VALIDATION, BATCH, GRANULARITY = 200, 24, "blocks:3"
+VALIDATION, BATCH, GRANULARITY = 240, 24, "blocks:3"
 SEARCH = EmftoConfig(solver=SolverConfig(finalists=3))
 SPACES = {8: "global", 24: "blocks:3", 48: "layers"}
 MANY = (*MIX, "subj", "ag_news", "cola", "cr")
@@ -326,7 +326,7 @@ def warm_start(cell: Cell, names: tuple[str, ...]) -> list[Row]:
     rows = [
         cell.row(f"normalised {k}", v, {"task_examples": cell.settings["budget"]}, "test") for k, v in values.items()
     ]
-    return [*rows, cell.row("source_cost", float(sum(s.cost for s in graph.solved)))]
+    return [*rows, cell.row("source_cost", float(cell.settings["budget"]))]
 
 
 BENCHMARK = Benchmark(

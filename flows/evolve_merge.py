@@ -26,6 +26,7 @@ class EvolveMergeForm(MergeForm):
     sizes: ClassVar = {
         "smoke": {
             "examples": 96,
+            "max_length": 32,
             "epochs": 1,
             "validation_examples": 30,
             "test_examples": 60,
@@ -34,6 +35,7 @@ class EvolveMergeForm(MergeForm):
         },
         "default": {
             "examples": 1000,
+            "max_length": 64,
             "epochs": 2,
             "validation_examples": 120,
             "test_examples": 300,
@@ -42,6 +44,7 @@ class EvolveMergeForm(MergeForm):
         },
         "full": {
             "examples": 2000,
+            "max_length": 128,
             "epochs": 4,
             "validation_examples": 256,
             "test_examples": 100_000,
@@ -55,6 +58,9 @@ class EvolveMergeForm(MergeForm):
     basis: str = Field("tsv_m", description="what coefficients weigh: raw task vectors, or tsv_m components")
     granularity: str = Field("blocks:3", description="global, blocks:K, kinds, or layers")
     batch: int = Field(16, ge=1, description="validation examples a task in a mini-batch")
+    forms_share: float = Field(
+        0.08, ge=0, lt=1, description="part of the budget for forms (the ablation favours 0; they show the relations)"
+    )
     searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
 
 
@@ -81,7 +87,7 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
             max_length=form.max_length,
             seed=form.seed,
         ),
-        search=EmftoConfig(solver=SolverConfig(finalists=3)),
+        search=EmftoConfig(forms_share=form.forms_share, solver=SolverConfig(finalists=3)),
         method=SEARCHES.entry(method).name,
         budget=form.budget,
         seed=form.seed,

@@ -80,14 +80,14 @@ def _variant(name: str, summary: str, **changes: Any) -> None:
     SEARCHES.register(name, summary, transfer=True)(run)
 
 
-_variant("emfto", "Multi-form transfer: forms, response model, warm-started CMA-ES with throttled injection.")
+_variant("emfto", "Multi-form transfer: response model of all answers, warm-started CMA-ES with throttled injection.")
 _plain("cold_cma", "cma", "CMA-ES on the full problem from the tuned static recipe.")
 _plain("random", "random", "Uniform samples around the tuned static recipe.")
 _plain("ga", "ga", "Genetic algorithm around the tuned static recipe (with granularity layers: layer-wise weights).")
-_variant("no_forms", "Control: response model and injection, but no forms before.", forms_share=0.0)
-_variant("random_order", "Control: forms in random order.", order="random")
-_variant("no_covariance", "Control: no covariance warm start.", warm_covariance=False)
-_variant("mean_only", "Control: mean warm start only (no covariance, no injection).", warm_covariance=False, inject=0)
+_variant("forms", "With forms before the full problem (a quarter of the budget).", forms_share=0.25)
+_variant("random_order", "Control: the same forms in random order.", forms_share=0.25, order="random")
+_variant("no_covariance", "Control: with forms, no covariance warm start.", forms_share=0.25, warm_covariance=False)
+_variant("mean_only", "Control: with forms, mean warm start only.", forms_share=0.25, warm_covariance=False, inject=0)
 
 
 def greedy_soup(fitness: Fitness, space: RecipeSpace, budget: Budget) -> tuple[np.ndarray, Answer]:

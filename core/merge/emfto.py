@@ -36,15 +36,16 @@ KIND, SCHEMA = "emfto", 1
 class EmftoConfig(Config):
     """Settings of the multi-form search. The defaults are what the ablations of docs/results favoured."""
 
-    forms_share: float = Field(0.25, ge=0, lt=1, description="part of the budget for forms; 0 solves none")
+    forms_share: float = Field(0.0, ge=0, lt=1, description="part of the budget for forms; 0 solves none")
     form_candidates: int = Field(4, ge=1, description="recipes scored in a form")
     form_tasks: int = Field(4, ge=1, description="tasks a form is scored on at most")
     radius: float = Field(0.6, gt=0, description="how far a form moves a coefficient, relative to the static one")
     order: Literal["planned", "random"] = Field("planned", description="order of the forms (random: control)")
     warm_mean: bool = Field(True, description="start at the predicted recipe")
     warm_covariance: bool = Field(True, description="start with the predicted curvature as correlation")
-    inject: int = Field(4, ge=0, description="predicted recipes injected a generation; 0 injects none")
+    inject: int = Field(6, ge=0, description="predicted recipes injected a generation; 0 injects none")
     inject_every: int = Field(1, ge=1, description="generations between injections")
+    locality: float = Field(0.7, ge=0, description="distance at which answers count less, relative to static; 0: never")
     trust: float = Field(0.8, gt=0, description="how far predictions may go from the best mean, relative to static")
     solver: SolverConfig = Field(SolverConfig(), description="settings shared with every other search")
 
@@ -213,12 +214,15 @@ def listen(state: State, fitness: Fitness, recipe: np.ndarray, answer: Answer) -
     control = dict(zip(fitness.tasks, control_scores(fitness), strict=True))
     difference = answer.score - np.array([control[t] for t in answer.tasks])
     state.response.add(recipe, answer.tasks, difference, answer.variance)
+    facts = {t: (y, v) for t, y, v in zip(answer.tasks, difference, answer.variance, strict=True)}
+    state.graph.remember(recipe - state.start, facts)
 
 
 def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) -> Outcome:
     """Warm-started CMA-ES with throttled injection, then finalists by predicted score."""
     scale = float(np.abs(state.start).mean())
     low, high, trust = space.config.lower, space.config.upper, config.trust * scale
+    local = config.locality * scale if config.locality else np.inf
     learned = any(state.response.data)
     first = state.response.propose(low, high, trust) if config.warm_mean and learned else state.start
     correlation = state.response.covariance() if config.warm_covariance and learned else None
@@ -237,9 +241,9 @@ def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) ->
         listen(state, fitness, recipe, answer)
 
     def predicted(count: int, generation: int) -> list[np.ndarray]:
-        state.response.fit()
-        rng = np.random.default_rng([seed, 13, generation])
         centre = space.coefficients(optimizer.mean)
+        state.response.fit(centre, local)
+        rng = np.random.default_rng([seed, 13, generation])
         draws = [state.response.propose(low, high, trust, rng, centre=centre) for _ in range(count - 1)]
         return [space.vector(r) for r in [state.response.propose(low, high, trust, centre=centre), *draws]]
 
@@ -253,11 +257,12 @@ def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) ->
         injector=injector,
         checkpoint=None if checkpoint is None else checkpoint / "search.ckpt",
         key=key,
-        also={"response": state.response},
+        also={"response": state.response, "graph": state.graph},
         description="emfto",
     )
-    state.response.fit()
+    state.response.fit(space.coefficients(optimizer.mean), local)
     state.graph.set_affinity(state.response.interference())
+    state.graph.set_synergy(state.response.synergy())
     finalists = predicted_finalists(state, space, result, optimizer.mean, trust, config.solver.finalists)
     best, validation = select(fitness, finalists, state.start, state.start_answer, budget)
     gains = injector.gains if injector else []
@@ -275,14 +280,28 @@ def predicted_finalists(state, space, result, mean, trust, count) -> list[np.nda
     return choose_finalists([space.coefficients(space.vector(optimum)), centre, *(tried[i] for i in order)], count)
 
 
-def take_over(state: State, source: RelationGraph, space: RecipeSpace) -> None:
-    """Copy what an earlier graph knows of the same experts: synergy with doubled uncertainty of age."""
+def take_over(state: State, source: RelationGraph, space: RecipeSpace, distrust: float = 4.0) -> None:
+    """Use an earlier run's graph: its answers about tasks that are here too, and the pairs it knows.
+
+    Coefficients of experts that are gone are left out and new ones stand at the reference, so a kept answer is less
+    certain than it was. An expert that was added, replaced or removed is the same case.
+    """
+    rows = {name: i for i, name in enumerate(source.experts)}
+    for answer in source.answers:
+        old = np.array(answer["offset"], dtype=float)
+        new = np.zeros(space.shape)
+        for i, name in enumerate(space.experts):
+            if name in rows:
+                new[i] = old[rows[name]] if old.shape[1] == space.shape[1] else old[rows[name]].mean()
+        state.response.borrow(new, answer["tasks"], distrust)
+    state.response.fit()
     known = [e for e in space.experts if e in source.experts]
     for at, a in enumerate(known):
         for b in known[at + 1 :]:
-            old = source.graph.edges[("expert", a), ("expert", b)]
-            new = state.graph.graph.edges[("expert", a), ("expert", b)]
-            new |= {"synergy": old["synergy"], "uncertainty": min(1.0, 2 * old["uncertainty"]), "seen": 0}
+            old_edge = source.graph.edges[("expert", a), ("expert", b)]
+            edge = state.graph.graph.edges[("expert", a), ("expert", b)]
+            doubt = min(1.0, 2 * old_edge["uncertainty"])
+            edge |= {"synergy": old_edge["synergy"], "uncertainty": doubt, "seen": 0}
 
 
 def _save_forms(path: Path, key: str, state: State, budget: Budget, spent: float) -> None:

@@ -5,7 +5,7 @@ a task carries *affinity* (score change of the task per unit of the expert's coe
 is saved, drawn and, matched by names, warm-starts a run on another mix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ class RelationGraph:
             for b in experts[i + 1 :]:
                 self.graph.add_edge(("expert", a), ("expert", b), synergy=0.0, uncertainty=1.0, seen=0)
         self.solved: list[Solved] = []
+        self.answers: list[dict[str, Any]] = []
+
+    def remember(self, offset: np.ndarray, tasks: Mapping[str, Sequence[float]]) -> None:
+        """Keep one answer for later runs: offset [n, g] from the reference, task -> (difference, variance)."""
+        known = {t: [float(y), float(v)] for t, (y, v) in tasks.items() if np.isfinite(y) and np.isfinite(v)}
+        self.answers.append({"offset": np.asarray(offset, dtype=float).tolist(), "tasks": known})
+
+    def set_synergy(self, synergy: np.ndarray) -> None:
+        """Expert-expert edges from a symmetric [n, n] matrix (of the response model), keeping what forms counted."""
+        for i, a in enumerate(self.experts):
+            for j in range(i + 1, len(self.experts)):
+                self.graph.edges[("expert", a), ("expert", self.experts[j])]["synergy"] = float(synergy[i, j])
 
     def update(self, solved: Solved) -> None:
         """Take in a solved form (thesis: g = (y - y_ref) · 2 a_i a_j clipped to [-1, 1], s <- (1 - l) s + l g).
@@ -145,6 +157,7 @@ class RelationGraph:
             "kappa": self.kappa,
             "edges": edges,
             "solved": solved,
+            "answers": self.answers,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,6 +165,7 @@ class RelationGraph:
 
         for a, b, facts in state["edges"]:
             self.graph.add_edge(tuple(a), tuple(b), **facts)
+        self.answers = list(state["answers"])
         self.solved = []
         for s in state["solved"]:
             form = Form(**{**s["form"], "models": tuple(s["form"]["models"]), "tasks": tuple(s["form"]["tasks"])})

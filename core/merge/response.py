@@ -7,7 +7,7 @@ effect the data do not show stays at zero. One evaluation answers for all its ta
 model so much cheaper to learn than a ranking of scalar scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,20 +82,19 @@ class TaskResponse:
         """Fit to offsets [N, D], score differences to the reference [N], and the variance of each [N]."""
         self.scale, self.noise = np.array(START), 1.0  # the fit depends on the data alone, not on earlier fits
         kind, x = self.terms.kind, self.terms.features(d)
+        weight = 1.0 / variance
+        gram, moment, total = (x * weight[:, None]).T @ x, x.T @ (weight * y), float(weight @ y**2)
         covariance = np.eye(len(kind))
         for _ in range(rounds):
-            weight = 1.0 / (variance * self.noise)
-            precision = (x * weight[:, None]).T @ x + np.diag(1.0 / self.scale[kind] ** 2)
-            covariance = np.linalg.inv(precision)
-            self.mean = covariance @ (x.T @ (weight * y))
+            covariance = np.linalg.inv(gram / self.noise + np.diag(1.0 / self.scale[kind] ** 2))
+            self.mean = covariance @ moment / self.noise
             spread = self.mean**2 + np.diag(covariance)
             for k in range(len(KINDS)):
                 if (kind == k).any():
                     self.scale[k] = max(np.sqrt(spread[kind == k].mean()), FLOOR)
-            residual = y - x @ self.mean
-            used = np.einsum("ij,jk,ik->i", x, covariance, x) * weight
-            free = max(len(y) - used.sum(), 0.2 * len(y))
-            self.noise = float(np.clip((residual**2 / variance).sum() / free, 0.5, 10.0))
+            residual = total - 2 * self.mean @ moment + self.mean @ gram @ self.mean
+            free = max(len(y) - float((covariance * gram).sum()) / self.noise, 0.2 * len(y))
+            self.noise = float(np.clip(residual / free, 0.5, 10.0))
         values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
         self.root = vectors * np.sqrt(np.clip(values, 0, None))
 
@@ -140,12 +139,19 @@ class ResponseModel:
             if np.isfinite(y) and np.isfinite(v):
                 self.data[self.tasks.index(name)].append((d, float(y), float(v)))
 
-    def fit(self) -> None:
-        """Refit all tasks to all data."""
+    def fit(self, centre: np.ndarray | None = None, radius: float = np.inf) -> None:
+        """Refit all tasks to all data; answers far from ``centre`` count less (a quadratic holds only nearby).
+
+        Args:
+            centre: recipe [n, g] of interest; the reference when None.
+            radius: root mean squared distance of a coefficient at which an answer's variance has grown e-fold.
+        """
+        middle = 0.0 if centre is None else (np.asarray(centre, dtype=float) - self.reference).ravel()
         for response, data in zip(self.responses, self.data, strict=True):
             if data:
                 d, y, v = (np.array(c) for c in zip(*data, strict=True))
-                response.fit(d, y, v)
+                far = ((d - middle) ** 2).mean(axis=1) / radius**2
+                response.fit(d, y, v * np.exp(np.minimum(far, 20.0)))
 
     def predict(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per-task mean and standard deviation [N, tasks] of the difference to the reference, for [N, n, g]."""
@@ -211,6 +217,21 @@ class ResponseModel:
         """Model-to-task effect [n, tasks]: score change of a task per unit of an expert's mean coefficient."""
         n, g = self.reference.shape
         return np.stack([r.mean[: n * g].reshape(n, g).sum(axis=1) for r in self.responses], axis=1)
+
+    def synergy(self) -> np.ndarray:
+        """[n, n] predicted change of the weighted score per unit of both experts' coefficients, zero diagonal."""
+        n, g = self.reference.shape
+        hessian = self.quadratic()[1].reshape(n, g, n, g).sum(axis=(1, 3))
+        return hessian - np.diag(np.diag(hessian))
+
+    def borrow(self, offset: np.ndarray, answers: Mapping[str, Sequence[float]], distrust: float) -> None:
+        """Take in an answer of an earlier run: offset [n, g] from *its* reference, task -> (difference, variance).
+
+        Its variance is multiplied by ``distrust``, because the experts around it were others.
+        """
+        for task, (y, v) in answers.items():
+            if task in self.tasks:
+                self.data[self.tasks.index(task)].append((np.ravel(offset), float(y), distrust * float(v)))
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: reference and data (the fit is recomputed from them)."""

@@ -18,11 +18,6 @@ from core.merge.task_vectors import task_vectors
 from tests import tiny_experts as te
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return te.world(tmp_path_factory.mktemp("experts"))
-
-
 def fitness_of(world, basis="raw", granularity="global", **settings):
     vectors = in_basis(world.vectors, basis, world.cache)
     space = RecipeSpace(vectors, SpaceConfig(basis=basis, granularity=granularity))
