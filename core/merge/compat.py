@@ -37,7 +37,7 @@ def merge_like_mergekit(group: Group, dtype: str, work: str | None = None) -> np
     import torch
 
     sources = [*group.sources, *([group.base_source] if group.base_source is not None else [])]
-    kind = getattr(torch, LONG_NAMES[work or promote([s.dtype for s in sources])])
+    kind = getattr(torch, work or LONG_NAMES[promote([s.dtype for s in sources])])
     tensors = [_tensor(s, group).to(kind) for s in group.sources]
     base = _tensor(group.base_source, group).to(kind) if group.base_source is not None else None
     merged = FUNCTIONS[group.method](group, tensors, base).to(kind).to(getattr(torch, LONG_NAMES[dtype])).contiguous()

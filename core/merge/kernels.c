@@ -383,20 +383,20 @@ static int delta_chunk(int m, const tensor_t *in, const char **raw, int64_t at, 
     return OK;
 }
 
-/* in: m sources, then the base when with_base. */
+/* Elements [first, last) of the result. in: m sources, then the base when with_base. Bits count from `first`. */
 int merge_apply(int m, int with_base, const tensor_t *in, mask_t *k, double divisor, double lambda, int flags,
-                const tensor_t *out, int64_t size) {
+                const tensor_t *out, int64_t first, int64_t last) {
     reader_t reader;
     int code = reader_open(&reader, m + with_base, in, BLK);
     double r[CH], *x = malloc((size_t)(m + 1) * CH * sizeof(double));
     char *result = malloc(BLK * 8);
     if (!x || !result) code = NO_MEMORY;
-    for (int64_t start = 0; code == OK && start < size; start += BLK) {
-        int64_t n = size - start < BLK ? size - start : BLK;
+    for (int64_t start = first; code == OK && start < last; start += BLK) {
+        int64_t n = last - start < BLK ? last - start : BLK;
         code = reader_fill(&reader, start, n, BLK);
         for (int64_t at = 0; code == OK && at < n; at += CH) {
             int64_t c = n - at < CH ? n - at : CH;
-            code = with_base ? delta_chunk(m, in, reader.raw, at, start + at, c, k, divisor, lambda, flags, r, x)
+            code = with_base ? delta_chunk(m, in, reader.raw, at, start - first + at, c, k, divisor, lambda, flags, r, x)
                              : linear_chunk(m, in, reader.raw, at, c, k, divisor, r, x);
             if (code == OK && encode(r, out->dtype, c, result + at * SIZE[out->dtype])) code = OVERFLOWED;
         }
@@ -495,16 +495,17 @@ static int window_chunk(window_t *w, const uint32_t *restrict key, int64_t n) {
     return 1;
 }
 
-/* Count keys of [first, last) around each window. in: m sources then the base. kind: KEY_DELTA has m windows,
+/* Count keys around each window, of the `segment` elements at each multiple of `step` in [0, size). in: m sources then the base. kind: KEY_DELTA has m windows,
  * KEY_VARIANCE one. full[i] is set when a window's room ended. */
-int merge_window(int kind, int m, const tensor_t *in, int64_t first, int64_t last, window_t *w, int32_t *full) {
+int merge_window(int kind, int m, const tensor_t *in, int64_t size, int64_t step, int64_t segment, window_t *w,
+                 int32_t *full) {
     reader_t reader;
     int code = reader_open(&reader, m + 1, in, BLK);
     double b[CH], v[CH], *x = malloc((size_t)m * CH * sizeof(double));
     uint32_t key[CH];
     if (!x) code = NO_MEMORY;
-    for (int64_t start = first; code == OK && start < last; start += BLK) {
-        int64_t n = last - start < BLK ? last - start : BLK;
+    for (int64_t start = 0; code == OK && start < size; start += step) {
+        int64_t n = size - start < segment ? size - start : segment;
         code = reader_fill(&reader, start, n, BLK);
         for (int64_t at = 0; code == OK && at < n; at += CH) {
             int64_t c = n - at < CH ? n - at : CH;
@@ -661,15 +662,16 @@ void merge_philox(uint32_t key0, uint32_t key1, int64_t first, int64_t n, uint32
 
 typedef struct { uint32_t key0, key1; uint64_t below; double density, epsilon; uint8_t *bits; double all, kept; } draw_t;
 
-/* DARE: bits of the kept elements (word < below) and the sums of |delta|, of all and of the kept ones. */
-int merge_drop(int m, const tensor_t *in, int64_t size, draw_t *draws) {
+/* DARE: bits of the kept elements (word < below) of [first, last), counted from `first`, when there is room for them, and
+ * the sums of |delta|, of all and of the kept ones. */
+int merge_drop(int m, const tensor_t *in, int64_t first, int64_t last, draw_t *draws) {
     reader_t reader;
     int code = reader_open(&reader, m + 1, in, BLK);
     double b[CH], d[CH], *lane = calloc((size_t)m * 2 * LANES, sizeof(double));
     uint32_t u[CH];
     if (!lane) code = NO_MEMORY;
-    for (int64_t start = 0; code == OK && start < size; start += BLK) {
-        int64_t n = size - start < BLK ? size - start : BLK;
+    for (int64_t start = first; code == OK && start < last; start += BLK) {
+        int64_t n = last - start < BLK ? last - start : BLK;
         code = reader_fill(&reader, start, n, BLK);
         for (int64_t at = 0; code == OK && at < n; at += CH) {
             int64_t c = n - at < CH ? n - at : CH, padded = (c + LANES - 1) / LANES * LANES;
@@ -683,7 +685,7 @@ int merge_drop(int m, const tensor_t *in, int64_t size, draw_t *draws) {
                 uint8_t bits[CH / 8];
                 pack_below(u, padded, (uint32_t)w->below, bits);
                 add_norms(d, bits, padded, all, kept);
-                memcpy(w->bits + ((start + at) >> 3), bits, (c + 7) / 8);
+                if (w->bits) memcpy(w->bits + ((start - first + at) >> 3), bits, (c + 7) / 8);
             }
         }
     }
@@ -749,7 +751,8 @@ static void della_row(const uint32_t *restrict key, const uint32_t *restrict u, 
     }
 }
 
-int merge_della(int m, const tensor_t *in, int64_t rows, int64_t cols, draw_t *draws) {
+/* Rows [first, last); bits count from the first of them. */
+int merge_della(int m, const tensor_t *in, int64_t first, int64_t last, int64_t cols, draw_t *draws) {
     reader_t reader;
     int64_t step = BLK / cols > 0 ? BLK / cols : 1, block = step * cols, padded = (cols + LANES - 1) / LANES * LANES;
     int code = reader_open(&reader, m + 1, in, block);
@@ -759,9 +762,9 @@ int merge_della(int m, const tensor_t *in, int64_t rows, int64_t cols, draw_t *d
     int32_t *bucket = malloc(wide * 4);
     uint8_t *bits = malloc(wide);
     if (!b || !d || !key || !u || !bucket || !bits) code = NO_MEMORY;
-    for (int i = 0; i < m; i++) { draws[i].all = draws[i].kept = 0.0; memset(draws[i].bits, 0, (rows * cols + 7) / 8); }
-    for (int64_t row = 0; code == OK && row < rows; row += step) {
-        int64_t here = rows - row < step ? rows - row : step;
+    for (int i = 0; i < m; i++) { draws[i].all = draws[i].kept = 0.0; if (draws[i].bits) memset(draws[i].bits, 0, ((last - first) * cols + 7) / 8); }
+    for (int64_t row = first; code == OK && row < last; row += step) {
+        int64_t here = last - row < step ? last - row : step;
         code = reader_fill(&reader, row * cols, here * cols, block);
         for (int64_t q = 0; code == OK && q < here; q++) {
             int64_t at = q * cols, flat = (row + q) * cols, head = flat & 3;
@@ -777,9 +780,11 @@ int merge_della(int m, const tensor_t *in, int64_t rows, int64_t cols, draw_t *d
                 add_norms(d, bits, padded, all, kept);
                 w->all += lanes_total(all);
                 w->kept += lanes_total(kept);
-                if ((flat & 7) == 0 && (cols & 7) == 0) memcpy(w->bits + (flat >> 3), bits, cols >> 3);
+                int64_t to = flat - first * cols;
+                if (!w->bits) continue;
+                if ((to & 7) == 0 && (cols & 7) == 0) memcpy(w->bits + (to >> 3), bits, cols >> 3);
                 else for (int64_t j = 0; j < cols; j++)
-                    w->bits[(flat + j) >> 3] |= (uint8_t)((bits[j >> 3] >> (j & 7) & 1) << ((flat + j) & 7));
+                    w->bits[(to + j) >> 3] |= (uint8_t)((bits[j >> 3] >> (j & 7) & 1) << ((to + j) & 7));
             }
         }
     }
@@ -787,4 +792,4 @@ int merge_della(int m, const tensor_t *in, int64_t rows, int64_t cols, draw_t *d
     return code;
 }
 
-int merge_version(void) { return 1; }
+int merge_version(void) { return 2; }

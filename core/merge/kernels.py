@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("kernels.c")
 EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 TUNED = ["-march=native", "-mprefer-vector-width=512"]
 DTYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}
-VERSION = 1
+VERSION = 2
 _CODES = {1: "not enough memory", 2: "reading failed (truncated file?)", 3: "writing failed (disk full?)"}
 OVERFLOWED, BAD_INPUT = 4, 100
 
@@ -81,12 +81,12 @@ def _load() -> ctypes.CDLL | None:
     if native.merge_version() != VERSION:
         raise ValueError(f"{path} is not the library of this program; remove it to compile it again")
     i, l, d, p = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-    native.merge_apply.argtypes = [i, i, p, p, d, d, i, p, l]
+    native.merge_apply.argtypes = [i, i, p, p, d, d, i, p, l, l]
     native.merge_gram.argtypes = [i, i, p, l, p]
-    native.merge_window.argtypes = [i, i, p, l, l, p, p]
+    native.merge_window.argtypes = [i, i, p, l, l, l, p, p]
     native.merge_variance_mask.argtypes = [i, p, l, p, p, p]
-    native.merge_drop.argtypes = [i, p, l, p]
-    native.merge_della.argtypes = [i, p, l, l, p]
+    native.merge_drop.argtypes = [i, p, l, l, p]
+    native.merge_della.argtypes = [i, p, l, l, l, p]
     native.merge_philox.argtypes = [ctypes.c_uint32, ctypes.c_uint32, l, l, p]
     native.merge_philox.restype = None
     return native

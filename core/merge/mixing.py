@@ -9,7 +9,7 @@ import numpy as np
 from core.merge import kernels
 from core.merge.kernels import MaskSpec
 from core.merge.operators import Block, Group
-from core.merge.selection import ALL, LANES, RANK, Mask, keys, lane_sums, total
+from core.merge.selection import ALL, BAND, LANES, RANK, Mask, keys, lane_sums, total
 
 CONSENSUS, AGREEING, UNWEIGHTED_SIGN = 1, 2, 4
 
@@ -141,6 +141,15 @@ def _apply(group: Group, sources: Sequence[Any], m: int, with_base: bool, masks,
     if array is None:
         return False
     specs = (MaskSpec * len(masks))(*[mask.spec() for mask in masks])
-    code = native.merge_apply(m, int(with_base), array, specs, divisor, lambda_, flags, ctypes.byref(out), group.size)
-    kernels.check(code, group, with_base or m > len(group.sources))
+    drawn = [i for i, mask in enumerate(masks) if mask.draw is not None]
+    band = max(1, BAND // group.columns) * group.columns if drawn else max(group.size, 1)
+    for start in range(0, group.size, band):
+        stop = min(start + band, group.size)
+        bits = [masks[i].draw(start, stop) for i in drawn]
+        for i, b in zip(drawn, bits):
+            specs[i].bits = b.ctypes.data
+        code = native.merge_apply(
+            m, int(with_base), array, specs, divisor, lambda_, flags, ctypes.byref(out), start, stop
+        )
+        kernels.check(code, group, with_base or m > len(group.sources))
     return True

@@ -29,7 +29,7 @@ def words(key: tuple[int, int], start: int, stop: int) -> np.ndarray:
     native = kernels.library()
     if native is not None:
         out = np.empty(last - first, dtype=np.uint32)
-        native.mergephilox(key[0], key[1], first, last - first, out.ctypes.data)
+        native.merge_philox(key[0], key[1], first, last - first, out.ctypes.data)
     else:
         out = philox(key, first // 4, (last - first) // 4)
     return out[start - first : stop - first]

@@ -8,6 +8,7 @@ float32 nearest to the magnitude, which is the exact order for 16-bit inputs but
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,20 @@ from core.merge.operators import Block, Group
 ALL, NONE, RANK, BITS = range(4)
 NO_KEY = 0xFFFFFFFF
 LANES = 32  # partial sums of a reduction: lane l adds the indices = l mod LANES
-SEGMENTS, SEGMENT = 64, 2048  # sample from which a window around a rank is guessed
+BLOCK_LIMIT = 32768  # elements the kernels read at once
+SEGMENTS, SEGMENT = 512, 256  # sample from which a window around a rank is guessed; more segments for larger tensors
 SMALL = 1 << 18  # tensors up to here are ranked from the full list of keys
-MARGIN = 0.012  # half width of the window, as a share of the sample
+MARGINS = (5.0, 20.0)  # half width of the window in deviations of an independent sample's rank; tried in this order
+BIT_LIMIT = 128 << 20  # bytes of random bits kept for a tensor; beyond, bands of it are drawn again when applied
+BAND = 1 << 24  # elements of such a band, about
 
 
 @dataclass
 class Mask:
-    """Elements of one delta that are kept, its weight and the factor on the kept ones."""
+    """Elements of one delta that are kept, its weight and the factor on the kept ones.
+
+    ``draw(start, stop)`` gives the bits of a band when they are too many to keep.
+    """
 
     mode: int = ALL
     low: int = 0
@@ -35,6 +42,7 @@ class Mask:
     bits: np.ndarray | None = None
     scale: float = 1.0
     weight: float = 1.0
+    draw: Callable[[int, int], np.ndarray] | None = None
 
     def spec(self) -> MaskSpec:
         """As the kernels' structure."""
@@ -45,6 +53,9 @@ class Mask:
         """Boolean mask of a block; ``ties`` (remaining at low, at high) is updated."""
         if self.mode == BITS:
             n, first = len(key), start // 8
+            if self.draw is not None:
+                flags = np.unpackbits(self.draw(start, start + n), bitorder="little").astype(bool)
+                return flags[:n]
             flags = np.unpackbits(self.bits[first : (start + n + 7) // 8], bitorder="little").astype(bool)
             return flags[start - 8 * first :][:n]
         if self.mode != RANK:
@@ -141,11 +152,14 @@ Drawn = tuple[Mask, float, float]
 
 def random_masks(group: Group, densities: Sequence[float]) -> list[Drawn]:
     """DARE: keep each element with probability ``density``; with each mask the sums of abs(delta), all and kept."""
-    draws, bits = _draws(group, densities, [0.0] * len(densities))
     native, sources = _native(group)
     if native is not None:
-        kernels.check(native.merge_drop(len(draws), sources, group.size, draws), group, True)
-        return [(Mask(BITS, bits=b), d.all, d.kept) for b, d in zip(bits, draws)]
+
+        def run(draws: "ctypes.Array[Draw]", start: int, stop: int) -> None:
+            kernels.check(native.merge_drop(len(draws), sources, start, stop, draws), group, True)
+
+        return _drawn_natively(group, densities, [0.0] * len(densities), run)
+    draws, bits = _draws(group, densities, [0.0] * len(densities), group.size)
     lanes = np.zeros((len(draws), 2, LANES))
     for block in group.blocks():
         for i, (draw, d) in enumerate(zip(draws, block.deltas)):
@@ -161,12 +175,16 @@ def rank_random_masks(group: Group, densities: Sequence[float], epsilons: Sequen
 
     Probability of rank r of n (ascending): density - epsilon + 2 epsilon r / (n - 1); a row of one has density.
     """
-    draws, bits = _draws(group, densities, epsilons)
     cols = group.columns
     native, sources = _native(group)
     if native is not None and group.size:
-        kernels.check(native.merge_della(len(draws), sources, group.size // cols, cols, draws), group, True)
-        return [(Mask(BITS, bits=b), d.all, d.kept) for b, d in zip(bits, draws)]
+
+        def run(draws: "ctypes.Array[Draw]", start: int, stop: int) -> None:
+            code = native.merge_della(len(draws), sources, start // cols, stop // cols, cols, draws)
+            kernels.check(code, group, True)
+
+        return _drawn_natively(group, densities, epsilons, run)
+    draws, _ = _draws(group, densities, epsilons, 0)
     kept_flags = [np.zeros(group.size, dtype=bool) for _ in draws]
     for block in group.blocks(rows=True):
         for i, (draw, flat) in enumerate(zip(draws, block.deltas)):
@@ -210,14 +228,37 @@ def _row_sums(values: np.ndarray, start: float) -> float:
     return float(np.cumsum(np.concatenate([[start], np.cumsum(lanes, axis=1)[:, -1]]))[-1])
 
 
-def _draws(group: Group, densities: Sequence[float], epsilons: Sequence[float]) -> tuple["ctypes.Array[Draw]", list]:
-    bits = [np.zeros(group.size // 8 + 1, dtype=np.uint8) for _ in densities]
+def _draws(group: Group, densities: Sequence[float], epsilons: Sequence[float], room: int) -> tuple:
+    """The draws of all models and room for ``room`` bits each (none: sums only)."""
+    bits = [np.zeros(room // 8 + 1, dtype=np.uint8) for _ in densities]
     draws = (Draw * len(densities))()
     for i, (density, epsilon) in enumerate(zip(densities, epsilons)):
         key = random.stream_key(group.seed, i, group.name)
         below = min(int(density * 2.0**32), 0xFFFFFFFF)
-        draws[i] = Draw(*key, below, density, epsilon, bits[i].ctypes.data, 0.0, 0.0)
+        draws[i] = Draw(*key, below, density, epsilon, bits[i].ctypes.data if room else None, 0.0, 0.0)
     return draws, bits
+
+
+def _drawn_natively(group: Group, densities: Sequence[float], epsilons: Sequence[float], run: Callable) -> list[Drawn]:
+    """One walk for the sums, keeping the bits if they are few; otherwise bands are drawn again on demand."""
+    few = len(densities) * group.size // 8 <= BIT_LIMIT
+    draws, bits = _draws(group, densities, epsilons, group.size if few else 0)
+    run(draws, 0, group.size)
+    if few:
+        return [(Mask(BITS, bits=b), d.all, d.kept) for b, d in zip(bits, draws)]
+    known: dict[tuple[int, int], list[np.ndarray]] = {}
+
+    def band(i: int, start: int, stop: int) -> np.ndarray:
+        if (start, stop) not in known:
+            known.clear()
+            again, drawn = _draws(group, densities, epsilons, stop - start)
+            run(again, start, stop)
+            known[start, stop] = drawn
+        return known[start, stop][i]
+
+    return [
+        (Mask(BITS, draw=lambda a, b, i=i: band(i, a, b)), d.all, d.kept) for i, d in enumerate(draws)
+    ]  # fmt: skip
 
 
 def _native(group: Group) -> tuple:
@@ -250,23 +291,27 @@ def _cuts(group: Group, block_keys: BlockKeys, n: int, ranks: Sequence[Callable]
     native, sources = _native(group)
     if native is None:
         return histogram_cuts(group, block_keys, n, ranks)
-    windows = _guess(native, sources, group, n, ranks, variance)
-    found, sure = _count(native, sources, group, windows, [(0, group.size)], variance)
-    cuts = [_cut_in(w, k, rank) if ok else False for (w, k), rank, ok in zip(found, ranks, sure)]
-    if any(c is False for c in cuts):
-        exact = histogram_cuts(group, block_keys, n, ranks)
-        cuts = [e if c is False else c for c, e in zip(cuts, exact)]
-    return cuts
+    cuts: list[Any] = [False] * n
+    for margin in MARGINS if group.size > SMALL else (0.0,):
+        windows = _guess(native, sources, group, ranks, variance, margin)
+        found, sure = _count(native, sources, group, windows, group.size, BLOCK_LIMIT, BLOCK_LIMIT, variance)
+        cuts = [_cut_in(w, k, rank) if ok else False for (w, k), rank, ok in zip(found, ranks, sure)]
+        if not any(c is False for c in cuts):
+            return cuts
+    exact = histogram_cuts(group, block_keys, n, ranks)
+    return [e if c is False else c for c, e in zip(cuts, exact)]
 
 
-def _guess(native, sources, group: Group, n: int, ranks: Sequence[Callable], variance: bool) -> list[tuple[int, int]]:
-    """An interval of keys that very likely holds each cut, from a sample."""
+def _guess(
+    native: Any, sources: Any, group: Group, ranks: Sequence[Callable], variance: bool, margin: float
+) -> list[tuple[int, int]]:
+    """For each rank an interval of keys that very likely holds its cut, from a sample of short segments."""
     size = group.size
     if size <= SMALL:
-        return [(0, NO_KEY)] * n
-    step = (size - SEGMENT) // (SEGMENTS - 1)
-    ranges = [(i * step, i * step + SEGMENT) for i in range(SEGMENTS)]
-    found, _ = _count(native, sources, group, [(0, NO_KEY)] * n, ranges, variance)
+        return [(0, NO_KEY)] * len(ranks)
+    segments = max(SEGMENTS, size >> 17)
+    step = size // segments
+    found, _ = _count(native, sources, group, [(0, NO_KEY)] * len(ranks), size, step, min(SEGMENT, step), variance)
     windows = []
     for (w, listed), rank in zip(found, ranks):
         sample = np.sort(np.concatenate([np.zeros(w.at_lo, dtype=np.uint32), listed]))[::-1]
@@ -274,26 +319,29 @@ def _guess(native, sources, group: Group, n: int, ranks: Sequence[Callable], var
         if expected is None:
             windows.append((NO_KEY, NO_KEY))
             continue
-        place, margin = int(expected / size * len(sample)), int(MARGIN * len(sample))
-        hi = NO_KEY if place < margin else int(sample[place - margin])
-        lo = 0 if place + margin >= len(sample) else int(sample[place + margin])
+        place, half = int(expected / size * len(sample)), int(margin * 0.5 * np.sqrt(len(sample)))
+        hi = NO_KEY if place < half else int(sample[place - half])
+        lo = 0 if place + half >= len(sample) else int(sample[place + half])
         windows.append((lo, hi))
     return windows
 
 
-def _count(native, sources, group: Group, windows, ranges, variance: bool) -> tuple[list, list[bool]]:
-    """Count the keys of ``ranges`` around each window: (window, keys inside) and whether its room sufficed."""
-    span = sum(stop - start for start, stop in ranges)
-    whole = span <= SMALL
-    room = span + 1024 if whole else span // 16 + 65536
+def _count(
+    native: Any, sources: Any, group: Group, windows: Sequence[tuple[int, int]], size: int, step: int, segment: int,
+    variance: bool,
+) -> tuple[list, list[bool]]:  # fmt: skip
+    """Count the keys of a segment every ``step`` elements around each window: (window, keys inside), and whether the
+    room for these sufficed."""
+    span = -(-size // step) * segment
+    everything = windows[0] == (0, NO_KEY)
+    room = span + 1024 if everything else span // 16 + 65536
     lists = [np.empty(room, dtype=np.uint32) for _ in windows]
     array = (Window * len(windows))()
     full = (ctypes.c_int32 * len(windows))()
     for i, (lo, hi) in enumerate(windows):
         array[i] = Window(lo, hi, 0, 0, 0, 0, room, 0, lists[i].ctypes.data)
-    for start, stop in ranges:
-        code = native.merge_window(int(variance), len(group.sources), sources, start, stop, array, full)
-        kernels.check(code, group, True)
+    code = native.merge_window(int(variance), len(group.sources), sources, size, step, segment, array, full)
+    kernels.check(code, group, True)
     return [(w, k[: w.inside]) for w, k in zip(array, lists)], [not f for f in full]
 
 
