@@ -25,7 +25,7 @@ def accepted(space, read):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=80) | st.text(ALPHABET, max_size=120))
 def test_any_text(name, text):
     space = get_space(name)
@@ -33,7 +33,7 @@ def test_any_text(name, text):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     edits=st.lists(st.tuples(st.integers(0, 500), st.text(ALPHABET, max_size=2)), max_size=3),
@@ -49,7 +49,7 @@ def test_valid_text_with_a_few_characters_changed(name, seed, edits):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), changes=st.lists(st.tuples(st.integers(0, 60), st.integers(-2, 20)), max_size=3))
 def test_valid_tokens_with_a_few_changed(name, seed, changes):
     space = get_space(name)
@@ -60,7 +60,7 @@ def test_valid_tokens_with_a_few_changed(name, seed, changes):
     assert cell is not None or changes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     matrix=st.lists(st.lists(st.integers(-1, 2), max_size=8), max_size=8),
     names=st.lists(st.sampled_from(["input", "output", "conv3x3-bn-relu", "maxpool3x3", "other"]), max_size=9),
