@@ -1,0 +1,100 @@
+"""The paper's search (BRIDGE, Hou et al. 2025): source elites through the latent map into a GA's population.
+
+The target's latents are paired by a rank that costs no query (the source's own predictor on the target's cells); the
+paper ranks them with a model trained on 4,000 target labels that it does not count.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from core.evolve.optimizers import OPTIMIZERS
+from core.evolve.protocol import Told
+from core.nas.arena import Arena
+from core.nas.experts import source_expert
+from core.nas.mapping import MAPPINGS, Map
+from core.nas.searchers import SEARCHERS, Knowledge
+from core.nas.source import Source
+from core.nas.spaces import Genotype, get_space
+
+PAIRS = 1000
+
+
+@SEARCHERS.register("bridge", uses="source", source="Hou et al. 2025")
+class Bridge:
+    """GA of population 20 whose first population, and ten cells every ten generations, come from the source's elites.
+
+    Args:
+        mapping: name of a latent mapping; every: generations between injections; each: cells of an injection.
+    """
+
+    def __init__(
+        self, arena: Arena, seed: int, knowledge: Knowledge, mapping: str = "linear", every: int = 10, each: int = 10
+    ):
+        if not knowledge.sources:
+            raise ValueError("searcher 'bridge' needs a source")
+        self.space = self.arena = arena
+        self.ga = OPTIMIZERS.get("ga")(arena, seed, population=20, crossover=0.5, mutation=0.5)
+        self.every, self.each, self.generation, self.given = every, each, 0, 0
+        source = knowledge.sources[0]
+        self.transferred = transferred_cells(arena, source, knowledge, mapping, seed, 200)
+        self.batch = 10
+
+    def ask(self, n: int = 1) -> list[Genotype]:
+        if self.generation % self.every == 0:
+            size = 20 if self.generation == 0 else self.each
+            self.ga.inject(self.transferred[self.given : self.given + size])
+            self.given += size
+        self.generation += 1
+        return self.ga.ask(n)
+
+    def tell(self, results: Sequence[Told[Genotype]]) -> None:
+        self.ga.tell(results)
+
+    def inject(self, candidates: Sequence[Genotype]) -> None:
+        self.ga.inject(candidates)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ga": self.ga.state_dict(), "generation": self.generation, "given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ga.load_state_dict(state["ga"])
+        self.generation, self.given = state["generation"], state["given"]
+
+
+def transferred_cells(
+    arena: Arena, source: Source, knowledge: Knowledge, mapping: str, seed: int, count: int
+) -> list[Genotype]:
+    """Source elites encoded, mapped, decoded: distinct cells of the arena, best elite first."""
+    for name in (source.space, arena.space.name):
+        if name not in knowledge.latents:
+            raise ValueError(f"searcher 'bridge' needs the latent space of {name!r} (knowledge.latents)")
+    here, there = knowledge.latents[arena.space.name], knowledge.latents[source.space]
+    space = get_space(source.space)
+    move = latent_map(arena, source, knowledge, mapping, seed)
+    z = move(there.encode(space, source.elites[:count]))
+    decoded = here.decode(arena.space, z)
+    population = here.encode(arena.space, arena.cells) if arena.closed else None
+    found: dict[str, Genotype] = {}
+    for point, cell in zip(z, decoded, strict=True):
+        if arena.closed and (cell is None or arena.key(cell) not in arena.row_of):
+            cell = arena.cells[int(((population - point) ** 2).sum(1).argmin())]
+        if cell is not None:
+            found.setdefault(arena.key(cell), cell)
+    return list(found.values())
+
+
+def latent_map(arena: Arena, source: Source, knowledge: Knowledge, mapping: str, seed: int) -> Map:
+    """Pair a thousand latents of both spaces by rank and fit the mapping."""
+    here, there = knowledge.latents[arena.space.name], knowledge.latents[source.space]
+    space, rng = get_space(source.space), np.random.default_rng(seed)
+    origin = Arena(space, sample=PAIRS)
+    count = min(PAIRS, len(origin.cells), len(arena.cells))
+    rows = rng.choice(len(origin.cells), count, replace=False)
+    ours = rng.choice(len(arena.cells), count, replace=False)
+    z_source = there.encode(space, [origin.cells[i] for i in rows])
+    z_target = here.encode(arena.space, [arena.cells[i] for i in ours])
+    left = np.argsort(source_expert(source, origin).population[rows], kind="stable")
+    right = np.argsort(source_expert(source, arena).population[ours], kind="stable")
+    return MAPPINGS.get(mapping)(z_source[left], z_target[right], seed)

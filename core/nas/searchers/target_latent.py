@@ -1,0 +1,60 @@
+"""The essential control: search the target's own latent space, no source at all."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.evolve.frame import OperatorOptimizer
+from core.evolve.protocol import Told
+from core.nas.arena import Arena
+from core.nas.searchers import SEARCHERS, Knowledge
+from core.nas.spaces import Genotype
+
+STEP, DRAWN, RIDGE = 0.3, 40, 1.0
+
+
+@SEARCHERS.register("target_latent", uses="encoder")
+class TargetLatent(OperatorOptimizer[Genotype]):
+    """Fit a ridge ranker on the latents of asked cells, decode the best of many latents around the best cells.
+
+    Labels of the ranker are queries like all others. The first ``initial`` cells are random.
+    """
+
+    def __init__(self, arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10):
+        super().__init__(arena, seed, batch=5)
+        if arena.space.name not in knowledge.latents:
+            raise ValueError(f"searcher 'target_latent' needs the latent space of {arena.space.name!r}")
+        self.latent, self.initial = knowledge.latents[arena.space.name], initial
+        self.waiting: list[Genotype] = []
+
+    def propose(self) -> Genotype:
+        if len(self.members) < self.initial:
+            return self.space.sample(self.rng)
+        if not self.waiting:
+            self.waiting = self._decoded()
+        return self.waiting.pop(0) if self.waiting else self.space.sample(self.rng)
+
+    def _decoded(self) -> list[Genotype]:
+        """Cells decoded from promising latents, best first."""
+        told = sorted((m for m in self.members if np.isfinite(m.score)), key=lambda m: -m.score)
+        z = self.latent.encode(self.space.space, [m.candidate for m in told])
+        spread = z.std(0) + 1e-6
+        x = np.concatenate([(z - z.mean(0)) / spread, np.ones((len(z), 1))], axis=1)
+        y = np.array([m.score for m in told])
+        weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (y - y.mean()))
+        parents = z[self.rng.integers(0, min(5, len(z)), DRAWN)]
+        drawn = parents + STEP * spread * self.rng.standard_normal(parents.shape)
+        value = (drawn - z.mean(0)) / spread @ weights[:-1]
+        cells = self.latent.decode(self.space.space, drawn[np.argsort(-value, kind="stable")])
+        return [c for c in cells if c is not None and (not self.space.closed or self.space.key(c) in self.space.row_of)]
+
+    def learn(self, results: Sequence[Told[Genotype]]) -> None:
+        self.members += results
+        self.waiting = []
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"waiting": [self.space.to_json(c) for c in self.waiting]}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.waiting = [self.space.from_json(c) for c in state["waiting"]]

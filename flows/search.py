@@ -1,0 +1,137 @@
+"""Search an architecture in one space with what another space taught."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from core.nas.encoder import EncoderConfig
+from core.nas.mapping import MAPPINGS
+from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
+from core.transfer.problem import Problem
+from flows.forms import Form
+from flows.runtime import transfer_flow
+from tasks.encode_architectures import EncodeConfig, encode
+from tasks.learn_source import LearnConfig, OracleConfig, learn
+from tasks.map_latent_spaces import MapConfig, map_spaces
+from tasks.report_search import ReportConfig, report_search
+from tasks.search_architectures import SearchConfig, search
+from tasks.stage import Artifact
+
+
+class SearchForm(Form):
+    """What is searched with which knowledge."""
+
+    sizes: ClassVar = {
+        "smoke": {
+            "queries": 2,
+            "graph_queries": 8,
+            "seeds": 1,
+            "labels": 400,
+            "images": 60,
+            "epochs": 1,
+            "encoder_steps": 20,
+            "encoder_cells": 200,
+        },
+        "default": {
+            "queries": 12,
+            "graph_queries": 40,
+            "seeds": 3,
+            "labels": 4000,
+            "images": 300,
+            "epochs": 5,
+            "encoder_steps": 300,
+            "encoder_cells": 2000,
+        },
+        "full": {
+            "queries": 50,
+            "graph_queries": 100,
+            "seeds": 10,
+            "labels": 8000,
+            "images": 1200,
+            "epochs": 20,
+            "encoder_steps": 3000,
+            "encoder_cells": 8000,
+        },
+    }
+
+    source: Literal["cifar10", "cifar100", "imagenet16"] = Field(
+        "cifar10", description="data set of the NAS-Bench-201 table that teaches"
+    )
+    target: Literal["nb101", "darts"] = Field("nb101", description="space in which every query is a real training")
+    images: int | None = Field(None, ge=30, description="training images of a query (empty: by size)")
+    data: str = Field("digits", description="image task of a query: built-in, or a YAML (folder, arrays)")
+    graph: Literal[GRAPHS] = Field("arxiv", description="NAS-Bench-Graph data set on which the trust gate is shown")
+    mapping: Literal["linear", "none", "random"] = Field("linear", description="map between the latent spaces")
+    prior: bool = Field(False, description="parameters and FLOPs compete as experts")
+    pareto: bool = Field(False, description="also search accuracy and parameters together")
+    queries: int | None = Field(None, ge=1, description="true trainings a run (empty: by size)")
+    graph_queries: int | None = Field(None, ge=1, description="table queries of the second target (empty: by size)")
+    seeds: int | None = Field(None, ge=1, description="runs on the graph table (empty: by size)")
+    labels: int | None = Field(None, ge=50, description="labelled source cells (empty: by size)")
+    epochs: int | None = Field(None, ge=1, description="longest training of a query in epochs (empty: by size)")
+    encoder_steps: int | None = Field(None, ge=1, description="most training steps of an encoder (empty: by size)")
+    encoder_cells: int | None = Field(None, ge=50, description="cells an encoder learns from (empty: by size)")
+    seed: int = Field(0, ge=0, description="weights, draws and order")
+
+
+def problem(form: SearchForm) -> Problem:
+    """What this search transfers."""
+    return Problem(
+        source=f"NAS-Bench-201 table, {form.source}, {form.labels} labelled cells",
+        target=f"an architecture of {form.target}, trained on {form.data}; a graph network on {form.graph}",
+        knowledge="a rank predictor on space-independent features, elites, latent spaces",
+        domain=f"nb201 -> {form.target}, nb201 -> nasbench-graph",
+        objective="validation accuracy of a real training; of the table for the graph space",
+        budget=f"{form.queries} trainings a run, {form.graph_queries} table queries (queries)",
+    )
+
+
+@transfer_flow(
+    "search",
+    level="structure",
+    parameters=SearchForm,
+    problem=problem,
+    title="Search an architecture with what another search space taught",
+    headline=("score",),
+)
+def search_flow(form: SearchForm) -> Artifact:
+    MAPPINGS.get(form.mapping)
+    table = OracleConfig(name="nb201", settings={"dataset": form.source})
+    source = learn(LearnConfig(name=f"nb201 {form.source}", oracle=table, labels=form.labels, seed=form.seed))
+    sizes = EncoderConfig(
+        steps=form.encoder_steps, rank_steps=form.encoder_steps // 5, every=50, width=32, feedforward=64
+    )
+    shape = {"cells": form.encoder_cells, "shown": min(1000, form.encoder_cells), "encoder": sizes, "seed": form.seed}
+    here = encode(EncodeConfig(space="nb201", **shape), source=[source])
+    there = encode(EncodeConfig(space=form.target, **shape), source=[])
+    mapped = map_spaces(MapConfig(mapping=form.mapping, seed=form.seed), source=source, here=here, there=there)
+    searches = {f"{form.target} on {form.data}": _trainings(form, source)}
+    searches[f"graph {form.graph}"] = _graphs(form, source)
+    facts = {"source": f"nb201 {form.source}, {form.labels} labels", "size": form.size, "seed": str(form.seed)}
+    config = ReportConfig(title=f"Architecture search: nb201 to {form.target} and to graph networks", facts=facts)
+    return report_search(config, searches=searches, mapped=mapped)
+
+
+def _trainings(form: SearchForm, source: Artifact) -> list[Artifact]:
+    """With source, without, at random; every query is a training."""
+    training = {"epochs": form.epochs, "train_examples": form.images, "patience": 3}
+    oracle = OracleConfig(name="training", settings={"space": form.target, "data": form.data, "settings": training})
+    shared = {"oracle": oracle, "closed": False, "queries": form.queries, "metric": "test", "seed": form.seed}
+    runs = [("transfer", "transfer", [source]), ("no source", "predictor_eager", []), ("random", "random", [])]
+    runs += [("pareto", "pareto", [source])] if form.pareto else []
+    return [
+        search(SearchConfig(label=label, searcher=name, prior=form.prior, **shared), sources=given, latents=[])
+        for label, name, given in runs
+    ]
+
+
+def _graphs(form: SearchForm, source: Artifact) -> list[Artifact]:
+    """Convolution cells teach little about graph networks: the gate should say so."""
+    oracle = OracleConfig(name="nasbench-graph", settings={"dataset": form.graph})
+    shared = {"oracle": oracle, "closed": True, "queries": form.graph_queries, "metric": "test"}
+    runs = [("transfer", "transfer", [source]), ("no source", "predictor", []), ("random", "random", [])]
+    return [
+        search(SearchConfig(label=label, searcher=name, seed=form.seed + s, **shared), sources=given, latents=[])
+        for label, name, given in runs
+        for s in range(form.seeds)
+    ]

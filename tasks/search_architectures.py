@@ -1,0 +1,95 @@
+"""One architecture search against an oracle, every query counted; a killed search continues from its checkpoint."""
+
+from typing import Any
+
+from pydantic import Field
+
+from core.config import Config
+from core.evaluate.rows import Row
+from core.hashing import content_key
+from core.nas.arena import Arena
+from core.nas.search import incumbent, search_architectures
+from core.nas.searchers import Knowledge, get_searcher
+from core.state import Cache, write_json
+from core.transfer.budget import Budget
+from tasks.encode_architectures import read_latent
+from tasks.learn_source import OracleConfig, read_source
+from tasks.stage import Artifact, Output, stage
+
+TRIALS, TRUST = "trials.json", "trust.json"
+
+
+class SearchConfig(Config):
+    """Where, how and how long to search."""
+
+    label: str = Field(description="how the report calls the run")
+    oracle: OracleConfig
+    closed: bool = Field(description="whether only the cells of the oracle's table can be asked")
+    searcher: str = Field("transfer", description="registered searcher")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the searcher")
+    prior: bool = Field(False, description="parameters and FLOPs compete as experts")
+    queries: int = Field(12, ge=1, description="true target queries")
+    population: int = Field(1500, ge=100, description="cells drawn of a space that is not enumerated")
+    metric: str = Field("", description="reference that is the score (empty: the answer)")
+    seed: int = 0
+
+
+@stage(
+    "search-architectures",
+    modules=[
+        "core.nas.search",
+        "core.nas.searchers.transfer",
+        "core.nas.searchers.pareto",
+        "core.nas.searchers.bridge",
+        "core.nas.searchers.generic",
+        "core.nas.searchers.local_search",
+        "core.nas.searchers.size_first",
+        "core.nas.searchers.target_latent",
+    ],
+)
+def search(out: Output, config: SearchConfig, sources: list[Artifact], latents: list[Artifact]) -> None:
+    """Search, then write one row a query: the score of the cell that would be kept after it."""
+    oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries))
+    arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
+    spaces = {read_latent(a)[0].codec.spaces[0].name: read_latent(a)[0] for a in latents}
+    learned = tuple(read_source(a) for a in sources)
+    knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces)
+    searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings)
+    trust: list[dict[str, float]] = []
+
+    def after(generation: int, trials: Any) -> None:
+        if hasattr(searcher, "trust"):
+            trust.append({"queries": oracle.queries, **searcher.trust()})
+
+    checkpoint = out.folder / "search"
+    result = search_architectures(oracle, searcher, checkpoint=checkpoint, key=content_key(config), on_generation=after)
+    checkpoint.unlink(missing_ok=True)
+    rows, kept = [], {}
+    for n in range(1, len(result.trials) + 1):
+        cell = incumbent(searcher, result, n)
+        told = {"answer": oracle.query(cell).value, **oracle.reference(cell)} if cell is not None else {}
+        kept[n] = {"cell": arena.to_json(cell) if cell is not None else "", **told}
+        settings = {"run": config.label, "queries": n}
+        value = told.get(config.metric or "answer")
+        rows.append(
+            Row(
+                method=config.searcher,
+                metric="score",
+                value=value,
+                seed=config.seed,
+                settings=settings,
+                budget={"queries": n},
+                oracle=oracle.describe(),
+                inputs=dict(oracle.inputs),
+            )
+        )
+    trials = [
+        {"cell": arena.to_json(t.candidate), "score": t.score, **oracle.space.size_features(t.candidate)}
+        for t in result.trials
+    ]
+    write_json(out.folder / TRIALS, {"label": config.label, "space": oracle.space.name, "trials": trials, "kept": kept})
+    write_json(out.folder / TRUST, trust)
+    out.rows(rows)
+    out.curve(f"kept/{config.label}", [(r.settings["queries"], r.value) for r in rows if r.value is not None])
+    out.budget(oracle.budget.counts)
+    out.metrics({"best": max(t.score for t in result.trials)})
