@@ -143,8 +143,8 @@ def measure(cell: Cell) -> list[Row]:
         result = search_architectures(table, searcher)
         spent.append(table.queries)
         kept = {n: incumbent(searcher, result, n) for n in CURVE}
-        told = {n: table.reference(kept[n]) for n in CURVE}
-        scores.append([told[n][TARGETS[target][2]] for n in CURVE])
+        told = {n: table.reference(kept[n]) if kept[n] is not None else {} for n in CURVE}  # none: all answers flagged
+        scores.append([told[n].get(TARGETS[target][2], np.nan) for n in CURVE])
         for metric in ("test", "valid_unqueried", "regret", "percentile"):
             if metric in told[50] and metric != TARGETS[target][2]:
                 others[metric].append(told[50][metric])
@@ -156,7 +156,7 @@ def measure(cell: Cell) -> list[Row]:
 def _rows(cell: Cell, scores: np.ndarray, others: Mapping[str, list[float]], said: str) -> list[Row]:
     rows = []
     for column, n in enumerate(CURVE):
-        rows.append(cell.row(f"mean@{n}", float(scores[:, column].mean()), {"queries": n}, said))
+        rows.append(cell.row(f"mean@{n}", float(np.nanmean(scores[:, column])), {"queries": n}, said))
         if n in AT:
             values = enumerate(scores[:, column], cell.seed * BLOCK)
             rows += [cell.row(f"score@{n} seed {s}", float(v), {"queries": n}, said) for s, v in values]

@@ -50,7 +50,8 @@ def frame(rows: Sequence[Row]) -> Frame:
         metric, _, seed = r.metric.partition(" seed ")
         where = (r.method, r.settings.get("target", ""), r.settings.get("source", ""), r.settings.get("prior", False))
         found[(*where, metric)][int(seed) if seed else r.seed] = r.value
-    return {k: np.array([v[s] for s in sorted(v)], dtype=float) for k, v in found.items()}
+    known = {k: np.array([v[s] for s in sorted(v)], dtype=float) for k, v in found.items()}
+    return {k: v for k, v in known.items() if np.isfinite(v).all()}
 
 
 def get(data: Frame, method: str, target: str, source: str, prior: bool, metric: str) -> np.ndarray:
