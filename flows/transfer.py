@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from core.data.assets import find_local
-from core.hashing import sha256_file
+from core.data.tasks import load_task
+from core.hashing import content_key
 from core.transfer.experiment import DataSteps
-from core.transfer.history import default_history
+from core.transfer.history import default_history, other_experiences
 from core.transfer.problem import Problem
 from core.transfer.strategies import STRATEGIES, StrategyConfig
 from flows.forms import Form
@@ -17,7 +18,7 @@ from tasks.adapt import AdaptConfig, adapt
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.rank_sources import RankConfig, rank
-from tasks.report_transfer import ReportTransferConfig, metric_of, report_transfer
+from tasks.report_transfer import ReportTransferConfig, report_transfer
 from tasks.sources import modality_of
 from tasks.stage import Artifact
 from tasks.train_source import TrainSourceConfig, train_on
@@ -63,13 +64,13 @@ def target_task(form: TransferForm) -> str:
 
 def problem(form: TransferForm) -> Problem:
     """What this transfer is."""
-    target = target_task(form)
+    task = load_task(target_task(form))
     return Problem(
         source=", ".join([*form.sources, *(f"{form.sources[0]} trained on {t}" for t in form.source_tasks)]),
-        target=f"a model for {target} from {form.examples} examples",
+        target=f"a model for {task.name} from {form.examples} examples",
         knowledge="representations (share), weights (adjust), architecture alone (retrain)",
-        domain=target,
-        objective=f"test {metric_of(target)}; strategy and source are chosen on training data alone",
+        domain=task.name,
+        objective=f"test {task.metric}; strategy and source are chosen on training data alone",
         budget=f"{form.examples} train_labels, at most {form.passes} train_examples a run",
     )
 
@@ -92,6 +93,7 @@ def transfer(form: TransferForm) -> Artifact:
     if len(form.strategies) < 2:
         raise ValueError("give at least two strategies, one of them without transfer (scratch) or the linear probe")
     target = target_task(form)
+    task = load_task(target)
     modality, data = modality_of(target), load_data(target)
     if modality == "table":
         raise ValueError(f"target {target} is a table; tables have no ready source model: use core.transfer in Python")
@@ -111,7 +113,7 @@ def transfer(form: TransferForm) -> Artifact:
             budget_s=form.budget_s,
             max_length=form.max_length,
             history=str(history),
-            history_sha256=sha256_file(history) if history.is_file() else "",
+            history_sha256=_known(history, task.name, form.examples),
         ),
         sources=sources,
         data=data,
@@ -141,16 +143,21 @@ def transfer(form: TransferForm) -> Artifact:
         for strategy in form.strategies
     }
     without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
-    facts = {"sources": ", ".join(sources), "target": f"{target}, {form.examples} examples", "size": form.size}
+    facts = {"sources": ", ".join(sources), "target": f"{task.name}, {form.examples} examples", "size": form.size}
     config = ReportTransferConfig(
-        target=target,
-        metric=metric_of(target),
+        target=task.name,
+        metric=task.metric,
         without=without,
         examples=form.examples,
         history=str(history),
         facts=facts,
     )
     return report_transfer(config, ranking=ranking, runs=runs)
+
+
+def _known(history: Path, target: str, examples: int) -> str:
+    """Hash of the experiences that the advice may rest on: a run does not change its own key by being recorded."""
+    return content_key([e.row().key() for e in other_experiences(history, target, examples)])
 
 
 def _sources(form: TransferForm) -> dict[str, Artifact]:

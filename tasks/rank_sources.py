@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from pydantic import Field
 
@@ -11,13 +12,13 @@ from core.evaluate.rows import Row
 from core.hashing import code_version
 from core.state import write_json
 from core.transfer.experiment import DataSteps, prepared, target_of
-from core.transfer.history import read_history
+from core.transfer.history import other_experiences
 from core.transfer.recommend import Recommender, rank_sources, similarity_rule
 from core.transfer.situation import describe
 from tasks.sources import opened
 from tasks.stage import Artifact, Output, stage
 
-MODULES = ["core.transfer.recommend", "core.transfer.situation", "core.transfer.experiment"]
+MODULES = ["core.transfer.recommend", "core.transfer.situation", "core.transfer.experiment", "core.transfer.history"]
 RANKING, CHANGES = "ranking.json", "changes.json"
 
 
@@ -34,27 +35,25 @@ class RankConfig(Config):
     budget_s: float | None = Field(None, description="largest predicted seconds of a strategy")
     max_length: int = Field(description="longest text in tokens")
     history: str = Field(description="file of past transfers")
-    history_sha256: str = Field(description="hash of that file")
+    history_sha256: str = Field(description="hash of what it says of other targets and sizes")
 
 
 @stage("rank-sources", modules=MODULES)
 def rank(out: Output, config: RankConfig, sources: Mapping[str, Artifact], data: Artifact) -> None:
     """Clean the data, measure every source's situation, rank sources by the score, forecast strategies."""
-    from pathlib import Path
-
     task = load_task(config.target)
     _, changes = prepared(config.target, config.steps)
     target = target_of(config.target, config.examples, config.seed, config.steps, config.modality)
     open_ = {k: opened(a, config.modality, config.max_length, task.causal_template) for k, a in sources.items()}
     keys = {id(s): k for k, s in open_.items()}
     ranked = [(keys[id(s)], value) for s, value in rank_sources(list(open_.values()), target, config.score)]
-    recommender = Recommender().fit(read_history(Path(config.history)))
+    recommender = Recommender().fit(other_experiences(Path(config.history), task.name, config.examples))
     found, rows = {}, []
     for key, source in open_.items():
         situation = describe(source, target, task.labels, config.seed)
         advice = recommender.recommend(situation, config.strategies, config.budget_s)
         found[key] = {"situation": situation, "advice": asdict(advice), "rule": similarity_rule(situation)}
-        facts = {"settings": {"source": key, "target": config.target, "n": config.examples}, "seed": config.seed}
+        facts = {"settings": {"source": key, "target": task.name, "n": config.examples}, "seed": config.seed}
         facts |= {"inputs": {"source": source.sha256, "train": target.train.sha256}, "version": code_version(MODULES)}
         rows += [Row(method="before", metric=name, value=value, **facts) for name, value in situation.items()]
         rows.append(Row(method="recommender", metric="confidence", value=advice.confidence, **facts))

@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import Field
 
 from core.config import Config
-from core.data.tasks import load_task
 from core.evaluate import plots
 from core.evaluate.metrics import higher_is_better
 from core.evaluate.rows import Row
@@ -18,7 +17,7 @@ from core.state import write_bytes, write_json
 from core.transfer import effect_page
 from core.transfer.effect import EffectReport, effect
 from core.transfer.explain import leave_one_source_out
-from core.transfer.history import compared, record
+from core.transfer.history import cell_name, compared, record
 from core.transfer.recommend import Experience, Forecast, Recommendation, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
@@ -200,7 +199,7 @@ def _experiences(rows: list[Row], source: str, situation: dict, config) -> list[
     """One experience a strategy: means over seeds at the reported size."""
     mine = [r for r in rows if r.settings["source"] == source and r.settings["n"] == config.examples]
     sign = 1 if higher_is_better(config.metric) else -1
-    cell = f"{source}/{config.target}/{config.examples}/{mine[0].inputs['train'][:12]}"
+    cell = cell_name(source, config.target, config.examples, mine[0].inputs["train"])
     out = []
     for strategy in dict.fromkeys(r.method for r in mine):
         scores = [
@@ -212,8 +211,3 @@ def _experiences(rows: list[Row], source: str, situation: dict, config) -> list[
                 Experience(situation, strategy, float(np.mean(scores)), float(np.median(seconds)), config.target, cell)
             )
     return out
-
-
-def metric_of(task: str) -> str:
-    """The metric that decides a task."""
-    return load_task(task).metric

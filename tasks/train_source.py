@@ -20,7 +20,7 @@ class TrainSourceConfig(Config):
     seed: int = Field(0, ge=0, description="draw, initialisation, batch order")
 
 
-@stage("train-source", modules=["core.transfer.experiment", "core.transfer.strategies.full"])
+@stage("train-source", modules=["core.transfer.experiment", "core.transfer.strategies.full"], keep="nothing")
 def train_on(out: Output, config: TrainSourceConfig, base: Artifact, data: Artifact) -> None:
     """Fine-tune a copy of the model on the source data set and keep its output layer."""
     source = opened(base, "text", config.max_length)

@@ -133,7 +133,7 @@ def run_trial(source: Source, task_name: str, trial: Trial, version: str = "", p
     facts = {
         "method": trial.strategy,
         "seed": trial.seed,
-        "settings": {"source": source.name, "target": task_name, "n": trial.examples},
+        "settings": {"source": source.name, "target": target.name, "n": trial.examples},
         "budget": {k: float(v) for k, v in budget.counts.items()},
         "oracle": f"test, {len(test)} examples",
         "inputs": {"source": source.sha256, "train": target.train.sha256, "test": test.sha256},

@@ -16,9 +16,19 @@ def default_history() -> Path:
     return Path(os.environ.get("TRANSFEROPT_HISTORY") or home() / "transfer-history.jsonl")
 
 
+def cell_name(source: str, target: str, examples: int, sample: str) -> str:
+    """The cell of an experience: ``source/target/examples/sample``."""
+    return "/".join((source.replace("/", "_"), target, str(examples), sample[:12]))
+
+
 def read_history(path: Path) -> list[Experience]:
     """All experiences on record; an absent file is an empty history."""
     return [Experience.of(r) for r in read_rows(path) if r.metric == "experience" and r.value is not None]
+
+
+def other_experiences(path: Path, target: str, examples: int) -> list[Experience]:
+    """Experiences of other targets and sizes: advice never rests on the very cells that it is about."""
+    return [e for e in read_history(path) if not (e.group == target and e.cell.split("/")[-2] == str(examples))]
 
 
 def record(path: Path, experiences: Sequence[Experience], recommendation: Recommendation | None = None) -> None:

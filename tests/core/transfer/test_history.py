@@ -3,7 +3,7 @@
 import pytest
 
 from core.state import StateError
-from core.transfer.history import compared, read_history, record
+from core.transfer.history import cell_name, compared, other_experiences, read_history, record
 from core.transfer.recommend import Experience, Forecast, Recommendation
 
 
@@ -36,6 +36,16 @@ def test_advice_without_knowledge_is_no_prediction(tmp_path):
     path = tmp_path / "h.jsonl"
     record(path, past(linear_probe=0.7, full=0.8), advice(confidence=0))
     assert compared(path) == []
+
+
+def test_advice_never_rests_on_the_cell_it_is_about(tmp_path):
+    path = tmp_path / "h.jsonl"
+    assert other_experiences(path, "t", 16) == []
+    for n in (16, 100):
+        record(path, past(cell_name("org/model", "t", n, "0123456789abcdef"), linear_probe=0.7))
+    left = other_experiences(path, "t", 16)
+    assert [e.cell for e in left] == ["org_model/t/100/0123456789ab"]
+    assert len(other_experiences(path, "u", 16)) == 2
 
 
 def test_damaged_history_is_named(tmp_path):
