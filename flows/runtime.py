@@ -18,6 +18,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import Flow
@@ -137,6 +138,8 @@ def transfer_flow(
 
     def wrap(body: Callable) -> TransferFlow:
         made = TransferFlow(name, level, body, parameters, problem, title, tuple(headline))
+        # Prefect loads a deployment's file under a name of its own; to the registry it is the same flow.
+        made.__module__ = f"flows.{Path(body.__code__.co_filename).stem}"
         FLOWS.register(name, summary=title, level=level)(made)
         return made
 
