@@ -36,6 +36,7 @@ from core.merge.relation import RelationGraph
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC, static_deltas
 from core.merge.suite import objectives
+from core.models.train import TrainConfig
 from core.transfer.budget import Budget
 
 BASE = "all-minilm-l6-v2"
@@ -44,6 +45,7 @@ STATICS = tuple(n for n, m in STATIC.items() if m.max_models is None)
 VALIDATION, BATCH, GRANULARITY = 240, 24, "blocks:3"
 SEARCH = EmftoConfig(solver=SolverConfig(finalists=3))
 SPACES = {8: "global", 24: "blocks:3", 48: "layers"}
+SMOKE = ("rt_fresh", "chat_reply")
 MANY = (*MIX, "subj", "ag_news", "cola", "cr")
 TIMES = frozenset({"cpu_seconds", "merging_share", "train_seconds", "write_seconds", "peer_seconds", "peer_ratio"})
 
@@ -59,7 +61,7 @@ def cells(size: str) -> list[Cell]:
         return Cell(method, settings(**changes), seed, MODULES)
 
     if size == "smoke":
-        small = {"mix": "smoke", "n": 2, "budget": 4000, "granularity": "global"}
+        small = {"mix": "smoke", "n": 2, "budget": 5000, "granularity": "global"}
         return [cell(m, 0, **small) for m in ("tsv_m", "emfto", "cold_cma")]
     found = [cell("speed", 0)]
     for seed in range(8):
@@ -90,7 +92,7 @@ class World:
 
 
 def tasks_of(mix: str, n: int) -> tuple[str, ...]:
-    names = {"eight": MIX, "exchanged": EXCHANGED, "many": MANY, "smoke": ("rt_fresh", "chat_reply")}[mix]
+    names = {"eight": MIX, "exchanged": EXCHANGED, "many": MANY, "smoke": SMOKE}[mix]
     return tuple(names[:n])
 
 
@@ -98,8 +100,8 @@ def tasks_of(mix: str, n: int) -> tuple[str, ...]:
 def world(names: tuple[str, ...]) -> World:
     from core.models.load import locate
 
-    small = names[0] == "rt_fresh"
-    config = ExpertConfig(examples=200) if small else ExpertConfig()
+    quick = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=1, batch_size=32)
+    config = ExpertConfig(examples=128, train=quick) if names[0] in SMOKE else ExpertConfig()
     experts = [load_expert(train_expert(name, BASE, config)) for name in names]
     return World(experts, locate(BASE).path)
 
@@ -119,8 +121,9 @@ class Tester:
         found = world(names)
         self.encoder = load_encoder(found.base)
         self.encoder.max_length = ExpertConfig().max_length
-        self.tasks = objectives(self.encoder, found.experts, "test")
-        self.probes = objectives(self.encoder, found.experts, "test", probe=True)
+        limit = 200 if names[0] in SMOKE else None
+        self.tasks = objectives(self.encoder, found.experts, "test", limit)
+        self.probes = objectives(self.encoder, found.experts, "test", limit, probe=True)
         self.wanted = {t: np.arange(o.size) for t, o in self.tasks.items()}
         self.batches = mixed_batches(self.tasks, self.wanted, self.encoder.device)
         self.individual: dict[str, float] = {}

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from core.merge.basis import BASES, in_basis
 from core.merge.candidate import InMemoryModel
+from core.merge.engine import merge
 from core.merge.experts import check_tasks, load_expert, train_expert
 from core.merge.fitness import Fitness, Racing, race
 from core.merge.objectives import EncoderObjective, FunctionObjective, judge
@@ -61,12 +62,15 @@ def test_in_memory_weights_equal_the_expert_at_weight_one(world):
 
 @pytest.mark.parametrize("basis", BASES.names())
 @pytest.mark.parametrize("granularity", ["global", "blocks:2", "kinds", "layers"])
-def test_memory_and_recipe_agree(world, basis, granularity):
+def test_memory_recipe_and_engine_agree(world, basis, granularity, tmp_path):
     fitness, space = fitness_of(world, basis, granularity)
     coefficients = space.coefficients(np.random.default_rng(0).uniform(0, 1.5, space.dimensions))
     model = fitness.model.write(coefficients)
     recipe = space.recipe(coefficients, world.base, world.folders)
     exact = exact_tensors(recipe)
+    merge(recipe, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(written[name].tobytes() == tensor.tobytes() for name, tensor in exact.items())
     for name, parameter in model.backbone.named_parameters():
         np.testing.assert_allclose(parameter.detach().numpy(), exact[name], atol=2e-6)
 
