@@ -41,7 +41,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test-ui: install
-	$(BIN)/python -m pytest tests/ui -m ui
+	TEST_UI=1 $(BIN)/python -m pytest tests/ui -m ui
 
 serve: install
 	$(BIN)/transferopt serve

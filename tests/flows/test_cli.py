@@ -109,3 +109,25 @@ def test_files_and_settings_combine(tmp_path):
     assert read(Form, tmp_path / "c.json", ["b=7"]) == Form(a=5, b=7)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"a": 6}))
     assert read(Form, tmp_path / "c.yaml", []) == Form(a=6)
+
+
+def test_a_bare_home_is_enough(tmp_path):
+    """The first command of a new user: no folder exists yet, Prefect and MLflow make theirs below it."""
+    home = tmp_path / "not" / "there"
+    program = (
+        "import tasks\nfrom prefect import get_client\n"
+        "with get_client(sync_client=True) as client:\n    print(client.hello().status_code)\n"
+        "from flows.runtime import stop_embedded_server\nstop_embedded_server()\n"
+        "from tasks.spool import client\nprint(len(client().search_experiments()))"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**kept, "TRANSFEROPT_HOME": str(home)},
+        timeout=240,
+    )
+    assert done.stdout.split() == ["200", "1"], done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert (home / "prefect").is_dir()

@@ -1,0 +1,138 @@
+"""A user in a real browser: the form, a run, its MLflow page; and what the form refuses. Needs chromium and its driver.
+
+`make test-ui`. Screenshots go to docs/images when SCREENSHOTS=1.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = [
+    pytest.mark.ui,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver") and os.environ.get("TEST_UI")),
+        reason="needs chromium and chromedriver; called by make test-ui",
+    ),
+]
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "docs" / "images"
+
+
+def free() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """`transferopt serve` as a user starts it, on free ports and a home of its own."""
+    prefect, mlflow = free(), free()
+    home = tmp_path_factory.mktemp("served")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
+    ports = ["--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
+    with open(home / "serve.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from flows.cli import main; main()", "serve", *ports],
+            cwd=ROOT,
+            env={**kept, "TRANSFEROPT_HOME": str(home)},
+            stdout=log,
+            stderr=log,
+        )
+    until = time.monotonic() + 300
+    while "Ctrl-C" not in (home / "serve.log").read_text():
+        assert process.poll() is None, (home / "serve.log").read_text()
+        assert time.monotonic() < until, (home / "serve.log").read_text()
+        time.sleep(1)
+    yield f"http://127.0.0.1:{prefect}", f"http://127.0.0.1:{mlflow}"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    size = ["--window-size=1400,1000", f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]
+    for argument in ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-sync", *quiet, *size]:
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver.implicitly_wait(20)
+    yield driver
+    driver.quit()
+
+
+def see(browser, text: str, seconds: float = 60) -> None:
+    """Wait until ``text`` is on the page."""
+    until = time.monotonic() + seconds
+    while text not in browser.find_element("tag name", "body").text:
+        assert time.monotonic() < until, f"{text!r} is not on {browser.current_url}"
+        time.sleep(0.5)
+
+
+def shoot(browser, name: str) -> None:
+    if os.environ.get("SCREENSHOTS"):
+        IMAGES.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(IMAGES / f"{name}.png"))
+
+
+def deployment_of(api: str, flow: str) -> str:
+    reply = httpx.get(f"{api}/api/deployments/name/{flow}/transferopt", timeout=30)
+    return reply.raise_for_status().json()["id"]
+
+
+def test_form_run_result_and_lineage(servers, browser):
+    prefect, mlflow = servers
+    deployment = deployment_of(prefect, "merge")
+    browser.get(f"{prefect}/deployments/deployment/{deployment}/run?parameters=%7B%22size%22%3A%22smoke%22%7D")
+    see(browser, "training examples an expert")  # a parameter's description
+    shoot(browser, "form")
+    button = next(b for b in browser.find_elements("tag name", "button") if b.text.strip() == "Submit")
+    browser.execute_script("arguments[0].click()", button)
+    until = time.monotonic() + 420
+    while True:
+        runs = httpx.post(f"{prefect}/api/flow_runs/filter", json={}, timeout=30).json()
+        if runs and runs[0]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
+            break
+        assert time.monotonic() < until, runs[0]["state"] if runs else "the form started no run"
+        time.sleep(2)
+    run = runs[0]
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert run["parameters"]["size"] == "smoke"
+    assert run["name"].startswith("merge smoke")
+    browser.get(f"{prefect}/runs/flow-run/{run['id']}?tab=Artifacts")
+    see(browser, "Completed")
+    shoot(browser, "run")
+    found = {"flow_run_id": {"any_": [run["id"]]}}
+    artifacts = httpx.post(f"{prefect}/api/artifacts/filter", json={"artifacts": found}, timeout=30).json()
+    kinds = {a["type"] for a in artifacts}
+    assert {"table", "progress"} <= kinds
+    link = next(a for a in artifacts if a["key"] == "merge-mlflow")
+    address = link["data"].split("(")[-1].rstrip(")")
+    assert address.startswith(mlflow)
+    browser.get(address)
+    see(browser, "train-expert", 120) if "train-expert" in browser.page_source else see(browser, "merge", 120)
+    shoot(browser, "mlflow")
+
+
+def test_a_wrong_value_is_refused(servers):
+    prefect, _ = servers
+    deployment = deployment_of(prefect, "merge")
+    for parameters, word in (({"size": "huge"}, "huge"), ({"examples": 1}, "8"), ({"densty": 1}, "densty")):
+        body = {"parameters": parameters}
+        reply = httpx.post(f"{prefect}/api/deployments/{deployment}/create_flow_run", json=body, timeout=30)
+        assert reply.status_code in (409, 422), reply.text
+        assert word in reply.text
