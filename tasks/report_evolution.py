@@ -38,9 +38,9 @@ class ReportConfig(Config):
 @stage("report-evolution", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
 def report_evolution(out: Output, config: ReportConfig, evaluated: Artifact, evolved: Mapping[str, Artifact]) -> None:
     """Write the page and hand the rows on."""
-    rows = evaluated.rows()
     hits = load_file(evaluated.folder / CORRECT)
     found = {name: json.loads((a.folder / OUTCOME).read_text()) for name, a in evolved.items()}
+    rows = [with_search_budget(r, found) for r in evaluated.rows()]
     tasks = sorted({str(r.settings["task"]) for r in rows} - {"mean"})
     methods = [m for m in dict.fromkeys(r.method for r in rows) if not m.startswith("expert ")]
     gain = gain_of(hits, rows, tasks, config.transfer, config.without)
@@ -72,6 +72,13 @@ def report_evolution(out: Output, config: ReportConfig, evaluated: Artifact, evo
     out.rows(rows)
     out.metrics({f"normalised/{m}": _value(rows, m, "mean", "normalised") for m in methods})
     out.metrics({"transfer/gain": gain.mean})
+
+
+def with_search_budget(row: Row, found: Mapping[str, dict]) -> Row:
+    """The row with the validation examples its search spent beside what it has."""
+    if row.method not in found:
+        return row
+    return row.model_copy(update={"budget": {**row.budget, "task_examples": float(found[row.method]["spent"])}})
 
 
 def gain_of(hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], first: str, second: str):
