@@ -24,7 +24,7 @@ import numpy as np
 
 from core.evaluate.rows import Row, write_rows
 from core.hashing import code_version
-from core.merge.engine import open_group
+from core.merge.compute import open_group
 from core.merge.linalg import one_thread
 from core.merge.names import is_before, sort_names
 from core.merge.operators import Group

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from core.merge.compute import open_group
 from core.merge.dtypes import decode, encode
-from core.merge.engine import open_group
 from core.merge.operators import Group, block_ranges
 from core.merge.operators.consensus import tall_mask
 from core.merge.operators.emr import emr_delta, emr_mask

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from core.merge import kernels
+from core.merge.compute import write_group
 from core.merge.dtypes import NAMES, RAW
-from core.merge.engine import write_group
 from core.merge.operators import ArraySource, make_group, output_dtype
 
 Tensors = Mapping[str, Any]

@@ -14,7 +14,7 @@ import numpy as np
 
 from core.hashing import code_version, content_key
 from core.merge import kernels
-from core.merge.engine import write_group
+from core.merge.compute import write_group
 from core.merge.operators import OPERATORS, ArraySource, make_group
 from core.merge.task_vectors import TaskVectors, write_layout
 from core.progress import track
