@@ -43,8 +43,8 @@ class MergeForm(Form):
             "examples": 1000,
             "epochs": 2,
             "max_length": 64,
-            "validation_examples": 150,
-            "test_examples": 400,
+            "validation_examples": 120,
+            "test_examples": 300,
             "most_tasks": 8,
         },
         "full": {

@@ -21,7 +21,7 @@ from core.progress import track
 from core.registry import nearest
 from core.state import Cache
 
-LOW, MID, UNIT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), (0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0), (1.0,)
+LOW, MID, UNIT = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0), (0.4, 0.7, 1.0, 1.4, 2.0), (1.0,)
 
 
 @dataclass(frozen=True)
