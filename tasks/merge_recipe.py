@@ -33,4 +33,4 @@ def merge_recipe(
     scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
     recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
     write_bytes(out.folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
-    merge(recipe, out.folder / MODEL)
+    merge(recipe, out.folder / MODEL, threads=1)  # an SVD of an embedding matrix a thread is too much memory

@@ -128,7 +128,7 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
     from safetensors.numpy import save_file
 
     from core.hashing import sha256_file
-    from core.models.load import load_encoder
+    from core.models.load import load_encoder, quietly
 
     started = time.perf_counter()
     encoder = load_encoder(source)
@@ -139,7 +139,7 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
     model, report = fine_tune(encoder, {task: (tokenized, labels)}, {task: classes}, config, checkpoint)
     checkpoint.unlink(missing_ok=True)
     head = model.heads[task]
-    encoder.backbone.save_pretrained(folder)
+    quietly(encoder.backbone.save_pretrained, folder)
     encoder.tokenizer.save_pretrained(folder)
     _complete(folder / "model.safetensors", source.path / "model.safetensors")
     tensors = {"weight": head.weight, "bias": head.bias}

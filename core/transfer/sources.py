@@ -119,7 +119,9 @@ def save_source(source: Source, folder: Path) -> None:
     """Write a trained text source as a model folder, with its output layer and labels beside the weights."""
     from safetensors.torch import save_file
 
-    source.original.backbone.save_pretrained(folder)
+    from core.models.load import quietly
+
+    quietly(source.original.backbone.save_pretrained, folder)
     source.original.tokenizer.save_pretrained(folder)
     if source.head is not None:
         save_file({k: v.detach().cpu().contiguous() for k, v in source.head.state_dict().items()}, folder / HEAD)
