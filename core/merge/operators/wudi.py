@@ -61,6 +61,22 @@ def wudi_delta(deltas: Sequence[NDArray], iterations: int = 300, learning_rate: 
         return _adam(sum(deltas), gram, target, iterations, learning_rate)
 
 
+def wudi_components(deltas: Sequence[NDArray]) -> list[Matrix]:
+    """Each task's share of the exact WUDI delta (``iterations = 0``): float64 arrays that sum to it.
+
+    ``w_i delta_i delta_i' delta_i G⁺``: with the weighting ``G`` fixed once, any weighting of the tasks is a linear
+    combination, as for TSV-M's components. Tensors that are not matrices: ``delta / T``.
+    """
+    deltas = [np.asarray(delta, dtype=np.float64) for delta in deltas]
+    if deltas[0].ndim != 2:
+        return [delta / len(deltas) for delta in deltas]
+    with one_thread():
+        norms = [np.square(delta).sum() for delta in deltas]
+        own = [d.T @ d / norm if norm > 0 else d.T @ d for d, norm in zip(deltas, norms, strict=True)]
+        inverse = solve_right(np.eye(deltas[0].shape[1]), sum(own))
+        return [d @ (gram @ inverse) for d, gram in zip(deltas, own, strict=True)]
+
+
 def _adam(start: Matrix, gram: Matrix, target: Matrix, iterations: int, learning_rate: float) -> Matrix:
     """Kingma & Ba 2015, Alg. 1, on the gradient ``2 (d · gram - target)``."""
     merged = start.copy()

@@ -12,7 +12,7 @@ from core.merge.operators.iso_c import iso_c_delta
 from core.merge.operators.iso_cts import iso_cts_delta, specific_dimensions
 from core.merge.operators.knots import keep_largest, knots_delta
 from core.merge.operators.tsv_m import tsv_components
-from core.merge.operators.wudi import wudi_delta
+from core.merge.operators.wudi import wudi_components, wudi_delta
 
 SHAPES = [(24, 16), (16, 24), (20, 20)]
 
@@ -124,6 +124,12 @@ def test_wudi_exact_is_the_minimum():
     start = sum(deltas).clone().requires_grad_()
     wudi_loss(start, deltas).backward()
     assert merged.grad.norm() < 1e-9 * start.grad.norm()
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (7,)])
+def test_wudi_components_sum_to_the_exact_delta(shape):
+    deltas = [*deltas_of(shape, 3), np.zeros(shape)]
+    assert close(sum(wudi_components(deltas)), wudi_delta(deltas, 0))
 
 
 def rank_two(shape, seed):
