@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -83,9 +84,12 @@ def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:
         columns[column] = None
         if r.value is not None:
             lines.setdefault(", ".join([r.method, *others]), {}).setdefault(column, []).append(r.value)
-    table = Table("method", title=f"{headline[0]} by task")
+    table = Table(title=f"{headline[0]} by task", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
     for task, metric in columns:
-        table.add_column(task if metric == headline[0] else f"{task} {metric}", justify="right")
+        # tasks are named with underscores; spaces let a narrow terminal wrap the heading
+        name = task if metric == headline[0] else f"{task} {metric}"
+        table.add_column(name.replace("_", " "), justify="right")
     for name, cells in lines.items():
         values = [cells.get(c) for c in columns]
         table.add_row(name, *("" if v is None else f"{sum(v) / len(v):.3g}" for v in values))
