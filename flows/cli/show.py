@@ -89,7 +89,7 @@ def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:
     for task, metric in columns:
         # tasks are named with underscores; spaces let a narrow terminal wrap the heading
         name = task if metric == headline[0] else f"{task} {metric}"
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
     for name, cells in lines.items():
         values = [cells.get(c) for c in columns]
         table.add_row(name, *("" if v is None else f"{sum(v) / len(v):.3g}" for v in values))
