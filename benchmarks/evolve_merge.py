@@ -28,6 +28,7 @@ from core.merge.baselines import SEARCHES, greedy_soup
 from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig
 from core.merge.experts import Expert, ExpertConfig, load_expert, train_expert
+from core.merge.landscape import artificial_problem
 from core.merge.objectives import mixed_batches, score_encoder
 from core.merge.predictors import PREDICTORS
 from core.merge.problem import MergeProblem, ProblemConfig, individual_scores, merge_problem
@@ -40,7 +41,14 @@ from core.models.train import TrainConfig
 from core.transfer.budget import Budget
 
 BASE = "all-minilm-l6-v2"
-MODULES = ["core.merge.baselines", "core.merge.problem", "core.merge.static", "core.merge.predictors.pairwise"]
+ARTIFICIAL = {"mix": "artificial", "budget": 30_000}
+MODULES = [
+    "core.merge.landscape",
+    "core.merge.baselines",
+    "core.merge.problem",
+    "core.merge.static",
+    "core.merge.predictors.pairwise",
+]
 STATICS = tuple(n for n, m in STATIC.items() if m.max_models is None)
 VALIDATION, BATCH, GRANULARITY = 240, 24, "blocks:3"
 SEARCH = EmftoConfig(solver=SolverConfig(finalists=3))
@@ -63,7 +71,8 @@ def cells(size: str) -> list[Cell]:
     if size == "smoke":
         small = {"mix": "smoke", "n": 2, "budget": 5000, "granularity": "global"}
         return [cell(m, 0, **small) for m in ("tsv_m", "emfto", "cold_cma")]
-    found = [cell("speed", 0)]
+    found = [cell(m, s, **ARTIFICIAL) for s in range(8) for m in ("emfto", "cold_cma", "forms")]
+    found.append(cell("speed", 0))
     for seed in range(8):
         found += [cell(m, seed) for m in (*STATICS, "greedy_soup", "best_single", "frozen_probe")]
         found += [cell(m, seed) for m in ("emfto", "cold_cma")]
@@ -152,6 +161,8 @@ def tester(names: tuple[str, ...]) -> Tester:
 
 def measure(cell: Cell) -> list[Row]:
     """Rows of a cell; without the data one row without value, so the page says what is lacking."""
+    if cell.settings["mix"] == "artificial":
+        return artificial(cell)
     names = tasks_of(cell.settings["mix"], cell.settings["n"])
     try:
         world(names)
@@ -198,6 +209,16 @@ def searched(cell: Cell, names: tuple[str, ...], source: RelationGraph | None = 
     facts["injection_gain"] = float(np.mean(gains)) if gains else float("nan")
     searched.graph = outcome.facts.get("graph")
     return score_rows(cell, names, accuracy, dict(budget.counts)) + [cell.row(m, v) for m, v in facts.items()]
+
+
+def artificial(cell: Cell) -> list[Row]:
+    """A search on an artificial landscape: expected score of its recipe, of the static start, and the spent budget."""
+    fitness, space = artificial_problem(cell.settings["n"], cell.settings["granularity"], cell.seed)
+    budget = Budget("task_examples", cell.settings["budget"])
+    owners: list[int | None] = list(range(cell.settings["n"]))
+    outcome = SEARCHES.get(cell.method)(fitness, space, budget, SEARCH, owners, seed=cell.seed)
+    found = {"normalised": outcome.coefficients, "start": outcome.start}
+    return [cell.row(m, fitness.landscape.truth(a), dict(budget.counts), "formula") for m, a in found.items()]
 
 
 def static(cell: Cell, names: tuple[str, ...]) -> list[Row]:

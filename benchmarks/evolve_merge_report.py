@@ -140,7 +140,7 @@ def open_goals() -> list[Goal]:
 
 def page(rows: Sequence[Row], folder: Path) -> str:
     """Tables below the goals."""
-    parts = [main_table(rows), curve(rows, folder), *extra(rows)]
+    parts = [main_table(rows), curve(rows, folder), *extra(rows), artificial(rows)]
     return "\n\n".join(p for p in parts if p) or "No rows yet."
 
 
@@ -182,6 +182,31 @@ def curve(rows: Sequence[Row], folder: Path) -> str:
     figure = plots.curves_with_bands(lines, "task-examples", "normalised test score, %", "Score against budget")
     write_bytes(folder / "evolve_merge_curve.svg", plots.svg(figure).encode())
     return "## Score against budget\n\n![score against budget](evolve_merge_curve.svg)"
+
+
+def artificial(rows: Sequence[Row]) -> str:
+    """Searches on artificial landscapes (for tuning settings; no claim about models)."""
+    kept = [r for r in rows if r.settings.get("mix") == "artificial" and r.metric == "normalised"]
+    if not kept:
+        return ""
+    lines = []
+    for method in dict.fromkeys(r.method for r in kept):
+        mine = {r.seed: r.value for r in kept if r.method == method}
+        cold = {r.seed: r.value for r in kept if r.method == "cold_cma"}
+        a, b = paired(mine, cold)
+        gap = bootstrap_mean([x - y for x, y in zip(a, b, strict=True)]) if a else None
+        shown = "" if gap is None or gap.low is None else f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})"
+        lines.append(f"| {method} | {np.mean(list(mine.values())):.2f} | {shown} | {len(mine)} |")
+    head = [
+        "## Artificial landscapes",
+        "",
+        "Eight tasks, 24 coefficients, 30,000 task-examples; a formula with sampling noise, no models "
+        "(`core/merge/landscape.py`).",
+        "",
+        "| method | expected score | against cold CMA-ES | seeds |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines])
 
 
 def extra(rows: Sequence[Row]) -> list[str]:
