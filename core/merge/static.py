@@ -60,6 +60,7 @@ STATIC: dict[str, StaticMethod] = {
     "slerp": StaticMethod("slerp", {"t": 0.5}, {}, UNIT, max_models=2, between_models=True),
     "iso_c": StaticMethod("iso_c", {}, {"weight": 1.0}, MID),
     "tsv_m": StaticMethod("tsv_m", {}, {"weight": 1.0}, MID),
+    "wudi": StaticMethod("wudi", {"iterations": 0}, {"weight": 1.0}, MID),
 }
 
 
