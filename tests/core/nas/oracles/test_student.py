@@ -84,3 +84,19 @@ def test_samples_of_texts_do_not_overlap(arguments, home):
     assert not keys["unlabelled"] & keys["labelled"]
     assert not (keys["unlabelled"] | keys["labelled"]) & (keys["validation"] | keys["test"])
     assert np.isfinite(oracle.query(oracle.space.parse("- - 1x8")).value)
+
+
+def test_a_student_of_the_real_minilm(home):
+    """The default model and task, end to end, on very few texts."""
+    from core.data.assets import AssetError
+
+    quick = {"unlabelled": 32, "labelled": 64, "judged": 60, "epochs": 1, "max_length": 32}
+    try:
+        oracle = get_oracle("student", settings=quick)
+    except AssetError as error:
+        pytest.skip(str(error))
+    assert (oracle.space.layers, oracle.space.heads, oracle.space.neurons) == (6, (4, 8, 12), (384, 768, 1536))
+    small = oracle.query(oracle.space.parse("8x768 - - 12x1536 - -"))
+    assert 30 < small.value < 95
+    assert 0.1 < small.metrics["agreement"] < 0.95
+    assert oracle.reference(oracle.space.parse("8x768 - - 12x1536 - -"))["original_test"] > 40
