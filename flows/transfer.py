@@ -14,7 +14,7 @@ from core.transfer.problem import Problem
 from core.transfer.strategies import STRATEGIES, StrategyConfig
 from flows.forms import Form
 from flows.runtime import transfer_flow
-from tasks.adapt import AdaptConfig, adapt
+from tasks.adapt import KEPT, AdaptConfig, adapt
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.rank_sources import RankConfig, rank
@@ -53,6 +53,7 @@ class TransferForm(Form):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate decay after warm-up")
     warmup: float = Field(0.1, ge=0, le=1, description="share of steps with rising learning rate")
     max_length: int = Field(64, ge=8, le=512, description="longest text in tokens")
+    keep_model: bool = Field(False, description="keep the trained models (full, freeze, scratch on text)")
     profile: bool = Field(False, description="write a trace of each strategy's first fit")
     seed: int = Field(0, ge=0, description="first seed")
 
@@ -134,6 +135,7 @@ def transfer(form: TransferForm) -> Artifact:
                 steps=steps,
                 training=training,
                 max_length=form.max_length,
+                keep_model=form.keep_model and strategy in KEPT,
                 profile=form.profile,
             ),
             source=source,

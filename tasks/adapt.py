@@ -1,6 +1,7 @@
 """Fit one strategy from one source on the target, over seeds and sizes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
@@ -12,14 +13,16 @@ from core.hashing import code_version
 from core.progress import progress
 from core.state import write_json
 from core.transfer.experiment import DataSteps, Trial, run_trial
-from core.transfer.strategies import StrategyConfig
+from core.transfer.sources import Source, save_source
+from core.transfer.strategies import Fitted, StrategyConfig
 from tasks.sources import opened
 from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.transfer.experiment", "core.transfer.strategies.full", "core.transfer.strategies.peft_methods",
            "core.transfer.strategies.adapter", "core.transfer.strategies.share", "core.transfer.strategies.scratch",
            "core.transfer.strategies.linear_probe"]  # fmt: skip
-CORRECT, WHY = "correct.npz", "why.json"
+CORRECT, WHY, MODEL = "correct.npz", "why.json", "model"
+KEPT = ("full", "freeze", "scratch")  # whole text encoders; what peft and adapters train lives inside the source
 
 
 class AdaptConfig(Config):
@@ -35,6 +38,7 @@ class AdaptConfig(Config):
     steps: DataSteps = Field(description="data stages")
     training: StrategyConfig = Field(description="how the strategy trains")
     max_length: int = Field(description="longest text in tokens")
+    keep_model: bool = Field(False, description="keep the trained model of the last size and first seed")
     profile: bool = Field(False, description="write a trace of the first fit")
 
 
@@ -64,6 +68,8 @@ def adapt(out: Output, config: AdaptConfig, source: Artifact, data: Artifact) ->
         rows += outcome.rows
         if outcome.correct is not None and last:
             correct[str(seed)] = outcome.correct
+        if config.keep_model and trial.explain:
+            keep(out.folder / MODEL, outcome.fitted, config, opened_)
         if outcome.why:
             write_json(out.folder / WHY, outcome.why)
             out.curve("loss", list(enumerate(outcome.why["losses"])))
@@ -74,3 +80,19 @@ def adapt(out: Output, config: AdaptConfig, source: Artifact, data: Artifact) ->
         for unit, amount in r.budget.items():
             spent[unit] = spent.get(unit, 0) + amount
     out.budget(spent)
+
+
+def keep(folder: Path, fitted: Fitted, config: AdaptConfig, source: Source) -> None:
+    """Write the trained encoder with its output layer; ``core.transfer.sources.open_source(folder)`` reads it again.
+
+    Raises:
+        ValueError: a strategy or modality whose model is no whole text encoder with an output layer.
+    """
+    if config.modality != "text" or fitted.strategy not in KEPT or getattr(fitted.net, "head", None) is None:
+        raise ValueError(
+            f"keep_model writes text encoders trained by {', '.join(KEPT)}, not {config.modality} by {fitted.strategy}"
+        )
+    task = load_task(config.target)
+    save_source(
+        Source(f"{source.name} + {task.name}", fitted.net.body, fitted.net.head, task.labels, config.target), folder
+    )

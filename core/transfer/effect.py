@@ -17,6 +17,7 @@ from core.evaluate.metrics import METRICS, higher_is_better
 from core.evaluate.rows import Row
 from core.evaluate.statistics import (
     Interval,
+    bootstrap_mean,
     hierarchical_bootstrap,
     holm,
     mcnemar,
@@ -34,13 +35,14 @@ BEFORE, AFTER = "source_before", "source_after"
 class MethodEffect:
     """What one method gained over the twin. None where the rows do not tell.
 
-    ``gain``: mean score difference at the largest budget both reached, interval over cells and seeds. ``harm``: share
-    of runs below the 5th percentile of the twin's runs in the same cell; ``harm_chance`` is what luck alone gives: 5 %
-    with many twin runs, more with few, whose percentile is uncertain.
-    ``budget_ratio``: median over cells of cost to reach the twin's final mean score, over the twin's own cost of it
-    (below 1: cheaper; cells that never reach it are counted in ``not_reached``). ``area``: difference of the areas
-    under the curves score against log size. ``forgetting``: source score before less after. ``calibration``: metric ->
-    difference to the twin (negative: better). ``cost``: mean of each cost metric.
+    ``gain``: mean score difference at the largest budget both reached, interval over cells and seeds. ``gain_items``:
+    the same in accuracy with its interval over test items, where they are known (mean over seeds). ``harm``: share of
+    runs below the 5th percentile of the twin's runs in the same cell; ``harm_chance`` is what luck alone gives: 5 %
+    with many twin runs, more with few, whose percentile is uncertain. ``budget_ratio``: median over cells of cost to
+    reach the twin's final mean score, over the twin's own cost of it (below 1: cheaper; cells that never reach it are
+    counted in ``not_reached``). ``area``: difference of the areas under the curves score against log size.
+    ``forgetting``: source score before less after. ``calibration``: metric -> difference to the twin (negative:
+    better). ``cost``: mean of each cost metric.
     """
 
     method: str
@@ -58,6 +60,7 @@ class MethodEffect:
     calibration: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     mcnemar_p: float | None = None
+    gain_items: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def effect(
         unit: budget unit of "equal budget" and of the budget ratio (``Row.budget[unit]``).
         size: setting along which data-efficiency curves run (such as ``"n"``).
         ignore: settings that do not distinguish cells (a method's own hyper-parameters).
-        correct: (method, seed) -> per test example whether it was right, for McNemar (seeds joined).
+        correct: (method, seed) -> per test example whether it was right (the same examples for all), for McNemar (seeds
+            joined) and the interval over items.
 
     Raises:
         ValueError: no rows of the metric, or none of the twin, or no pair of a method with it.
@@ -122,7 +126,7 @@ def effect(
     adjusted = holm([r["p_wilcoxon"] for r in raw]) if raw else []
     methods = []
     for values, p in zip(raw, adjusted):
-        values["mcnemar_p"] = _mcnemar(correct, values["method"], without)
+        values |= _items(correct, values["method"], without, seed)
         methods.append(MethodEffect(**values, p_holm=p))
     base = hierarchical_bootstrap(_by_cell(twin, lambda points: points[-1].score), seed)
     curves = {m: _curve(r, seed) for m, r in runs.items()} if size else {}
@@ -303,10 +307,11 @@ def _costs(rows, method) -> dict[str, float]:
     return {m: float(np.mean(v)) for m, v in values.items()}
 
 
-def _mcnemar(correct, method, without) -> float | None:
-    if not correct:
-        return None
-    seeds = sorted({s for m, s in correct if m == method} & {s for m, s in correct if m == without})
+def _items(correct, method, without, seed) -> dict[str, Any]:
+    """McNemar's p-value and the interval of the gain over test items."""
+    seeds = sorted({s for m, s in correct or {} if m == method} & {s for m, s in correct or {} if m == without})
     if not seeds:
-        return None
-    return mcnemar(*(np.concatenate([correct[m, s] for s in seeds]) for m in (method, without)))
+        return {}
+    ours, base = (np.stack([correct[m, s] for s in seeds]) for m in (method, without))
+    difference = ours.mean(axis=0) - base.mean(axis=0)
+    return {"mcnemar_p": mcnemar(ours.ravel(), base.ravel()), "gain_items": bootstrap_mean(difference, seed)}

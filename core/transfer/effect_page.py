@@ -4,18 +4,8 @@ from core.evaluate import plots
 from core.transfer.effect import EffectReport
 from core.transfer.report import Section, Table, cell
 
-COLUMNS = (
-    "method",
-    "score",
-    "gain",
-    "p (Holm)",
-    "harm",
-    "harm by chance",
-    "budget ratio",
-    "area",
-    "forgetting",
-    "pairs",
-)
+COLUMNS = ("method", "score", "gain", "gain over items", "p (Holm)", "p (McNemar)", "harm", "harm by chance")
+COLUMNS += ("budget ratio", "area", "forgetting", "pairs")
 
 
 def sections(report: EffectReport) -> list[Section]:
@@ -51,10 +41,11 @@ def sections(report: EffectReport) -> list[Section]:
 
 def table(report: EffectReport) -> list[list[object]]:
     """One row a method, in the order of :data:`COLUMNS`."""
-    return [
-        [m.method, m.score, m.gain, m.p_holm, m.harm, m.harm_chance, _ratio(m), m.area, m.forgetting, m.pairs]
-        for m in report.methods
-    ]
+    rows = []
+    for m in report.methods:
+        tests = [m.p_holm, m.mcnemar_p, m.harm, m.harm_chance]
+        rows.append([m.method, m.score, m.gain, m.gain_items, *tests, _ratio(m), m.area, m.forgetting, m.pairs])
+    return rows
 
 
 def markdown(report: EffectReport) -> str:

@@ -55,9 +55,10 @@ class Trial(Config):
 
 @dataclass
 class Outcome:
-    """What a trial gave: rows, whether each test example was right, and the why."""
+    """What a trial gave: rows, the fitted strategy, whether each test example was right, and the why."""
 
     rows: list[Row]
+    fitted: Fitted
     correct: np.ndarray | None
     why: dict[str, Any] = field(default_factory=dict)
 
@@ -141,7 +142,7 @@ def run_trial(source: Source, task_name: str, trial: Trial, version: str = "", p
     }
     rows = [Row(metric=k, value=v, **facts) for k, v in values.items()]
     why = _why(source, fitted, test, target, answers, trial.seed) if trial.explain else {}
-    return Outcome(rows, _correct(answers, test, target), why)
+    return Outcome(rows, fitted, _correct(answers, test, target), why)
 
 
 def _correct(answers: Prediction, test: Examples, target: Target) -> np.ndarray | None:

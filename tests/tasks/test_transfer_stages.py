@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from core.data.tasks import load_task
 from core.state import seal
 from core.transfer.experiment import DataSteps
+from core.transfer.experiment import test_of as examples_of
 from core.transfer.history import read_history
+from core.transfer.sources import open_source
 from core.transfer.strategies import StrategyConfig
 from flows.transfer import TransferForm, curve_sizes, problem
 from tasks.adapt import AdaptConfig, adapt
@@ -153,6 +156,31 @@ def test_trained_source_comes_back_with_head_and_forgets(place, task, trained, d
     values = {r.metric: r.value for r in rows}
     assert 0 <= values["source_after"] <= 1
     assert values["source_before"] >= 0.9
+
+
+def test_a_kept_model_answers_again(place, task, model, data):
+    config = adapt_config(task, "full", sizes=(40,), seeds=(0,), keep_model=True)
+    artifact = run(adapt, place / "kept", config, source=model, data=data)
+    again = open_source(artifact.folder / "model", max_length=16)
+    test = examples_of(task, STEPS, 20)
+    right = again.probabilities(test).argmax(axis=1) == np.array(test.labels)
+    assert right.mean() == pytest.approx(next(r.value for r in artifact.rows() if r.metric == "accuracy"), abs=0.051)
+    with pytest.raises(ValueError, match="keep_model writes"):
+        run(adapt, place / "kept2", adapt_config(task, "lora", keep_model=True), source=model, data=data)
+
+
+def test_images_through_the_same_stages(place, data):
+    """Scikit-learn's digits with a tiny vision transformer."""
+    vit = tiny.build("vit", place / "vit")
+    source = Artifact(name="load-model", path=str(vit), sha256=seal(vit))
+    config = rank_config("digits", place / "n", modality="image", examples=60)
+    ranked = run(rank, place / "rank-vit", config, sources={"v": source}, data=data)
+    assert json.loads((ranked.folder / "ranking.json").read_text())["sources"]["v"]["situation"]["classes"] == 10
+    config = adapt_config("digits", "full", modality="image", sizes=(60,), seeds=(0,), test_examples=50)
+    rows = run(adapt, place / "adapt-vit", config, source=source, data=data).rows()
+    assert {"accuracy", "seconds"} <= {r.metric for r in rows}
+    why = json.loads((place / "adapt-vit" / "why.json").read_text())
+    assert "rotated up to 15 degrees" in why["changed_input"]
 
 
 def test_profile_writes_a_trace(place, task, model, data):

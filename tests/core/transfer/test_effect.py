@@ -104,6 +104,9 @@ def test_mcnemar_over_examples():
     correct |= {("with", s): rng.uniform(size=300) < 0.8 for s in range(2)}
     m = effect(rows(seeds=2), metric="accuracy", without="none", size="n", correct=correct).of("with")
     assert m.mcnemar_p < 1e-4
+    difference = np.mean([correct["with", s].mean() - correct["none", s].mean() for s in range(2)])
+    assert m.gain_items.mean == pytest.approx(difference)
+    assert 0 < m.gain_items.low < difference < m.gain_items.high
 
 
 def test_undefined_values_are_left_out():
