@@ -23,6 +23,7 @@ class SearchForm(Form):
 
     sizes: ClassVar = {
         "smoke": {
+            "graph": "proteins",
             "queries": 2,
             "graph_queries": 8,
             "seeds": 1,
@@ -33,23 +34,25 @@ class SearchForm(Form):
             "encoder_cells": 200,
         },
         "default": {
+            "graph": "arxiv",
             "queries": 12,
             "graph_queries": 40,
             "seeds": 3,
             "labels": 4000,
             "images": 300,
-            "epochs": 5,
-            "encoder_steps": 300,
+            "epochs": 4,
+            "encoder_steps": 200,
             "encoder_cells": 2000,
         },
         "full": {
+            "graph": "arxiv",
             "queries": 50,
             "graph_queries": 100,
             "seeds": 10,
             "labels": 8000,
             "images": 1200,
             "epochs": 20,
-            "encoder_steps": 3000,
+            "encoder_steps": 2000,
             "encoder_cells": 8000,
         },
     }
@@ -60,7 +63,9 @@ class SearchForm(Form):
     target: Literal["nb101", "darts"] = Field("nb101", description="space in which every query is a real training")
     images: int | None = Field(None, ge=30, description="training images of a query (empty: by size)")
     data: str = Field("digits", description="image task of a query: built-in, or a YAML (folder, arrays)")
-    graph: Literal[GRAPHS] = Field("arxiv", description="NAS-Bench-Graph data set on which the trust gate is shown")
+    graph: Literal[GRAPHS] | None = Field(
+        None, description="graph data set on which the gate is shown (empty: by size)"
+    )
     mapping: Literal["linear", "none", "random"] = Field("linear", description="map between the latent spaces")
     prior: bool = Field(False, description="parameters and FLOPs compete as experts")
     pareto: bool = Field(False, description="also search accuracy and parameters together")

@@ -148,7 +148,7 @@ def _latents(mapped: Artifact, out: Output) -> Section:
         data = dict(points)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4))
+    figure = Figure(figsize=(10, 4), layout="constrained")
     for place, name in enumerate(("source", "target")):
         axes = figure.add_subplot(1, 2, place + 1)
         pca = PCA(2, random_state=0).fit(data[name])

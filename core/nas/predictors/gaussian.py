@@ -52,7 +52,7 @@ class TrustedProcess:
     """Mixture of Gaussian processes over hypotheses.
 
     Args:
-        nuggets: noise variances tried, in units of the prior variance.
+        nuggets: noise variances tried, relative to ``rest``, so that hypotheses differ by their opinion alone.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TrustedProcess:
             for length in self.lengths:
                 for nugget in self.nuggets:
                     cov = hypothesis.rest * kernels[length] + extra
-                    cov[np.diag_indices_from(cov)] += nugget
+                    cov[np.diag_indices_from(cov)] += nugget * hypothesis.rest
                     fitted, log_evidence = _condition(hypothesis, length, cov, mean, self.target)
                     self.fits.append(fitted)
                     evidence.append(np.log(hypothesis.weight) + log_evidence)

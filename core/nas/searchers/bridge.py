@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from core.evolve.optimizers import OPTIMIZERS
 from core.evolve.protocol import Told
 from core.nas.arena import Arena
 from core.nas.experts import source_expert
 from core.nas.mapping import MAPPINGS, Map
 from core.nas.searchers import SEARCHERS, Knowledge
+from core.nas.searchers.generic import PoolGenetic
 from core.nas.source import Source
 from core.nas.spaces import Genotype, get_space
 
@@ -35,7 +35,7 @@ class Bridge:
         if not knowledge.sources:
             raise ValueError("searcher 'bridge' needs a source")
         self.space = self.arena = arena
-        self.ga = OPTIMIZERS.get("ga")(arena, seed, population=20, crossover=0.5, mutation=0.5)
+        self.ga = PoolGenetic(arena, seed, population=20, crossover=0.5, mutation=0.5)
         self.every, self.each, self.generation, self.given = every, each, 0, 0
         source = knowledge.sources[0]
         self.transferred = transferred_cells(arena, source, knowledge, mapping, seed, 200)

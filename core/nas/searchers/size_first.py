@@ -18,9 +18,13 @@ class SizeFirst(OperatorOptimizer[Genotype]):
 
     def __init__(self, arena: Arena, seed: int, knowledge: Knowledge):
         super().__init__(arena, seed, batch=1)
-        ties = np.random.default_rng([seed, 1]).random(len(arena.cells))
-        self.order = np.lexsort((ties, -arena.raw[:, self.column]))
         self.asked = 0
+        self._sort(seed)
+
+    def _sort(self, seed: int) -> None:
+        self.seed = seed
+        ties = np.random.default_rng([seed, 1]).random(len(self.space.cells))
+        self.order = np.lexsort((ties, -self.space.raw[:, self.column]))
 
     def propose(self) -> Genotype:
         row = self.order[self.asked % len(self.order)]
@@ -31,11 +35,12 @@ class SizeFirst(OperatorOptimizer[Genotype]):
         """Nothing: the order is fixed."""
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"asked": self.asked}
+        return super().state_dict() | {"asked": self.asked, "seed": self.seed}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.asked = state["asked"]
+        self._sort(state["seed"])
 
 
 @SEARCHERS.register("parameters_first", uses="sizes")

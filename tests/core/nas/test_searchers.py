@@ -1,0 +1,162 @@
+"""What every registered searcher promises, on a pool of NAS-Bench-201 cells with made-up accuracies."""
+
+import numpy as np
+import pytest
+
+from core.evolve.protocol import Told
+from core.nas.arena import Arena
+from core.nas.encoder import Corpus, EncoderConfig, train_latent_space
+from core.nas.oracles import TableOracle
+from core.nas.search import incumbent, search_architectures
+from core.nas.searchers import SEARCHERS, Knowledge, get_searcher
+from core.nas.searchers.pareto import front
+from core.nas.source import learn_source
+from core.nas.spaces import get_space
+from core.transfer.budget import Budget
+
+NAMES = SEARCHERS.names()
+
+
+class Made(TableOracle):
+    """Accuracy grows with convolutions; a pool of 300 cells."""
+
+    name, dataset, noise = "made", "made", "none"
+
+    def __init__(self, limit, seed=0):
+        super().__init__(Budget("queries", limit), seed)
+        self.space = get_space("nb201")
+        rng = np.random.default_rng(0)
+        cells = list(self.space.enumerate())
+        self.cells = [cells[i] for i in rng.permutation(len(cells))[:300]]
+        self.answers = np.array([c.ops.count(3) + 0.6 * c.ops.count(2) - 0.3 * c.ops.count(0) for c in self.cells])
+        self.seconds = np.ones(300)
+        self.rows = {self.space.key(c): i for i, c in enumerate(self.cells)}
+
+    def index(self, g):
+        return self.rows[self.space.key(g)]
+
+
+@pytest.fixture(scope="module")
+def world():
+    oracle = Made(1)
+    arena = Arena(oracle.space, oracle.pool())
+    source = learn_source("made source", arena, oracle.cells, oracle.answers)
+    tiny = EncoderConfig(width=16, feedforward=16, heads=2, layers=1, latent=4, steps=3, rank_steps=0, every=3)
+    latent = train_latent_space([Corpus(oracle.space, oracle.cells)], tiny)
+    return arena, Knowledge((source,), True, False, {"nb201": latent})
+
+
+def run(world, name, queries, seed=3):
+    arena, knowledge = world
+    oracle = Made(queries)
+    searcher = get_searcher(name, arena, seed, knowledge)
+    return oracle, searcher, search_architectures(oracle, searcher)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_search_whatever_the_global_generator_does(world, name):
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    first = [t.candidate for t in run(world, name, 20)[2].trials]
+    assert (np.random.get_state()[1] == before).all()
+    np.random.seed(2)
+    assert [t.candidate for t in run(world, name, 20)[2].trials] == first
+
+
+def test_another_seed_is_another_search(world):
+    for name in ("random", "ga", "rea", "local_search", "predictor_onehot", "target_latent"):
+        first, second = ([t.candidate for t in run(world, name, 12, seed)[2].trials] for seed in (1, 2))
+        assert first != second, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_queries_are_counted_exactly_and_duplicates_not_charged(world, name):
+    oracle, _, result = run(world, name, 23)
+    keys = [oracle.space.key(t.candidate) for t in result.trials]
+    assert oracle.budget.spent == 23 == oracle.queries == len(set(keys))
+    oracle.query(result.trials[0].candidate)
+    assert oracle.queries == 23
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_continues_identically(world, name):
+    arena, knowledge = world
+    oracle, other = Made(100), Made(100)
+    searcher = get_searcher(name, arena, 5, knowledge)
+    for _ in range(6):
+        asked = searcher.ask(3)
+        searcher.tell([Told(c, oracle.query(c).value) for c in asked])
+    twin = get_searcher(name, arena, 99, knowledge)
+    twin.load_state_dict(searcher.state_dict())
+    for _ in range(4):
+        a, b = searcher.ask(3), twin.ask(3)
+        assert a == b
+        searcher.tell([Told(c, oracle.query(c).value) for c in a])
+        twin.tell([Told(c, other.query(c).value) for c in b])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_incumbent_was_asked_and_failures_do_not_stop_a_search(world, name):
+    arena, knowledge = world
+    searcher = get_searcher(name, arena, 1, knowledge)
+    for i in range(12):
+        searcher.tell([Told(c, float("-inf") if i % 2 else float(i)) for c in searcher.ask(1)])
+    _, searcher, result = run(world, name, 15)
+    kept = incumbent(searcher, result)
+    assert kept in [t.candidate for t in result.trials]
+
+
+def test_injected_cells_are_asked_first(world):
+    arena, knowledge = world
+    for name in ("transfer", "random", "ga", "local_search"):
+        searcher = get_searcher(name, arena, 0, knowledge)
+        searcher.inject([arena.cells[7]])
+        assert searcher.ask(1) == [arena.cells[7]]
+
+
+def test_a_good_source_finds_a_top_cell_at_once_and_a_false_one_does_not_prevent_it(world):
+    arena, _ = world
+    oracle, _, result = run(world, "transfer", 5)
+    assert result.best.score >= np.sort(oracle.answers)[-5]
+    false = learn_source("false", arena, arena.cells, -oracle.answers)
+    searcher = get_searcher("transfer", arena, 0, Knowledge((false,), False, False))
+    result = search_architectures(Made(60), searcher)
+    assert result.best.score >= np.sort(oracle.answers)[-3]
+
+
+def test_parameters_first_goes_by_size_with_ties_in_random_order(world):
+    arena, knowledge = world
+    orders = []
+    for seed in (0, 1):
+        cells = get_searcher("parameters_first", arena, seed, knowledge).ask(40)
+        sizes = [arena.space.size_features(c)["params"] for c in cells]
+        assert sizes == sorted(sizes, reverse=True)
+        orders.append(cells)
+    assert orders[0] != orders[1]
+
+
+def test_two_sources_of_one_name_and_missing_knowledge_are_refused(world):
+    arena, knowledge = world
+    with pytest.raises(ValueError, match="different names"):
+        get_searcher("transfer", arena, 0, Knowledge(knowledge.sources * 2))
+    with pytest.raises(ValueError, match="needs a source"):
+        get_searcher("bridge", arena, 0, Knowledge())
+    with pytest.raises(ValueError, match="latent space"):
+        get_searcher("target_latent", arena, 0, Knowledge())
+    with pytest.raises(ValueError, match="did you mean 'transfer'"):
+        get_searcher("transfr", arena)
+
+
+def test_the_pareto_front_is_what_no_other_point_beats():
+    values, costs = [1.0, 3.0, 2.0, 3.0, float("-inf")], [1.0, 5.0, 2.0, 4.0, 0.0]
+    assert front(values, costs) == [0, 2, 3]
+
+
+def test_an_open_arena_grows_beyond_its_population():
+    space = get_space("darts")
+    arena = Arena(space, sample=60)
+    searcher = get_searcher("predictor_eager", arena, 0)
+    for i in range(8):
+        searcher.tell([Told(c, float(i)) for c in searcher.ask(1)])
+    assert len(searcher.field.cells) > 60
+    assert len(arena.cells) == 60
