@@ -13,6 +13,7 @@ from core.models.train import TrainConfig
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
+from tasks.diagnose import DiagnoseConfig, diagnose_experts
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.load_data import load_data
 from tasks.load_model import load_model
@@ -141,4 +142,5 @@ def merge(form: MergeForm) -> Artifact:
         register_model("merged-encoder", package, evaluated, best_on_validation(tuned))
     facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}
     config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)
-    return report_merges(config, evaluated=evaluated, tuned=tuned)
+    diagnosed = diagnose_experts(DiagnoseConfig(), base=base, experts=experts)
+    return report_merges(config, evaluated=evaluated, tuned=tuned, diagnosed=diagnosed)

@@ -13,12 +13,19 @@ from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.evaluate_merges import CEILING, CORRECT
 from tasks.merge_static import CHOICE, best_on_validation
-from tasks.stage import Artifact, Output, stage
+from tasks.stage import METRICS, Artifact, Output, stage
 
 TEXT = (
     "Every merged model is one encoder with the experts' heads. Normalised accuracy is the test accuracy relative to "
     "each task's own expert; 100 is the individual ceiling. The frozen base with a probe a task is what no transfer "
     "between the experts' weights gives; a merge below it has not paid. Scales were chosen on validation data only."
+)
+
+
+INTERFERENCE = (
+    "Measured on the task vectors before merging, means over all pairs of experts (or over experts) and the whole "
+    "model: cosines near zero and little overlap say the experts hardly touch each other; a sign conflict of one half "
+    "is what unrelated vectors have."
 )
 
 
@@ -30,7 +37,7 @@ class ReportConfig(Config):
 
 
 @stage("report-merges", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
-def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned: Artifact) -> None:
+def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned: Artifact, diagnosed: Artifact) -> None:
     """Write the page and hand the rows on."""
     rows = evaluated.rows()
     hits = load_file(evaluated.folder / CORRECT)
@@ -54,6 +61,7 @@ def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned:
             Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)], [figure]),
             Section("Scale", "The smallest scale among equals is taken.", [_scales(curves)], [scales]),
             Section("Paired tests", _test_words(best), [_paired(hits, best, methods, tasks)]),
+            Section("Interference", INTERFERENCE, [_interference(diagnosed)]),
         ],
     )
     write_bytes(out.folder / "report.html", page.encode())
@@ -93,6 +101,13 @@ def _mean(cells: dict, method: str, tasks: list[str], metric: str) -> float:
 def _scales(curves: dict) -> Table:
     lines = [[n, c["scale"], 100 * max(y for _, y in c["curve"]), len(c["curve"])] for n, c in curves.items()]
     return Table(["operator", "chosen scale", "validation accuracy, %", "scales tried"], lines)
+
+
+def _interference(diagnosed: Artifact) -> Table:
+    found = json.loads((diagnosed.folder / METRICS).read_text())
+    names = sorted({name.rpartition("/")[0] for name in found})
+    lines = [[n.replace("_", " "), found[f"{n}/mean"], found[f"{n}/max"]] for n in names]
+    return Table(["measure", "mean", "largest"], lines)
 
 
 def _test_words(best: str) -> str:
