@@ -32,8 +32,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 run: install
 	@for flow in $(or $(FLOW),$(FLOWS)); do $(BIN)/transferopt run $$flow || exit 1; done
 
+# Two processes of one thread each are faster than one of two: tests use tiny models.
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
