@@ -1,7 +1,7 @@
 """Number formats of safetensors files without torch: raw arrays, exact decoding, correct rounding.
 
 A *raw* array holds a tensor's bits: float16, float32 and float64 as themselves, bfloat16 as ``uint16`` (numpy has no
-such type). :func:`decode` is exact; :func:`encode` rounds a float64 once, to nearest with ties to even.
+such type). :func:`decode` is exact; :func:`encode` rounds to nearest, ties to even.
 """
 
 import numpy as np
@@ -44,25 +44,14 @@ def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Float64 values rounded once to ``dtype`` (nearest, ties to even), as raw elements. Overflow gives infinity."""
+    """Float64 values rounded to ``dtype`` (nearest, ties to even), as raw elements. Overflow gives infinity.
+
+    To bfloat16 the way goes through float32, as in torch and ml_dtypes: a float64 closer to a tie than float32 can tell
+    is a tie. (Weights such as 0.1 make many results such ties up to their own representation error.)
+    """
     values = np.asarray(values, dtype=np.float64)
-    if dtype == "BF16":
-        bits = _round_to_odd(values).view(np.uint32)
-        return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
-            np.uint16
-        )
     with np.errstate(over="ignore"):
-        return values.astype(RAW[dtype])
-
-
-def _round_to_odd(values: np.ndarray) -> np.ndarray:
-    """Float32 with a sticky last bit, so that a second rounding to a shorter format equals one rounding."""
-    with np.errstate(over="ignore"):
-        short = values.astype(np.float32)
-    back = short.astype(np.float64)
-    bits = short.view(np.uint32).copy()
-    finite = np.isfinite(values)
-    away = finite & (np.abs(back) > np.abs(values))
-    bits[away] -= np.uint32(1)  # towards zero
-    bits[finite & (back != values)] |= np.uint32(1)
-    return bits.view(np.float32)
+        if dtype != "BF16":
+            return values.astype(RAW[dtype])
+        bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)

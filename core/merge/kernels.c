@@ -2,7 +2,7 @@
  *
  * Every function walks over the flat elements of one tensor in index order, block by block: it reads a block of each
  * source (from memory or with pread into a small reused buffer), works on chunks that fit the first-level cache in
- * float64, and rounds once. No contraction, no reassociation: the numpy twins in core/merge give the same bits.
+ * float64, and rounds once (to bfloat16 through float32, as torch does). No contraction, no reassociation: the numpy twins in core/merge give the same bits.
  *
  * Selection keys are the bits of the float32 nearest to |value| (monotone in |value|). Rank order everywhere is
  * (key descending, index ascending).
@@ -118,11 +118,7 @@ static int64_t encode_wide(const double *restrict x, int64_t n, uint16_t *restri
     int64_t j = 0;
     for (; j + 8 <= n; j += 8) {
         __m512d v = _mm512_loadu_pd(x + j);
-        __m256 f = _mm512_cvtpd_ps(v);
-        __m512d back = _mm512_cvtps_pd(f);
-        __m256i u = _mm256_castps_si256(f);
-        u = _mm256_mask_sub_epi32(u, _mm512_cmp_pd_mask(_mm512_abs_pd(back), _mm512_abs_pd(v), _CMP_GT_OQ), u, one);
-        u = _mm256_mask_or_epi32(u, _mm512_cmp_pd_mask(back, v, _CMP_NEQ_UQ), u, one);
+        __m256i u = _mm256_castps_si256(_mm512_cvtpd_ps(v));
         u = _mm256_add_epi32(_mm256_add_epi32(u, half), _mm256_and_si256(_mm256_srli_epi32(u, 16), one));
         __m128i w = _mm256_cvtepi32_epi16(_mm256_srli_epi32(u, 16));
         seen |= _mm_cmpeq_epi16_mask(_mm_and_si128(w, top), top);
@@ -212,7 +208,7 @@ static int encode(const double *restrict x, int dtype, int64_t n, char *raw) {
     if (dtype == BF16) {
         uint16_t *restrict r = (uint16_t *)raw;
         uint32_t w[CH];
-        for (int64_t j = 0; j < n; j++) w[j] = to_odd(x[j]);
+        for (int64_t j = 0; j < n; j++) w[j] = to_bits((float)x[j]);
         for (int64_t j = 0; j < n; j++) r[j] = (uint16_t)((w[j] + 0x7FFF + ((w[j] >> 16) & 1)) >> 16);
         uint16_t b = 0;
         for (int64_t j = 0; j < n; j++) b |= (uint16_t)((r[j] & 0x7F80) == 0x7F80);
@@ -792,4 +788,4 @@ int merge_della(int m, const tensor_t *in, int64_t first, int64_t last, int64_t 
     return code;
 }
 
-int merge_version(void) { return 2; }
+int merge_version(void) { return 3; }

@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("kernels.c")
 EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 TUNED = ["-march=native", "-mprefer-vector-width=512"]
 DTYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}
-VERSION = 2
+VERSION = 3
 _CODES = {1: "not enough memory", 2: "reading failed (truncated file?)", 3: "writing failed (disk full?)"}
 OVERFLOWED, BAD_INPUT = 4, 100
 
