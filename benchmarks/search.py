@@ -22,8 +22,11 @@ from benchmarks.search_report import (
     BLOCK,
     CURVE,
     EAGER,
+    ENCODER,
     HARD,
     HEAD,
+    LATENT,
+    NB201,
     OURS,
     PLAIN,
     QUERIES,
@@ -37,6 +40,7 @@ from core.evaluate.benchmark import Benchmark, Cell, main
 from core.evaluate.rows import Row
 from core.hashing import code_version, content_key
 from core.nas.arena import Arena
+from core.nas.encoder import Corpus, EncoderConfig, LatentSpace, kendall, train_latent_space
 from core.nas.experts import Expert, size_expert, source_expert
 from core.nas.oracles import Oracle, get_oracle
 from core.nas.search import incumbent, search_architectures
@@ -53,12 +57,22 @@ ORACLE_MODULES = {"nb201": "nb201", "nb101": "nb101", "darts": "darts", "graph":
 SEARCHER_MODULES = {"random": "generic", "rea": "generic", "ga": "generic", "transfer": "transfer"}
 SEARCHER_MODULES |= {"parameters_first": "size_first", "flops_first": "size_first", HEAD: "transfer"}
 SEARCHER_MODULES |= {"predictor_onehot": "guided", TWIN: "guided", EAGER: "guided"}
+LATENT_TABLES = {"nb201": "nb201 cifar10", "nb101": "nb101", "darts": "darts"}
+ENCODERS = {
+    "nb201": EncoderConfig(steps=6000, rank_steps=1500, every=250),
+    "nb101": EncoderConfig(steps=12_000, rank_steps=3000, every=500, width=96, feedforward=192),
+    "darts": EncoderConfig(steps=12_000, rank_steps=2000, every=500, width=128, feedforward=256, latent=64, lr=1e-3),
+}
 
 
 def modules(method: str, target: str, source: str) -> list[str]:
     """Core modules that decide a cell."""
     names = {ORACLE_MODULES[t.split()[0]] for t in (target, source) if t}
     found = [f"core.nas.searchers.{SEARCHER_MODULES.get(method, method)}", "core.nas.search", "core.nas.arena"]
+    if method in (*LATENT, ENCODER):
+        found += ["core.nas.encoder", "core.nas.mapping.linear"]
+    if method == ENCODER:
+        found = found[1:]  # no searcher
     return [*found, "core.nas.experts", *(f"core.nas.oracles.{n}" for n in sorted(names))]
 
 
@@ -75,6 +89,10 @@ def cells(size: str) -> list[Cell]:
         runs += [(OURS, t, s, False) for s, t in HARD] + [(EAGER, t, "", False) for t in TARGETS]
         out += [_cell(m, t, s, p, block) for m, t, s, p in (runs[:2] if size == "smoke" else runs)]
         out += [_cell(HEAD, t, s, False, block) for s, t in HARD]
+        if size != "smoke":
+            out += [_cell(ENCODER, t, "", False, block) for t in LATENT_TABLES.values()] if block == 0 else []
+            out += [_cell("bridge", t, s, False, block) for s, t in TEN]
+            out += [_cell("target_latent", t, "", False, block) for t in (*NB201, "nb101", "darts")]
     return out
 
 
@@ -96,6 +114,44 @@ def _table_of(source: str) -> str:
 def oracle(target: str, seed: int, limit: float | None) -> Oracle:
     name, settings, _ = TARGETS[target]
     return get_oracle(name, seed=seed, budget=Budget("queries", limit), **settings)
+
+
+@cache
+def latent(space: str) -> LatentSpace:
+    """The latent space of a search space: cells without labels, then 4,000 labelled ones; kept by content."""
+    name = LATENT_TABLES[space]
+    table = oracle(name, 0, None)
+    cells, labels, known = _corpus(space)
+    config = ENCODERS[space]
+    version = code_version(["core.nas.encoder", *modules(OURS, name, "")])
+    key = content_key(space, config, len(cells), known, _inputs(name, ""), version)
+
+    def build(folder: Path) -> None:
+        y = np.where(np.arange(len(cells)) < known, labels, np.nan)
+        made = train_latent_space([Corpus(table.space, cells, y)], config, folder / "training")
+        made.save(folder / "latent")
+        (folder / "training").unlink()
+
+    return LatentSpace.load(Cache().compute("nas-latent", key, build) / "latent")
+
+
+def _corpus(space: str) -> tuple[list, np.ndarray, int]:
+    """Cells in random order with labels, and how many of the labels training may see."""
+    table = oracle(LATENT_TABLES[space], 0, None)
+    pool, truth = table.pool(), truth_of(table, "valid_mean")
+    order = np.random.default_rng(0).permutation(len(pool))[:12_000]
+    return [pool[i] for i in order], truth[order], min(4000, len(order) // 2)
+
+
+def _encoder(cell: Cell) -> list[Row]:
+    """Held-out reconstruction, and Kendall tau of the ranker on 2,000 cells whose labels it has not seen."""
+    target = cell.settings["target"]
+    space = next(s for s, t in LATENT_TABLES.items() if t == target)
+    made, (cells, labels, known) = latent(space), _corpus(space)
+    unseen = slice(known, known + 2000)
+    tau = kendall(made, oracle(target, 0, None).space, cells[unseen], labels[unseen])
+    values = {"reconstruction": 100 * made.facts[f"reconstruction.{space}"], "kendall": tau}
+    return [cell.row(m, float(v), {"train_labels": known}, "labels of the table") for m, v in values.items()]
 
 
 def truth_of(table: Oracle, reference: str) -> np.ndarray:
@@ -135,11 +191,17 @@ def measure(cell: Cell) -> list[Row]:
     target, name, prior = (cell.settings[k] for k in ("target", "source", "prior"))
     if cell.method == HEAD:
         return _head_start(cell, target, name)
+    if cell.method == ENCODER:
+        return _encoder(cell)
     known = (source(name, cell.seed),) if name else ()
+    spaces = {t.split()[0] for t in (target, name) if t} if cell.method in LATENT else ()
+    latents = {s: latent(s) for s in sorted(spaces)}
     scores, others, spent = [], defaultdict(list), []
     for seed in range(cell.seed * BLOCK, (cell.seed + 1) * BLOCK):
         table = oracle(target, seed, QUERIES)
-        searcher = get_searcher(cell.method, arena(target), seed, Knowledge(known, prior, table.noise == "single run"))
+        searcher = get_searcher(
+            cell.method, arena(target), seed, Knowledge(known, prior, table.noise == "single run", latents)
+        )
         result = search_architectures(table, searcher)
         spent.append(table.queries)
         kept = {n: incumbent(searcher, result, n) for n in CURVE}

@@ -30,7 +30,7 @@ HARD = [("graph cora", t) for t in (*NB201, "nb101", "darts")]
 HARD += [("nb201 cifar10", "graph cora"), ("nb101", "graph cora")]
 HARD += [("nb101 shuffled", "nb201 cifar100"), ("graph chains", "nb201 cifar100"), ("graph chains", "nb101")]
 PLAIN = ("random", "rea", "local_search", "ga", "parameters_first", "flops_first", "predictor_onehot")
-LATENT = ("target_latent", "bridge")
+LATENT, ENCODER = ("target_latent", "bridge"), "encoder"
 TWIN, EAGER, OURS, HEAD = "predictor", "predictor_eager", "transfer", "head start"
 KENDALL = {"nb201": 0.827, "nb101": 0.848}
 Frame = Mapping[tuple, np.ndarray]
@@ -236,12 +236,13 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
 
 def encoder_goals(data: Frame) -> list[Goal]:
     out = []
-    for name in ("nb201", "nb101", "darts"):
-        values = get(data, "encoder", name, "", False, "reconstruction")
+    tables = {"nb201": "nb201 cifar10", "nb101": "nb101", "darts": "darts"}
+    for name in tables:
+        values = get(data, ENCODER, tables[name], "", False, "reconstruction")
         found = bootstrap_mean(values) if len(values) else None
         out.append(goal(f"reconstruction of held-out {name} cells, %", ">= 99", found, lambda v: v >= 99))
     for name, tau in KENDALL.items():
-        values = get(data, "encoder", name, "", False, "kendall")
+        values = get(data, ENCODER, tables[name], "", False, "kendall")
         found = bootstrap_mean(values) if len(values) else None
         out.append(
             goal(
@@ -263,7 +264,7 @@ def page(rows: Sequence[Row], folder: Path) -> str:
     for target in TARGETS:
         out += ["", f"## {target}", "", "| method | source | pair | prior | runs | " + " | ".join(map(str, AT)) + " |"]
         out.append("|---|---|---|---|---|" + "---|" * len(AT))
-        for method, t, name, prior in sorted({k[:4] for k in data if k[1] == target and k[0] not in (HEAD, "encoder")}):
+        for method, t, name, prior in sorted({k[:4] for k in data if k[1] == target and k[0] not in (HEAD, ENCODER)}):
             values = [get(data, method, t, name, prior, f"score@{n}") for n in AT]
             cellsof = [str(bootstrap_mean(v)) if len(v) else "" for v in values]
             label = kind(name, t) if name else ""
