@@ -101,7 +101,7 @@ def task_vectors(
     Args:
         base: folder of the base model.
         experts: name -> folder.
-        far: largest relative distance ``|expert - base| / |base|`` over all matrices that still counts as the same base.
+        far: largest relative distance ``|expert - base| / |base|`` over all matrices that still counts as one base.
 
     Raises:
         ValueError: fewer than two experts, tensors missing or of another shape, an expert too far from the base

@@ -69,6 +69,7 @@ def test_newer_and_foreign_kinds_are_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
+
     def fail():
         with atomic_path(path) as temporary:
             temporary.write_text("half")
