@@ -43,9 +43,12 @@ class EmftoConfig(Config):
     order: Literal["planned", "random"] = Field("planned", description="order of the forms (random: control)")
     warm_mean: bool = Field(True, description="start at the predicted recipe")
     warm_covariance: bool = Field(True, description="start with the predicted curvature as correlation")
-    inject: int = Field(6, ge=0, description="predicted recipes injected a generation; 0 injects none")
+    inject: int = Field(8, ge=0, description="predicted recipes injected a generation; 0 injects none")
     inject_every: int = Field(1, ge=1, description="generations between injections")
     locality: float = Field(0.7, ge=0, description="distance at which answers count less, relative to static; 0: never")
+    screen: int = Field(
+        60, ge=0, description="samples of the search's distribution whose predicted best are injected; 0: model optima"
+    )
     trust: float = Field(0.8, gt=0, description="how far predictions may go from the best mean, relative to static")
     solver: SolverConfig = Field(SolverConfig(), description="settings shared with every other search")
 
@@ -244,6 +247,8 @@ def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) ->
         centre = space.coefficients(optimizer.mean)
         state.response.fit(centre, local)
         rng = np.random.default_rng([seed, 13, generation])
+        if config.screen:
+            return screened(state.response, space, optimizer, config.screen, count, rng)
         draws = [state.response.propose(low, high, trust, rng, centre=centre) for _ in range(count - 1)]
         return [space.vector(r) for r in [state.response.propose(low, high, trust, centre=centre), *draws]]
 
@@ -263,21 +268,31 @@ def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) ->
     state.response.fit(space.coefficients(optimizer.mean), local)
     state.graph.set_affinity(state.response.interference())
     state.graph.set_synergy(state.response.synergy())
-    finalists = predicted_finalists(state, space, result, optimizer.mean, trust, config.solver.finalists)
+    finalists = predicted_finalists(state, space, result, optimizer.mean, trust, config.solver.finalists, config.screen)
     best, validation = select(fitness, finalists, state.start, state.start_answer, budget)
     gains = injector.gains if injector else []
     facts = {"result": result, "injection_gains": gains, "optimizer": optimizer}
     return Outcome(best, validation, state.start, state.start_answer, budget.spent, answers, facts)
 
 
-def predicted_finalists(state, space, result, mean, trust, count) -> list[np.ndarray]:
+def screened(
+    response: ResponseModel, space: RecipeSpace, optimizer: Any, samples: int, count: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The samples of the optimizer's own distribution that the model predicts to be best (pre-selection)."""
+    drawn = rng.multivariate_normal(optimizer.mean, optimizer.covariance, samples, method="eigh")
+    drawn = np.clip(drawn, optimizer.space.lower, optimizer.space.upper)
+    value = response.score(np.array([space.coefficients(v) for v in drawn]))
+    return list(drawn[np.argsort(-value, kind="stable")[:count]])
+
+
+def predicted_finalists(state, space, result, mean, trust, count, screen=0) -> list[np.ndarray]:
     """The predicted optimum, the search mean, then evaluated recipes by predicted score."""
     low, high = space.config.lower, space.config.upper
     centre = space.coefficients(mean)
-    optimum = state.response.propose(low, high, trust, centre=centre)
+    optimum = [] if screen else [space.vector(state.response.propose(low, high, trust, centre=centre))]
     tried = [space.coefficients(t.candidate) for t in result.trials if np.isfinite(t.score)]
     order = np.argsort(-state.response.score(np.array(tried)), kind="stable") if tried else []
-    return choose_finalists([space.coefficients(space.vector(optimum)), centre, *(tried[i] for i in order)], count)
+    return choose_finalists([*(space.coefficients(v) for v in optimum), centre, *(tried[i] for i in order)], count)
 
 
 def take_over(state: State, source: RelationGraph, space: RecipeSpace, distrust: float = 4.0) -> None:
