@@ -39,8 +39,8 @@ class SearchForm(Form):
             "graph_queries": 40,
             "seeds": 3,
             "labels": 4000,
-            "images": 300,
-            "epochs": 4,
+            "images": 400,
+            "epochs": 8,
             "encoder_steps": 200,
             "encoder_cells": 2000,
         },
@@ -119,7 +119,7 @@ def search_flow(form: SearchForm) -> Artifact:
 
 def _trainings(form: SearchForm, source: Artifact) -> list[Artifact]:
     """With source, without, at random; every query is a training."""
-    training = {"epochs": form.epochs, "train_examples": form.images, "patience": 3}
+    training = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
     oracle = OracleConfig(name="training", settings={"space": form.target, "data": form.data, "settings": training})
     shared = {"oracle": oracle, "closed": False, "queries": form.queries, "metric": "test", "seed": form.seed}
     runs = [("transfer", "transfer", [source]), ("no source", "predictor_eager", []), ("random", "random", [])]

@@ -47,11 +47,11 @@ def report_search(out: Output, config: ReportConfig, searches: dict[str, list[Ar
         rows += own
         sections.append(_target(target, own, artifacts, out))
         gained[target] = _gain(own)
+        out.metrics({f"final/{target}/{run}": value for run, value in _finals(own).items()})
     sections.append(_latents(mapped, out))
     page = render(config.title, {**config.facts, **{f"gain on {t}": text for t, text in gained.items()}}, sections)
     write_bytes(out.folder / "report.html", page.encode())
     out.rows(rows)
-    out.metrics({f"final/{m}": v for m, v in _finals(rows).items()})
 
 
 def _curves(rows: list[Row]) -> dict[str, tuple[list[int], list[Interval]]]:

@@ -69,7 +69,7 @@ def search(out: Output, config: SearchConfig, sources: list[Artifact], latents: 
         cell = incumbent(searcher, result, n)
         told = {"answer": oracle.query(cell).value, **oracle.reference(cell)} if cell is not None else {}
         kept[n] = {"cell": arena.to_json(cell) if cell is not None else "", **told}
-        settings = {"run": config.label, "queries": n}
+        settings = {"run": config.label, "target": f"{oracle.space.name} {oracle.dataset}", "queries": n}
         value = told.get(config.metric or "answer")
         rows.append(
             Row(
