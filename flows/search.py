@@ -39,7 +39,7 @@ class SearchForm(Form):
             "graph_queries": 40,
             "seeds": 3,
             "labels": 4000,
-            "images": 400,
+            "images": 300,
             "epochs": 8,
             "encoder_steps": 200,
             "encoder_cells": 2000,
