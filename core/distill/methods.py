@@ -27,7 +27,7 @@ def _terms(*names: str | LossSpec) -> tuple[LossSpec, ...]:
 
 
 KD = DistillConfig(losses=_terms("task_ce", "kd_tuned"))
-PHRASES = PhraseConfig(per_text=2.0)
+PHRASES = PhraseConfig(per_text=0.5)
 CONTRAST = LossSpec(name="infonce", weight=0.3)
 
 
@@ -35,7 +35,7 @@ def _kd_and(*extra: LossSpec, **changes) -> DistillConfig:
     return DistillConfig(losses=(*KD.losses, *extra), **changes)
 
 
-PROMPT_DISTILLER = _kd_and(CONTRAST, phrases=PHRASES)
+PROMPT_DISTILLER = _kd_and(CONTRAST)
 METHODS = MappingProxyType(
     {
         "linear_probe": Method(summary="logistic regression on frozen embeddings", kind="probe"),
@@ -50,12 +50,14 @@ METHODS = MappingProxyType(
         "tinybert": Method(summary="vanilla KD and TinyBERT's states", distill=_kd_and(LossSpec(name="tinybert"))),
         "crd": Method(summary="vanilla KD and CRD", distill=_kd_and(LossSpec(name="crd", weight=0.2))),
         "prompt_distiller": Method(
-            summary="KD and contrast on labelled texts, pool and phrases, behind the gate",
+            summary="KD and contrast on labelled texts and pool, behind the gate",
             distill=PROMPT_DISTILLER,
             gate=True,
         ),
-        "no_contrast": Method(summary="Prompt-Distiller without contrast", distill=_kd_and(phrases=PHRASES)),
-        "no_phrases": Method(summary="Prompt-Distiller without phrases", distill=_kd_and(CONTRAST)),
+        "no_contrast": Method(summary="Prompt-Distiller without contrast", distill=KD, gate=True),
+        "with_phrases": Method(
+            summary="Prompt-Distiller and phrases of the pool", distill=_kd_and(CONTRAST, phrases=PHRASES), gate=True
+        ),
         "no_unlabelled": Method(
             summary="Prompt-Distiller without unlabelled texts",
             distill=DistillConfig(losses=(*KD.losses, CONTRAST), unlabelled=False),

@@ -18,7 +18,7 @@ from core.transfer.budget import Budget
 
 NAMES = ("temperature", "infonce weight", "phrases per text", "log10 lr", "labelled repeat")
 LOWER, UPPER = (1.0, 0.0, 0.0, -4.5, 1.0), (4.0, 1.0, 4.0, -3.5, 8.0)
-START = (2.0, 0.3, 2.0, -4.0, 1.0)
+START = (2.0, 0.3, 0.0, -4.0, 1.0)
 
 
 def objective(x: Sequence[float], steps: int | None = None) -> DistillConfig:
