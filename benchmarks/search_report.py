@@ -75,7 +75,7 @@ def head_goals(data: Frame) -> list[Goal]:
         none = [("mean over six pairs", "<= 5"), ("worst of six pairs", "<= 10"), ("pairs better", ">= 5")]
         return [goal(f"head start, {text}", literal, None, bool) for text, literal in none]
     means = {p: float(np.mean([v.mean() for v in vs])) for p, vs in pairs.items()}
-    wins = sum(means[p] < np.mean([v.mean() for v in plain[p]]) for p in means)
+    wins = int(sum(means[p] < np.mean([v.mean() for v in plain[p]]) for p in means))
     blocks = np.mean([np.mean(vs, axis=0) for vs in pairs.values()], axis=0)
     worst = max(means.values())
     return [
@@ -211,7 +211,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
             gain = paired(data, t, s, p, n)
             if len(gain) >= 2:
                 seen += 1
-                below += bootstrap_mean(gain).high < 0
+                below += int(bootstrap_mean(gain).high < 0)
     out.append(
         goal(
             "pairs whose mean gain lies wholly below zero (25, 50, 100 queries)",
