@@ -179,6 +179,8 @@ def _forms_phase(fitness, space, budget, config, state, checkpoint, key) -> None
             state.response.fit()
             if path is not None:
                 _save_forms(path, key, state, budget, spent)
+    if path is not None and not path.exists():  # no form was affordable: that is a state, too
+        _save_forms(path, key, state, budget, spent)
     state.graph.set_affinity(state.response.interference())
 
 
