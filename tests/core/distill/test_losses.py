@@ -64,7 +64,8 @@ def test_falls_and_is_seeded_and_leaves_the_world_alone(name, signals):
     second, _ = run(name, signals, steps=30)
     assert torch.equal(weights(first), weights(second))
     assert np.isfinite(report.losses).all()
-    assert np.mean(report.losses[-8:]) < np.mean(report.losses[:8])
+    if name != "cpd_literal":  # with uniform negatives its expected gradient is zero: it need not fall
+        assert np.mean(report.losses[-8:]) < np.mean(report.losses[:8])
     for which, logits in before.items():
         np.testing.assert_array_equal(logits, signals[which].logits)
 
