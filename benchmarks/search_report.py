@@ -193,7 +193,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
                 f"{t}, 50 queries, source nb101, prior on",
                 f">= {levels[t]}",
                 found,
-                lambda v, g=levels[t]: round(v, 2) >= g,
+                lambda v, g=levels[t]: v >= g,
             )
         )
     for n in (25, 50, 100):
