@@ -10,7 +10,7 @@ import numpy as np
 from core.merge import kernels
 from core.merge.dtypes import RAW, decode, encode
 from core.merge.jobs import Input, Job
-from core.merge.operators import OPERATORS, Group, block_ranges
+from core.merge.operators import OPERATORS, Group, block_ranges, contract
 from core.merge.plan import Plan
 from core.merge.tensors import FileSource, RowSource, ShardFiles, close, write_exactly
 
@@ -72,7 +72,7 @@ def write_group(
 
         _write_raw(merge_like_mergekit(group, dtype, work), place, 0)
         return
-    result = OPERATORS.get(group.method)(group)
+    result = (lambda block: block.base) if _untouched(group) else OPERATORS.get(group.method)(group)
     place.dtype = kernels.DTYPES[dtype]
     if hasattr(result, "native") and result.native(place):
         return
@@ -86,6 +86,17 @@ def write_group(
         raw = encode(values, dtype)
         _check_finite(group.name, values, raw, dtype)
         _write_raw(raw, place, start)
+
+
+def _untouched(group: Group) -> bool:
+    """Whether no model moved this tensor, where its merge would be long: any merge of zero deltas is the base.
+
+    A frozen embedding is often half of a model, and the decomposition of its zero delta most of the work.
+    """
+    c = contract(group.method)
+    if c.kind != "whole" or c.base != "required":
+        return False
+    return all(not delta.any() for block in group.blocks() for delta in block.deltas)
 
 
 def _check_finite(name: str, values: np.ndarray, raw: np.ndarray, dtype: str) -> None:

@@ -107,3 +107,20 @@ def test_a_changed_statistics_file_or_adapter_is_another_merge(models, tmp_path)
     assert not torch.equal(first, run(tmp_path / "two"))
     with pytest.raises(ValueError, match="one"):
         run(tmp_path / "one")
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "wudi"])
+def test_a_tensor_that_nobody_moved_is_the_base_without_any_work(method, monkeypatch):
+    from core.merge import compute, kernels
+    from core.merge.operators import OPERATORS, ArraySource, make_group
+
+    base = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    group = make_group(method, [ArraySource(base), ArraySource(base.copy())], ArraySource(base), name="frozen")
+
+    def refuse(name):
+        raise AssertionError("the operator ran")
+
+    out = np.empty_like(base)
+    monkeypatch.setattr(OPERATORS, "get", refuse)
+    compute.write_group(group, "F32", kernels.Tensor(out.ctypes.data, 0, -1))
+    np.testing.assert_array_equal(out, base)
