@@ -10,6 +10,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
 
 from core.evaluate.statistics import bootstrap_mean
+from core.models.classifier import CARD
 from tasks import spool
 
 SERVED = Path(__file__).with_name("served_model.py")
@@ -94,9 +95,13 @@ def package_of(model: str) -> Path:
     name, slash, version = name.partition("/")
     uri = f"models:/{name}/{version}" if slash else f"models:/{name}@{alias if at else CHAMPION}"
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/")) / "package"
+        root = Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/"))
     except MlflowException as error:
         known = ", ".join(m.name for m in spool.client().search_registered_models()) or "none"
         raise ValueError(
             f"no folder and no registered model {model!r} (registered: {known}): {error.message}"
         ) from None
+    found = next(root.rglob(CARD), None)
+    if found is None:
+        raise ValueError(f"registered model {model!r} holds no packaged classifier ({CARD})")
+    return found.parent

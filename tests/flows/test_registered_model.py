@@ -1,0 +1,66 @@
+"""A packaged merge goes into the registry, is promoted only on a significant gain, predicts and serves."""
+
+import json
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.models.classifier import Head, TextClassifier, save
+from tasks import serving, spool
+from tests.tiny_experts import base_folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    root = tmp_path_factory.mktemp("package")
+    base = base_folder(root / "base")
+    rng = np.random.default_rng(0)
+    heads = {t: Head(rng.normal(size=(2, 16)).astype("f4"), np.zeros(2, "f4"), ("no", "yes")) for t in ("one", "two")}
+    save(root / "folder", base, heads, 32, {"method": "average"})
+    return root / "folder"
+
+
+def register(package, name, scores, digest):
+    client = spool.client()
+    run = client.create_run(client.create_experiment(f"{name}-{digest}"))
+    tags = {"sha256": digest, "accuracies": json.dumps(scores)}
+    serving.log_model(run.info.run_id, package, name, serving.CHALLENGER, tags)
+    return client
+
+
+def test_challenger_becomes_champion_only_when_it_is_surely_better(package):
+    client = register(package, "tiny", {"a": 0.5, "b": 0.6, "c": 0.7}, "v1")
+    version = lambda alias: client.get_model_version_by_alias("tiny", alias).version  # noqa: E731
+    assert version("champion") == version("challenger")
+    first = version("champion")
+    register(package, "tiny", {"a": 0.52, "b": 0.55, "c": 0.72}, "v2")
+    assert version("champion") == first
+    assert version("challenger") != first
+    register(package, "tiny", {"a": 0.6, "b": 0.71, "c": 0.8}, "v3")
+    assert version("champion") == version("challenger") != first
+
+
+def test_a_registered_model_predicts_as_its_package_does(package):
+    register(package, "other", {"a": 0.5, "b": 0.6}, "v1")
+    texts = ["a good movie", "a bad plot"]
+    expected = TextClassifier(package).predict(texts, task="one")
+    assert TextClassifier(serving.package_of("other")).predict(texts, task="one") == expected
+    served = mlflow.pyfunc.load_model("models:/other@champion")
+    answers = served.predict(pd.DataFrame({"text": texts, "task": ["one", "one"]}))
+    assert answers["label"].tolist() == [e.label for e in expected]
+    with pytest.raises(ValueError, match=r"no folder and no registered model 'nothing' \(registered: .*other"):
+        serving.package_of("nothing")
+
+
+def test_wrong_calls_name_what_is_there(package):
+    classifier = TextClassifier(package)
+    with pytest.raises(ValueError, match="unknown task 'on', did you mean 'one'"):
+        classifier.predict(["a"], task="on")
+    with pytest.raises(ValueError, match="no task was named; this model has one, two"):
+        classifier.predict(["a"])
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        classifier.predict(["a", "  "], task="one")
+    with pytest.raises(ValueError, match="is no packaged classifier"):
+        TextClassifier(package / "encoder")
