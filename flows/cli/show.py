@@ -9,6 +9,7 @@ from rich.table import Table
 from core.evaluate.rows import Row
 
 console = Console(highlight=False)
+ROUND = (1, 5, 10, 25, 50, 100, 150, 200)
 
 
 def show_plan(flow, parameters) -> None:
@@ -53,21 +54,33 @@ def show_rows(rows: Sequence[Row]) -> None:
     """Rows as one table: a line a method and setting, a column a metric, mean over seeds and its deviation."""
     if not rows:
         return
+    import pandas as pd
+
     from core.evaluate.rows import frame
 
     table = frame(rows)
     index = ["method", *(c for c in table.columns if c.startswith("settings."))]
+    for name in index[1:]:  # of a long curve the round numbers and its end
+        if table[name].nunique() > 8 and pd.api.types.is_numeric_dtype(table[name]):
+            ends = table.groupby([c for c in index if c != name], dropna=False)[name].transform("max")
+            table = table[table[name].isin(ROUND) | (table[name] == ends)].copy()
     table[index] = table[index].fillna("").astype(str)
     order = table["method"].drop_duplicates().tolist()
     grouped = table.groupby([*index, "metric"], sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     metrics = grouped["metric"].drop_duplicates().tolist()
-    shown = Table(*(c.removeprefix("settings.") for c in index))
+    fixed = [c for c in index[1:] if grouped[c].nunique() == 1]
+    caption = ", ".join(f"{c.removeprefix('settings.')} {grouped[c].iloc[0]}" for c in fixed)
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption or None)
+    for name in index:
+        if name not in fixed:
+            shown.add_column(name.removeprefix("settings."), no_wrap=name == "method")
     for metric in metrics:
-        shown.add_column(metric, justify="right")
+        shown.add_column(metric.replace("_", " "), justify="right", overflow="fold")
     lines = grouped.groupby(index, sort=False)
     for names, part in sorted(lines, key=lambda item: order.index(item[0][0])):
         values = part.set_index("metric")
-        shown.add_row(*names, *(_cell(values, metric) for metric in metrics))
+        kept = [n for n, column in zip(names, index, strict=True) if column not in fixed]
+        shown.add_row(*kept, *(_cell(values, metric) for metric in metrics))
     console.print(shown)
 
 
