@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from core.merge.linalg import Matrix, one_thread, product
+from core.merge.linalg import Matrix, eigh, one_thread, product
 from core.merge.operators import OPERATORS, Group, Parameter
 
 
@@ -73,7 +73,7 @@ def _shared_basis(deltas: Sequence[Matrix]) -> tuple[list[Matrix], Callable[[Mat
 
 def _eigenvectors(gram: Matrix, longer: int) -> tuple[Matrix, Matrix]:
     """Eigenvectors (columns, largest first) and roots of the numerically non-zero eigenvalues."""
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     values, vectors = values[::-1], vectors[:, ::-1]
     keep = values > max(values[0], 0.0) * longer * np.finfo(np.float64).eps
     return vectors[:, keep], np.sqrt(values[keep])

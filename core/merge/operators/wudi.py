@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from core.merge.linalg import Matrix, one_thread, solve_right
+from core.merge.linalg import Matrix, one_thread, solve_right, to_device, to_host
 from core.merge.operators import OPERATORS, Group, Parameter
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -78,13 +78,16 @@ def wudi_components(deltas: Sequence[NDArray]) -> list[Matrix]:
 
 
 def _adam(start: Matrix, gram: Matrix, target: Matrix, iterations: int, learning_rate: float) -> Matrix:
-    """Kingma & Ba 2015, Alg. 1, on the gradient ``2 (d · gram - target)``."""
-    merged = start.copy()
-    first, second = np.zeros_like(start), np.zeros_like(start)
+    """Kingma & Ba 2015, Alg. 1, on the gradient ``2 (d · gram - target)``; on the device if all three fit there."""
+    placed = [to_device(start), to_device(gram), to_device(target)]
+    if all(not isinstance(matrix, np.ndarray) for matrix in placed):
+        start, gram, target = placed
+    merged = start + 0
+    first, second = merged * 0, merged * 0
     for step in range(1, iterations + 1):
         gradient = 2 * (merged @ gram - target)
         first += (1 - BETA1) * (gradient - first)
-        second += (1 - BETA2) * (np.square(gradient) - second)
-        scale = np.sqrt(second / (1 - BETA2**step)) + EPSILON
+        second += (1 - BETA2) * (gradient * gradient - second)
+        scale = (second / (1 - BETA2**step)) ** 0.5 + EPSILON
         merged -= learning_rate / (1 - BETA1**step) * first / scale
-    return merged
+    return to_host(merged)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.merge import linalg
 from core.merge.linalg import one_thread, polar, solve_right, svd
 from core.merge.operators import ArraySource, make_group, merge_group
 from core.merge.operators.iso_c import iso_c_delta
@@ -227,3 +228,23 @@ def test_solve_right_is_least_squares_with_a_null_space():
     x = rng.standard_normal((3, 6))
     gram, wanted = x.T @ x, rng.standard_normal((4, 6))
     assert close(solve_right(wanted, gram), wanted @ np.linalg.pinv(gram, rcond=1e-10))
+
+
+@pytest.mark.parametrize("operation", ["svd", "polar", "solve_right", "wudi_delta", "knots_delta"])
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_a_device_the_same_numbers(monkeypatch, operation, where):
+    if where == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(24, 16)), rng.normal(size=(24, 16))
+    run = {
+        "svd": lambda: (lambda u, s, vt: (u * s) @ vt)(*svd(a, 5)),
+        "polar": lambda: polar(a),
+        "solve_right": lambda: solve_right(a, b.T @ b),
+        "wudi_delta": lambda: wudi_delta([a, b], iterations=20, learning_rate=1e-3),
+        "knots_delta": lambda: knots_delta([a, b], [1.0, 0.5], [0.5, 0.5]),
+    }[operation]
+    expected = run()
+    monkeypatch.setattr(linalg, "DEVICE_SIDE", 1)
+    monkeypatch.setattr(linalg, "device", lambda: torch.device(where))
+    assert close(run(), expected)
