@@ -12,6 +12,17 @@ from pathlib import Path
 PEER = "mergekit==0.1.5"
 PEER_EXTRA = ("immutables==0.21",)
 PIECE = 8 << 20
+# A process inherits the peak memory of the one it was started from (Linux keeps it through exec), and a benchmark that
+# has compared models is large: a small process in between starts the command and measures it.
+MEASURE = """
+import os, sys, time
+started = time.perf_counter()
+process = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(process, 0)
+seconds = time.perf_counter() - started
+found = [seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status)]
+open(sys.argv[1], "w").write(" ".join(map(str, found)))
+"""
 
 
 @dataclass(frozen=True)
@@ -32,15 +43,14 @@ def run(command: Sequence[str], log: Path, refused: str = "") -> Run:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.pop(name, None)  # both sides may use every core
+    report = log.with_suffix(".usage")
     with open(log, "wb") as handle:
-        started = time.perf_counter()
-        process = subprocess.Popen(list(command), stdout=handle, stderr=subprocess.STDOUT, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if (process.returncode != 0) != bool(refused) or refused not in log.read_text(errors="replace"):
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        measured = [sys.executable, "-S", "-c", MEASURE, str(report), *command]
+        subprocess.run(measured, stdout=handle, stderr=subprocess.STDOUT, env=environment, check=True)
+    seconds, cpu, megabytes, code = map(float, report.read_text().split())
+    if (code != 0) != bool(refused) or refused not in log.read_text(errors="replace"):
+        raise RuntimeError(f"{' '.join(command)} ended with {code:g}:\n{log.read_text()[-2000:]}")
+    return Run(seconds, cpu, megabytes)
 
 
 def yardstick(files: Sequence[Path], out_bytes: int, folder: Path) -> float:
