@@ -1,11 +1,13 @@
 """Load a model by asset name, folder or hub name: its files become an artifact."""
 
+import json
 from pathlib import Path
 
 from pydantic import Field
 
 from core.config import Config
 from core.data.assets import content_hash, find_local, resolve, table
+from core.models.load import Source
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 
@@ -31,6 +33,12 @@ def identity(name: str) -> str:
     if local is not None:
         return content_hash(local)
     return table()[name].key if name in table() else name
+
+
+def opened(artifact: Artifact) -> Source:
+    """Where the loaders of :mod:`core.models.load` find the model, under its own name."""
+    name = json.loads((artifact.folder / ASSET).read_text())["name"]
+    return Source(name, artifact.folder, artifact.sha256)
 
 
 @stage("load-model", modules=["core.data.assets"], retries=2)

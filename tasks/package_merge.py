@@ -1,7 +1,7 @@
 """Package the best merged encoder with the experts' heads: one folder to load, serve and ship."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -29,8 +29,12 @@ def package_merge(
     base: Artifact,
     experts: Mapping[str, Artifact],
     merged: Mapping[str, Artifact],
+    also: Sequence[Artifact] = (),
 ) -> None:
-    """Write the merge that was best on validation, with all heads and label names."""
+    """Write the merge that was best on validation, with all heads and label names.
+
+    ``also``: further models whose licences apply (teachers of the experts).
+    """
     method = best_on_validation(tuned)
     heads = {}
     found = experts_of(experts)
@@ -38,7 +42,9 @@ def package_merge(
         weight, bias = expert.head()
         heads[expert.task] = Head(weight, bias, expert.definition.labels)
     origin = json.loads((base.folder / ASSET).read_text())
-    terms = licences({base.name: origin["licence"], **{e.task: e.definition.licence for e in found}})
+    further = [json.loads((a.folder / ASSET).read_text()) for a in also]
+    parts = {origin["name"]: origin["licence"], **{a["name"]: a["licence"] for a in further}}
+    terms = licences({**parts, **{e.task: e.definition.licence for e in found}})
     card = f"# Merged encoder\n\nOne {origin['name']} encoder, {method} merge of experts on {', '.join(heads)}.\n\n"
     write_bytes(out.folder / "README.md", (card + terms.as_markdown()).encode())
     save(out.folder, merged[method].folder / MODEL, heads, config.max_length, {"method": method})

@@ -1,0 +1,200 @@
+"""The report of a chain: searched structure against the first layers at equal size and budget, as one page."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import load_file
+
+from core.chain.compare import Comparison, compare, total, verdict
+from core.config import Config
+from core.evaluate import plots
+from core.evaluate.rows import Row
+from core.evaluate.statistics import Interval, bootstrap_mean
+from core.hashing import code_version
+from core.state import write_bytes
+from core.transfer.report import Section, Table, render
+from tasks.check_students import CHECKED
+from tasks.evaluate_merges import CEILING, CORRECT, PROBE
+from tasks.merge_static import best_on_validation
+from tasks.search_structure import read_structure
+from tasks.stage import Artifact, Output, stage
+
+MODULES = ["core.chain.compare", "core.transfer.report", "core.evaluate.plots"]
+SEARCHED, TEACHERS, STUDENTS, FROZEN = "searched", "teachers", "students", "start, frozen"
+TEXT = (
+    "One model answers all tasks: students of one structure, all begun at the same cut weights, are merged by static "
+    "operators whose scale was chosen on validation data. Students are those before the merge, one a task; the frozen "
+    "start has a probe a task and no distillation. Percentages of the teachers are test accuracy relative to each "
+    "task's own teacher."
+)
+EQUAL = (
+    "Both arms have the same teachers, labels, validation texts, distillation and merging. The texts that the search "
+    "trained on are given to the first layers as a longer warm-up, so both trained on as many; the search's training "
+    "on top of that is judged by a probe, which the first layers do not need. Validation labels chose the structure "
+    "and the merge's scale."
+)
+
+
+class ChainReportConfig(Config):
+    """What the page says at its top."""
+
+    title: str = Field(description="headline")
+    facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
+    validation_labels: int = Field(description="validation labels that either arm looked at")
+    seed: int = Field(0, description="of the run")
+
+
+@stage("report-chain", modules=MODULES)
+def report_chain(
+    out: Output,
+    config: ChainReportConfig,
+    arms: Mapping[str, Mapping[str, Artifact]],
+    students: Mapping[str, Mapping[str, Artifact]],
+    tuned: Mapping[str, Artifact],
+    search: Artifact,
+    teachers: Artifact,
+    teacher: Artifact,
+    base: Artifact,
+) -> None:
+    """``arms``: arm -> its ``start``, ``checked``, ``scales`` and ``evaluated``; the first is the searched one."""
+    taught = load_file(teachers.folder / CORRECT)
+    tasks = sorted(taught)
+    spent = {arm: _spent(parts, students[arm], tuned, search if i == 0 else None)
+             for i, (arm, parts) in enumerate(arms.items())}  # fmt: skip
+    hits = {TEACHERS: taught} | {
+        f"{arm}: {name}": found for arm, parts in arms.items() for name, found in _hits(parts, tasks).items()
+    }
+    best = {arm: best_on_validation(parts["scales"]) for arm, parts in arms.items()}
+    first, second = (f"{arm}: {best[arm]}" for arm in arms)
+    merged = compare(hits[first], hits[second])
+    single = compare(*(hits[f"{arm}: {STUDENTS}"] for arm in arms))
+    said = {
+        "merged, best on validation": verdict(merged, first, second),
+        "students before merging": verdict(single, *(f"{arm}: {STUDENTS}" for arm in arms)),
+    }
+    inputs = {"teacher": teacher.sha256, "base": base.sha256}
+    out.rows(_rows(config, hits, taught, spent, arms, inputs) + _differences(config, merged, single, spent))
+    shown = {m: {t: _interval(h[t]) for t in tasks} for m, h in hits.items()}
+    figure = plots.bars_with_intervals(
+        {m: shown[m] for m in (TEACHERS, *(f"{a}: {STUDENTS}" for a in arms), first, second)},
+        "test accuracy, %",
+        "Accuracy by task, 95 % interval over test items",
+    )
+    found = read_structure(search.folder)
+    sections = [
+        Section("Test accuracy", TEXT, [_accuracies(shown, hits, taught, tasks)], [figure]),
+        Section(
+            "Searched structure against the first layers", EQUAL, [_compared(merged, single), _budgets(spent, config)]
+        ),
+        Section("Structure", _structure_words(found), [_trials(found)]),
+        Section("Lineage", "Hashes of what stands between teacher and metric.", [_lineage(arms, teacher, base)]),
+    ]
+    page = render(config.title, {**config.facts, **said}, sections)
+    write_bytes(out.folder / "report.html", page.encode())
+    write_bytes(out.folder / "accuracy.png", plots.png(figure))
+    out.metrics({"difference/merged": merged.mean.mean, "difference/students": single.mean.mean, "p/merged": merged.p})
+
+
+def _spent(
+    parts: Mapping[str, Artifact],
+    students: Mapping[str, Artifact],
+    tuned: Mapping[str, Artifact],
+    search: Artifact | None,
+) -> dict[str, float]:
+    """What an arm took. Teacher and student of a task learn from the same labels: they are counted once."""
+    stages = [parts["start"], parts["scales"], *tuned.values(), *students.values(), *([search] if search else [])]
+    labels = sum(a.facts()["budget"].get("train_labels", 0) for a in tuned.values())
+    return {**total(a.facts()["budget"] for a in stages), "train_labels": labels}
+
+
+def _hits(parts: Mapping[str, Artifact], tasks: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Model -> task -> which test items were right: frozen start, students, every merge."""
+    stored = load_file(parts["evaluated"].folder / CORRECT)
+    names = list(dict.fromkeys(r.method for r in parts["evaluated"].rows()))
+    merges = [n for n in names if n not in (PROBE, CEILING, "base with heads") and not n.startswith("expert ")]
+    models = {FROZEN: PROBE, STUDENTS: CEILING, **{n: n for n in merges}}
+    return {shown: {t: stored[f"{name}/{t}"] for t in tasks} for shown, name in models.items()}
+
+
+def _interval(hits: np.ndarray) -> Interval:
+    return bootstrap_mean(100 * hits.astype(float))
+
+
+def _mean(hits: Mapping[str, np.ndarray]) -> float:
+    return float(np.mean([h.mean() for h in hits.values()]))
+
+
+def _of_teacher(hits: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]) -> float:
+    """Mean over tasks of accuracy relative to the teacher's, in percent."""
+    return float(np.mean([100 * hits[t].mean() / taught[t].mean() for t in taught]))
+
+
+def _rows(config, hits, taught, spent, arms, inputs) -> list[Row]:
+    rows = []
+    for method, found in hits.items():
+        arm = method.partition(": ")[0]
+        facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
+        facts["budget"] = spent.get(arm, {"train_labels": next(iter(spent.values()))["train_labels"]})
+        facts["inputs"] = inputs | ({"start": arms[arm]["start"].facts()["start_sha256"]} if arm in arms else {})
+        values = {("accuracy", t): float(h.mean()) for t, h in found.items()}
+        values |= {("accuracy", "mean"): _mean(found), ("of_teacher", "mean"): _of_teacher(found, taught)}
+        rows += [Row(method=method, metric=m, value=v, settings={"task": t}, **facts) for (m, t), v in values.items()]
+    return rows
+
+
+def _differences(config, merged: Comparison, single: Comparison, spent: Mapping[str, dict]) -> list[Row]:
+    """Searched less first layers, in points; intervals and p beside it."""
+    rows = []
+    for what, c in (("merged", merged), ("students", single)):
+        values = {"difference": c.mean.mean, "low": c.mean.low, "high": c.mean.high, "p": c.p}
+        facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
+        facts["budget"] = next(iter(spent.values()))
+        method = f"searched less first layers, {what}"
+        rows += [Row(method=method, metric=m, value=v, settings={"task": "mean"}, **facts) for m, v in values.items()]
+    return rows
+
+
+def _accuracies(shown, hits, taught, tasks: list[str]) -> Table:
+    lines = [[m, *(shown[m][t] for t in tasks), 100 * _mean(hits[m]), _of_teacher(hits[m], taught)] for m in hits]
+    return Table(["model", *tasks, "mean", "of the teachers, %"], lines, "accuracy in %, 95 % interval over items")
+
+
+def _compared(merged: Comparison, single: Comparison) -> Table:
+    lines = []
+    for what, c in (("merged, best on validation", merged), ("students", single)):
+        lines.append([what, "all", c.mean, c.p])
+        lines += [[what, task, interval, p] for task, (interval, p) in c.tasks.items()]
+    columns = ["models", "task", "searched less first layers, points", "p (McNemar; tasks Holm-corrected)"]
+    return Table(columns, lines, "same test items, paired")
+
+
+def _budgets(spent: Mapping[str, Mapping[str, float]], config: ChainReportConfig) -> Table:
+    units = sorted({u for budget in spent.values() for u in budget})
+    lines = [[u.replace("_", " "), *(budget.get(u, 0) for budget in spent.values())] for u in units]
+    lines.append(["validation labels", *[config.validation_labels] * len(spent)])
+    return Table(["spent", *spent], lines, "training texts of the search are part of train examples")
+
+
+def _structure_words(found: dict) -> str:
+    return (
+        f"{found['pool']} structures are as large as the first layers: fewer layers at full width, or more layers with "
+        f"fewer feed-forward neurons. {len(found['trials'])} of them were distilled and judged. Kept: "
+        f"{found['structure']} (heads x neurons of each layer, - dropped); first layers: {found['first']}."
+    )
+
+
+def _trials(found: dict) -> Table:
+    lines = [[i, t["structure"], t["score"], t["weights"]] for i, t in enumerate(found["trials"], 1)]
+    return Table(["query", "structure", "mean validation accuracy, %", "weights of the layers"], lines)
+
+
+def _lineage(arms: Mapping[str, Mapping[str, Artifact]], teacher: Artifact, base: Artifact) -> Table:
+    lines = [["teacher", "", teacher.sha256[:16]], ["base", "", base.sha256[:16]]]
+    for arm, parts in arms.items():
+        checked = json.loads((parts["checked"].folder / CHECKED).read_text())
+        lines.append([f"{arm}: start", checked["structure"], checked["start_sha256"][:16]])
+        lines += [[f"{arm}: student", task, sha[:16]] for task, sha in checked["students"].items()]
+        lines.append([f"{arm}: test answers", "", parts["evaluated"].sha256[:16]])
+    return Table(["what", "which", "sha256"], lines)
