@@ -33,7 +33,7 @@ from tasks.search_structure import SearchStructureConfig, TextsConfig, search_st
 from tasks.stage import Artifact, is_planning
 from tasks.tune_teacher import TuneConfig, tune_teacher
 
-METHODS = ("average", "task_arithmetic", "iso_c", "tsv_m")
+METHODS = ("task_arithmetic", "iso_c", "tsv_m")
 
 
 class PipelineForm(Form):
@@ -55,16 +55,16 @@ class PipelineForm(Form):
             "methods": ("average", "task_arithmetic"),
         },
         "default": {
-            "k": 100,
-            "n": 4,
+            "k": 64,
+            "n": 6,
             "epochs": 8,
-            "queries": 10,
-            "search_texts": 256,
-            "warm_up": 4800,
-            "steps": 150,
+            "queries": 8,
+            "search_texts": 192,
+            "warm_up": 2400,
+            "steps": 80,
             "max_length": 64,
-            "validation_examples": 200,
-            "test_examples": 400,
+            "validation_examples": 150,
+            "test_examples": 300,
             "most_tasks": 3,
             "methods": METHODS,
         },
