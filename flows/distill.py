@@ -18,6 +18,7 @@ from tasks.build_prompts import PromptsConfig, build_prompts
 from tasks.cache_signals import SignalsConfig, cache_signals
 from tasks.distill import DistilConfig, distill
 from tasks.evaluate_students import EvaluateConfig, evaluate_students
+from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.register_model import register_model
@@ -137,7 +138,9 @@ def distill_flow(form: DistillForm) -> Artifact:
     tuned = tune_teacher(TuneConfig(study=study), prompts=prompts, teacher=teacher)
     wanted = SignalsConfig(study=study, methods=tuple(methods), zero_shot=form.size != "smoke")
     signals = cache_signals(wanted, prompts=prompts, tuned=tuned, student=student)
-    students = {m: distill(DistilConfig(study=study, method=m), signals=signals, student=student) for m in methods}
+    students = gather(
+        {m: distill.submit(DistilConfig(study=study, method=m), signals=signals, student=student) for m in methods}
+    )
     evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students)
     if not is_planning() and study.student.kind == "encoder":
         best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]

@@ -16,6 +16,7 @@ from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
+from tasks.fan_out import gather
 from tasks.report_evolution import ReportConfig, report_evolution
 from tasks.stage import Artifact
 
@@ -106,14 +107,15 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
     base, experts = make_experts(form, names)
     tuned, merged = merge_statically(form, base, experts)
-    evolved = {}
-    for method in dict.fromkeys(("emfto", *form.searches)):
-        config = evolve_config(form, method)
-        inputs = {"base": base, "experts": experts}
-        if method == "emfto":
-            inputs["subproblems"] = build_subproblems(config, base=base, experts=experts)
-        evolved[method] = evolve_recipes(config, **inputs)
-        merged[method] = execute_recipe(ExecuteConfig(), evolved=evolved[method])
+    forms = build_subproblems(evolve_config(form, "emfto"), base=base, experts=experts)
+    known = {"emfto": {"subproblems": forms}}
+    evolved = gather(
+        {
+            m: evolve_recipes.submit(evolve_config(form, m), base=base, experts=experts, **known.get(m, {}))
+            for m in dict.fromkeys(("emfto", *form.searches))
+        }
+    )
+    merged |= gather({m: execute_recipe.submit(ExecuteConfig(), evolved=e) for m, e in evolved.items()})
     test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
     evaluated = evaluate_merges(
         test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(merged, tuned), **evolved}

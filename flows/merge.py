@@ -15,6 +15,7 @@ from flows.forms import Form
 from flows.runtime import transfer_flow
 from tasks.diagnose import DiagnoseConfig, diagnose_experts
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
+from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.merge_recipe import MergeConfig, merge_recipe
@@ -100,10 +101,14 @@ def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str,
     base = load_model(form.base)
     train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
     expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
-    return base, {
-        load_task(n).name: train_expert(TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n))
-        for n in names
-    }
+    return base, gather(
+        {
+            load_task(n).name: train_expert.submit(
+                TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n)
+            )
+            for n in names
+        }
+    )
 
 
 def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifact]) -> tuple[Artifact, dict]:
@@ -116,9 +121,12 @@ def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifac
         seed=form.seed,
     )
     tuned = tune_static(config, base=base, experts=experts)
-    return tuned, {
-        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned) for m in methods
-    }
+    return tuned, gather(
+        {
+            m: merge_recipe.submit(MergeConfig(method=m, seed=form.seed), base=base, experts=experts, tuned=tuned)
+            for m in methods
+        }
+    )
 
 
 @transfer_flow(

@@ -31,6 +31,7 @@ from core.transfer.problem import Problem
 from flows.forms import Form
 from tasks import tracking
 from tasks.links import publish
+from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.stage import Artifact, Planned, planning
 
 LEVELS = {
@@ -73,13 +74,24 @@ class TransferFlow(Flow):
         run.__module__, run.__qualname__, run.__name__ = body.__module__, body.__qualname__, body.__name__
         # The form's own messages name the nearest key; Prefect's check of the same types would come first otherwise.
         super().__init__(
-            run, name=name, description=title, flow_run_name=_run_name(name), log_prints=True, validate_parameters=False
+            run,
+            name=name,
+            description=title,
+            flow_run_name=_run_name(name),
+            task_runner=prefect_runner(configured()),
+            log_prints=True,
+            validate_parameters=False,
         )
 
+    def __reduce__(self):
+        """To a worker a flow is its name."""
+        return FLOWS.get, (self.name,)
+
     def run(self, parameters: Form | None = None) -> Summary:
-        """Run in this process."""
+        """Run in this process; its fan-out goes to the configured runner."""
         values = parameters or self.form()
-        return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
+        with reachable_server(configured()):
+            return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
     def plan(self, parameters: Form) -> list[Planned]:
         """The stages that would run or be found, in order; nothing runs."""

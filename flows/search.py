@@ -11,6 +11,7 @@ from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
 from tasks.encode_architectures import EncodeConfig, encode
+from tasks.fan_out import gather
 from tasks.learn_source import LearnConfig, OracleConfig, learn
 from tasks.map_latent_spaces import MapConfig, map_spaces
 from tasks.report_search import ReportConfig, report_search
@@ -110,14 +111,21 @@ def search_flow(form: SearchForm) -> Artifact:
     here = encode(EncodeConfig(space="nb201", **shape), source=[source])
     there = encode(EncodeConfig(space=form.target, **shape), source=[])
     mapped = map_spaces(MapConfig(mapping=form.mapping, seed=form.seed), source=source, here=here, there=there)
-    searches = {f"{form.target} on {form.data}": _trainings(form, source)}
-    searches[f"graph {form.graph}"] = _graphs(form, source)
+    planned = {f"{form.target} on {form.data}": _trainings(form, source), f"graph {form.graph}": _graphs(form, source)}
+    done = gather(
+        {
+            (target, number): search.submit(config, sources=given, latents=[])
+            for target, runs in planned.items()
+            for number, (config, given) in enumerate(runs)
+        }
+    )
+    searches = {target: [done[target, i] for i in range(len(runs))] for target, runs in planned.items()}
     facts = {"source": f"nb201 {form.source}, {form.labels} labels", "size": form.size, "seed": str(form.seed)}
     config = ReportConfig(title=f"Architecture search: nb201 to {form.target} and to graph networks", facts=facts)
     return report_search(config, searches=searches, mapped=mapped)
 
 
-def _trainings(form: SearchForm, source: Artifact) -> list[Artifact]:
+def _trainings(form: SearchForm, source: Artifact) -> list[tuple[SearchConfig, list[Artifact]]]:
     """With source, without, at random; every query is a training."""
     training = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
     oracle = OracleConfig(name="training", settings={"space": form.target, "data": form.data, "settings": training})
@@ -125,18 +133,17 @@ def _trainings(form: SearchForm, source: Artifact) -> list[Artifact]:
     runs = [("transfer", "transfer", [source]), ("no source", "predictor_eager", []), ("random", "random", [])]
     runs += [("pareto", "pareto", [source])] if form.pareto else []
     return [
-        search(SearchConfig(label=label, searcher=name, prior=form.prior, **shared), sources=given, latents=[])
-        for label, name, given in runs
+        (SearchConfig(label=label, searcher=name, prior=form.prior, **shared), given) for label, name, given in runs
     ]
 
 
-def _graphs(form: SearchForm, source: Artifact) -> list[Artifact]:
+def _graphs(form: SearchForm, source: Artifact) -> list[tuple[SearchConfig, list[Artifact]]]:
     """Convolution cells teach little about graph networks: the gate should say so."""
     oracle = OracleConfig(name="nasbench-graph", settings={"dataset": form.graph})
     shared = {"oracle": oracle, "closed": True, "queries": form.graph_queries, "metric": "test"}
     runs = [("transfer", "transfer", [source]), ("no source", "predictor", []), ("random", "random", [])]
     return [
-        search(SearchConfig(label=label, searcher=name, seed=form.seed + s, **shared), sources=given, latents=[])
+        (SearchConfig(label=label, searcher=name, seed=form.seed + s, **shared), given)
         for label, name, given in runs
         for s in range(form.seeds)
     ]

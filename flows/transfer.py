@@ -15,6 +15,7 @@ from core.transfer.strategies import STRATEGIES, StrategyConfig
 from flows.forms import Form
 from flows.runtime import transfer_flow
 from tasks.adapt import KEPT, AdaptConfig, adapt
+from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.rank_sources import RankConfig, rank
@@ -122,8 +123,8 @@ def transfer(form: TransferForm) -> Artifact:
     training = StrategyConfig(
         examples=form.passes, min_epochs=2, optimizer=form.optimizer, schedule=form.schedule, warmup=form.warmup
     )
-    runs = {
-        f"{name} / {strategy}": adapt(
+    started = {
+        f"{name} / {strategy}": adapt.submit(
             AdaptConfig(
                 strategy=strategy,
                 source=name,
@@ -144,6 +145,7 @@ def transfer(form: TransferForm) -> Artifact:
         for name, source in sources.items()
         for strategy in form.strategies
     }
+    runs = gather(started)
     without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
     facts = {"sources": ", ".join(sources), "target": f"{task.name}, {form.examples} examples", "size": form.size}
     config = ReportTransferConfig(
@@ -169,9 +171,9 @@ def _sources(form: TransferForm) -> dict[str, Artifact]:
         raise ValueError(f"two sources have the same name: {', '.join(form.sources)}")
     first = next(iter(models.values()))
     trained = {
-        f"{form.sources[0]} + {task}": train_on(
+        f"{form.sources[0]} + {task}": train_on.submit(
             TrainSourceConfig(task=task, max_length=form.max_length, seed=form.seed), base=first, data=load_data(task)
         )
         for task in form.source_tasks
     }
-    return models | trained
+    return models | gather(trained)

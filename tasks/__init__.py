@@ -14,6 +14,7 @@ _DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # Ray reads it when it is imported; a local cluster makes its own token
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PREFECT_HOME": str(home() / "prefect"),
     "MLFLOW_LOGGING_LEVEL": "WARNING",

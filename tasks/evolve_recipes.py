@@ -12,6 +12,8 @@ from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
 from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig
 from tasks.merge_static import experts_of
+from tasks.population import ProblemPlace, on_workers
+from tasks.runner import executor
 from tasks.stage import Artifact, Output, stage
 
 RECIPE, OUTCOME = "recipe.yaml", "outcome.json"
@@ -28,14 +30,16 @@ def evolve_recipes(
 ) -> None:
     """Spend the budget with one search method, from the sub-problems' state where it has one."""
     problem = merge_problem(base.folder, experts_of(experts), config.problem)
+    place = ProblemPlace(base=base, experts=dict(experts), config=config.problem)
+    fitness, space = on_workers(problem, place, config.search.solver.racing_parts, executor())
     budget = Budget("task_examples", config.budget)
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
         shutil.copyfile(subproblems.folder / FORMS, forms)
     known = None if source is None else RelationGraph.load(source.folder / GRAPH)
     outcome = SEARCHES.get(config.method)(
-        problem.fitness,
-        problem.space,
+        fitness,
+        space,
         budget,
         config.search,
         problem.owners,
@@ -56,7 +60,7 @@ def evolve_recipes(
         "start_scale": float(outcome.start.mean()),
         "spent": outcome.spent,
         "candidates": len(outcome.answers),
-        "merging_share": problem.fitness.clock.merging_share,
+        "merging_share": fitness.clock.merging_share,
         "curve": curve,
         "injection_gains": outcome.facts.get("injection_gains", []),
     }

@@ -134,8 +134,8 @@ class Stage:
 
         self.name, self.body, self.modules, self.keep = name, body, tuple(modules), keep
         functools.update_wrapper(self, body)
-        self._task = task(
-            self._run,
+        self.prefect_task = functools.partial(
+            task,
             name=name,
             description=(body.__doc__ or "").strip() or None,
             retries=retries,
@@ -144,6 +144,11 @@ class Stage:
             cache_policy=NO_CACHE,  # ours is by content and survives the Prefect server
             persist_result=False,
         )
+        self._task = self.prefect_task(self.compute)
+
+    def __reduce__(self):
+        """To another process a stage is the name it is found under, not its code."""
+        return _find, (self.__module__, self.__qualname__)
 
     def __call__(self, config: Config, **inputs: Any) -> Artifact:
         if is_planning():
@@ -151,10 +156,12 @@ class Stage:
         return self._task(config, inputs)
 
     def submit(self, config: Config, **inputs: Any):
-        """Start on the flow's task runner; returns a Prefect future (an Artifact while planning)."""
+        """Start on the configured runner; collect with :func:`tasks.fan_out.gather`."""
+        from tasks.fan_out import start
+
         if is_planning():
             return self._planned(config, inputs)
-        return self._task.submit(config, inputs)
+        return start(self, config, inputs)
 
     def key(self, config: Config, inputs: Mapping[str, Any]) -> str:
         return content_key(self.name, config, _hashes(inputs), code_version(self.modules))
@@ -170,7 +177,8 @@ class Stage:
             return _artifact(self.name, folder)
         return Artifact(name=self.name, path="", sha256=key, planned=True)
 
-    def _run(self, config: Config, inputs: Mapping[str, Any]) -> Artifact:
+    def compute(self, config: Config, inputs: Mapping[str, Any]) -> Artifact:
+        """The artifact, found or made, as a run below the current one."""
         tags = {"stage": self.name, **_input_tags(inputs)}
         with tracking.nested(self.name, config, tags) as run:
             started = time.monotonic()
@@ -213,6 +221,12 @@ def stage(
             for folders that hold users' texts).
     """
     return lambda body: Stage(name, body, modules, retries, timeout_s, keep)
+
+
+def _find(module: str, name: str) -> Stage:
+    import importlib
+
+    return getattr(importlib.import_module(module), name)
 
 
 def _artifact(name: str, folder: Path) -> Artifact:

@@ -127,6 +127,16 @@ def start(
 
 
 @contextmanager
+def inside(run: Run) -> Iterator[Run]:
+    """Make ``run``, which another process holds, the current one here."""
+    token = _current.set(run)
+    try:
+        yield run
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
 def nested(name: str, config: Config | None, tags: Mapping[str, str]) -> Iterator[Run]:
     """A run below the current one, for a stage."""
     parent = current()

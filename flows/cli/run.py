@@ -17,8 +17,13 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="print stages, cache hits, time, memory, disk; run nothing")
     ] = False,
+    runner: Annotated[
+        str | None, typer.Option(help="threads (default), ray, ray:WORKERS, or HOST:PORT of a Ray cluster")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
 ) -> None:
+    if runner is not None:
+        os.environ["TRANSFEROPT_RUNNER"] = runner
     from core.state import write_bytes
     from flows.cli import parameters as reader
     from flows.cli.show import console, show_plan, show_summary

@@ -1,0 +1,81 @@
+"""A generation scored on workers chooses, counts and learns exactly what it does one candidate at a time."""
+
+import numpy as np
+import pytest
+
+from core.merge.baselines import plain_search
+from core.merge.basis import in_basis
+from core.merge.candidate import InMemoryModel
+from core.merge.emfto import EmftoConfig, emfto
+from core.merge.fitness import Fitness
+from core.merge.problem import MergeProblem, ProblemConfig
+from core.merge.recipe_space import RecipeSpace, SpaceConfig
+from core.merge.solver import SolverConfig
+from core.transfer.budget import Budget
+from tasks import population
+from tasks.runner import Here
+from tasks.stage import Artifact
+from tests import tiny_experts as te
+
+SOLVER = SolverConfig(finalists=2, population=6)
+OWNERS = [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return te.world(tmp_path_factory.mktemp("world"))
+
+
+def problem(world) -> MergeProblem:
+    vectors = in_basis(world.vectors, "raw", world.cache)
+    space = RecipeSpace(vectors, SpaceConfig(basis="raw", granularity="layers"))
+    fitness = Fitness(InMemoryModel(world.encoder(), vectors, space.groups), world.objectives(), batch=15, seed=3)
+    return MergeProblem(fitness, space, OWNERS, vectors, world.folders, world.base)
+
+
+class Elsewhere:
+    """Stands for workers: they have a problem of their own and get nothing but what is sent."""
+
+    def __init__(self):
+        self.sent: list[int] = []
+
+    def map(self, function, items, shared=None):
+        self.sent.append(len(items))
+        return [function(shared, item) for item in reversed(list(items))][::-1]
+
+
+@pytest.mark.parametrize("method", ["cma", "emfto"])
+def test_the_search_is_the_same(world, monkeypatch, method):
+    opened = problem(world)
+    monkeypatch.setattr(population, "_opened", lambda place: opened)
+    nowhere = Artifact(name="base", path="", sha256="")
+    place = population.ProblemPlace(base=nowhere, experts={}, config=ProblemConfig())
+
+    def run(executor):
+        budget = Budget("task_examples", 2600)
+        fitness, space = population.on_workers(problem(world), place, SOLVER.racing_parts, executor)
+        if method == "cma":
+            return plain_search("cma", fitness, space, budget, SOLVER, seed=1), budget, fitness
+        config = EmftoConfig(solver=SOLVER, forms_share=0.2, form_candidates=2)
+        return emfto(fitness, space, budget, config, OWNERS, seed=1), budget, fitness
+
+    here, spent_here, _ = run(Here())
+    workers = Elsewhere()
+    there, spent_there, fitness = run(workers)
+    assert isinstance(fitness, population.PopulationFitness)
+    np.testing.assert_array_equal(there.coefficients, here.coefficients)
+    assert spent_there.counts == spent_here.counts
+    assert len(there.answers) == len(here.answers) > 12
+    for (recipe, answer), (expected, told) in zip(there.answers, here.answers, strict=True):
+        np.testing.assert_array_equal(recipe, expected)
+        np.testing.assert_array_equal(answer.score, told.score)
+        assert (answer.cost, answer.stopped) == (told.cost, told.stopped)
+    assert max(workers.sent) >= 6, "a whole generation goes out at once"
+    assert len(workers.sent) < len(here.answers) / 3, "not one by one"
+    assert fitness.clock.merging > 0
+
+
+def test_this_process_needs_no_detour(world):
+    own = problem(world)
+    place = population.ProblemPlace(base=Artifact(name="b", path="", sha256=""), experts={}, config=ProblemConfig())
+    assert population.on_workers(own, place, 3, Here()) == (own.fitness, own.space)
