@@ -11,7 +11,7 @@ with sigma integrated out on a grid. Answers are centred on their median and cut
 it, because accuracies have a long lower tail that says nothing about the top.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,7 +65,7 @@ class TrustedProcess:
             raise ValueError("a trusted process needs at least one hypothesis")
         self.hypotheses, self.nuggets, self.lengths = tuple(hypotheses), tuple(nuggets), tuple(lengths)
         self.fits: list[_Fit] = []
-        self.weights = np.zeros(0)
+        self.evidence = np.zeros(0)  # log, of each fit
 
     def fit(self, scores: Mapping[str, np.ndarray], square: np.ndarray, y: np.ndarray) -> "TrustedProcess":
         """Condition on answers.
@@ -90,9 +90,14 @@ class TrustedProcess:
                     fitted, log_evidence = _condition(hypothesis, length, cov, mean, self.target)
                     self.fits.append(fitted)
                     evidence.append(np.log(hypothesis.weight) + log_evidence)
-        weights = np.exp(np.array(evidence) - max(evidence))
-        self.weights = weights / weights.sum()
+        self.evidence = np.array(evidence)
         return self
+
+    def weights(self, without: Collection[str] = ()) -> np.ndarray:
+        """Posterior weight of each fit, ``[fits]``; zero for those that listen to an expert of ``without``."""
+        heard = np.array([not any(name in without for name in f.hypothesis.slopes) for f in self.fits])
+        weights = np.where(heard, np.exp(self.evidence - self.evidence[heard].max()), 0.0)
+        return weights / weights.sum()
 
     def _prior(self, hypothesis: Hypothesis) -> tuple[np.ndarray, np.ndarray]:
         n = len(self.target)
@@ -102,16 +107,20 @@ class TrustedProcess:
             mean += slope * self.scores[name]
         return cov, mean
 
-    def predict(self, scores: Mapping[str, np.ndarray], square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(
+        self, scores: Mapping[str, np.ndarray], square: np.ndarray, without: Collection[str] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, in units of :attr:`target`, ``[m]`` each.
 
         Args:
             scores: expert -> normal scores of the cells ``[m]``; square: squared distances asked to cells ``[n, m]``.
+            without: experts that are not heard (one hypothesis must do without them).
         """
+        weights = self.weights(without)
         kernels: dict[float, np.ndarray] = {}
         first = second = total = 0.0
-        for i in self._heaviest():
-            weight, fit = self.weights[i], self.fits[i]
+        for i in _heaviest(weights):
+            weight, fit = weights[i], self.fits[i]
             if fit.length not in kernels:
                 kernels[fit.length] = np.exp(-0.5 * square / fit.length**2)
             cross = fit.hypothesis.rest * kernels[fit.length] + MEAN**2
@@ -127,17 +136,18 @@ class TrustedProcess:
         mean = first / total
         return mean, np.sqrt(np.maximum(second / total - mean**2, 1e-9))
 
-    def _heaviest(self) -> np.ndarray:
-        """The fewest fits that carry ``COVERED`` of the weight, heaviest first."""
-        order = np.argsort(-self.weights, kind="stable")
-        return order[: int(np.searchsorted(np.cumsum(self.weights[order]), COVERED)) + 1]
-
     def trust(self) -> dict[str, float]:
         """Posterior weight of each hypothesis by name."""
         out = {h.name: 0.0 for h in self.hypotheses}
-        for weight, fit in zip(self.weights, self.fits, strict=True):
+        for weight, fit in zip(self.weights(), self.fits, strict=True):
             out[fit.hypothesis.name] += float(weight)
         return out
+
+
+def _heaviest(weights: np.ndarray) -> np.ndarray:
+    """The fewest fits that carry ``COVERED`` of the weight, heaviest first."""
+    order = np.argsort(-weights, kind="stable")
+    return order[: int(np.searchsorted(np.cumsum(weights[order]), COVERED)) + 1]
 
 
 def _condition(

@@ -6,7 +6,7 @@ sources it is ours (:mod:`core.nas.searchers.transfer`). So the cross source {on
 code with itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ TOPS, NEAREST, RANDOM = 400, 300, 800  # candidates a round: best a priori, arou
 OWN = 0.65  # how much of what an answer deviates from the process counts as the cell's own (the rest is noise)
 NUGGETS = {True: (0.03, 0.3), False: (0.001, 0.03)}
 ROUND = 8  # from 2 * ROUND answers on, an eighth of their number is asked at a time
+UNAIDED, CHANCE = 0.5, 6  # share of such a round asked as if there were no source; before, each 6th cell is random
 
 
 class GuidedSearch:
@@ -34,6 +35,9 @@ class GuidedSearch:
         features: distances between cells on ``generic`` features or ``onehot`` tokens.
         initial: random cells asked first (only where no expert speaks).
         noisy: the oracle's answers are single runs; the incumbent is then shrunk towards the process.
+        unaided: experts that half of every later round does without, and each sixth of the first cells is random. A
+            source shows where to begin; a search that keeps asking only where the source points never learns that
+            the best cells lie elsewhere.
     """
 
     def __init__(
@@ -46,12 +50,13 @@ class GuidedSearch:
         features: Literal["generic", "onehot"] = "generic",
         initial: int = 1,
         noisy: bool = True,
+        unaided: Collection[str] = (),
     ):
         if features not in ("generic", "onehot"):
             raise ValueError(f"features are 'generic' or 'onehot', got {features!r}")
         self.space = self.arena = arena
         self.rng = np.random.default_rng(seed)
-        self.features, self.initial, self.noisy = features, max(1, initial), noisy
+        self.features, self.initial, self.noisy, self.unaided = features, max(1, initial), noisy, tuple(unaided)
         self.experts, self.process = {e.name: e for e in experts}, TrustedProcess(hypotheses, NUGGETS[noisy])
         self.told: list[Told[Genotype]] = []
         self.rows: list[int] = []  # of the told cells in the field
@@ -101,10 +106,18 @@ class GuidedSearch:
             return self._random(min(n, self.initial - len(self.told)))
         if speak and not self.arena.closed and not self.told:
             self._breed()
+        if self.unaided and 0 < len(self.told) < 2 * ROUND and len(self.told) % CHANCE == CHANCE - 1:
+            return self._random(n)
+        unaided = round(UNAIDED * n) if self.unaided and len(self.told) >= 2 * ROUND else 0
+        chosen = self._largest_gain(n - unaided) if n > unaided else []
+        return chosen + self._largest_gain(unaided, self.unaided) if unaided else chosen
+
+    def _largest_gain(self, n: int, without: Collection[str] = ()) -> list[Genotype]:
+        """Up to ``n`` new cells of the largest acquisition (before any answer: of the experts' belief)."""
         candidates = self._candidates()
         if not len(candidates):
             return self._random(n)
-        value = self._acquisition(candidates) if self.told else self.first[candidates]
+        value = self._acquisition(candidates, without) if self.told else self.first[candidates]
         value = value + 1e-9 * self.rng.standard_normal(len(candidates))
         order = candidates[np.argsort(-value, kind="stable")]
         return self._fresh([self.field.cells[i] for i in order[: 2 * n]])[:n] if n > 1 else self._one(order)
@@ -147,9 +160,12 @@ class GuidedSearch:
             self.field.add([self.arena.mutate(self.field.cells[i], self.rng) for i in best])
             self.first = self._believed()
 
-    def _acquisition(self, rows: np.ndarray) -> np.ndarray:
+    def _acquisition(self, rows: np.ndarray, without: Collection[str] = ()) -> np.ndarray:
+        """Expected improvement of cells over the best mean asked."""
         asked, mean_asked = self._condition()
-        mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows))
+        if without:
+            mean_asked = self.process.predict(self.field.opinions(asked), self.field.square(asked, asked), without)[0]
+        mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows), without)
         gain = (mean - mean_asked.max()) / deviation
         return deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
 

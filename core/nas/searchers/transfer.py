@@ -27,4 +27,4 @@ def transfer(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10) -
             hypotheses += [Hypothesis(share / 2, {n: 0.5, "params": 0.35}) for n in names]
     hypotheses += size_hypotheses(knowledge, (1 - NONE) / (4 if names else 1))
     experts += size_experts(arena, knowledge)
-    return GuidedSearch(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy)
+    return GuidedSearch(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy, unaided=names)
