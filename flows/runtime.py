@@ -14,7 +14,6 @@ import tasks  # noqa: F401  (sets the environment before Prefect reads it)
 
 import inspect
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 from prefect import Flow
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from core.config import Config
 from core.evaluate.rows import Row
@@ -32,6 +32,7 @@ from flows.forms import Form
 from tasks import tracking
 from tasks.links import publish
 from tasks.runner import configured, prefect_runner, reachable_server
+from tasks.spool import refused
 from tasks.stage import Artifact, Planned, planning
 
 LEVELS = {
@@ -56,6 +57,7 @@ class Summary(Config):
     mlflow_run_id: str | None
     prefect_flow_run_id: str | None
     artifact: Artifact
+    refused: int = Field(0, description="records that MLflow did not take and never will")
 
 
 class TransferFlow(Flow):
@@ -128,6 +130,7 @@ class TransferFlow(Flow):
             mlflow_run_id=publish(run, rows),
             prefect_flow_run_id=str(flow_run.id or "") or None,
             artifact=result,
+            refused=len(refused(run.spool.folder)),
         ).model_dump(mode="json")
 
 
@@ -201,8 +204,3 @@ def stop_embedded_server() -> None:
 
     for server in list(SubprocessASGIServer._instances.values()):
         server.stop()
-
-
-def server_in_use() -> str:
-    """The Prefect server this process talks to, in words."""
-    return os.environ.get("PREFECT_API_URL") or "embedded (no PREFECT_API_URL)"

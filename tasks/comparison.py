@@ -11,6 +11,7 @@ from core.evaluate.rows import Row, read_rows
 from core.evaluate.statistics import bootstrap_mean, holm, paired_wilcoxon
 from core.hashing import content_key
 from tasks import spool
+from tasks.addresses import without_password
 from tasks.tracking import flatten
 
 
@@ -50,7 +51,8 @@ def load(run: str) -> Loaded:
         found = spool.client().get_run(mlflow_id)
         path = download_artifacts(run_id=mlflow_id, artifact_path="rows.jsonl")
     except MlflowException:
-        raise ValueError(f"no finished flow run {run!r} with rows in {spool.client().tracking_uri}") from None
+        where = without_password(spool.client().tracking_uri)
+        raise ValueError(f"no finished flow run {run!r} with rows in {where}") from None
     tags = found.data.tags
     config = {k: str(v) for k, v in flatten(json.loads(tags.get("config", "{}"))).items()}
     return Loaded(mlflow_id, f"{tags.get('flow', found.info.run_name)} {mlflow_id[:6]}", config, read_rows(path))

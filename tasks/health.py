@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from core.data.assets import AssetError, data_folders, default_assets, state
 from core.state import home
 from tasks import spool
+from tasks.addresses import without_password
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def assets() -> Finding:
 def mlflow_server() -> Finding:
     """Does the tracking store answer?"""
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    shown = re.sub(r"//[^@/]*@", "//***@", uri)
+    shown = without_password(uri)
     try:
         count = len(spool.client().search_experiments())
     except Exception as error:  # whatever the store raises is the finding
@@ -101,7 +101,10 @@ def undelivered() -> Finding:
     """Records that wait for MLflow."""
     root = spool.spool_root()
     left = sum(spool.pending(f) for f in root.iterdir()) if root.is_dir() else 0
-    return Finding("spool", f"{left} records wait", "transferopt sync") if left else Finding("spool", "empty")
+    lost = sum(len(spool.refused(f)) for f in spool.folders())
+    if left or lost:
+        return Finding("spool", f"{left} records wait, {lost} were refused", "transferopt sync")
+    return Finding("spool", "empty")
 
 
 def prefect_server() -> Finding:

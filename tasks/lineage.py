@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from core.state import StateError, verify
 from tasks import spool
+from tasks.addresses import link_base, without_password
 
 
 @dataclass
@@ -40,7 +41,7 @@ def trace(run: str) -> Node:
         tags = spool.client().get_run(mlflow_id).data.tags
     except MlflowException:
         raise ValueError(
-            f"no run {run!r} in {spool.client().tracking_uri}; give an MLflow run id or a printed id"
+            f"no run {run!r} in {without_password(spool.client().tracking_uri)}; give an MLflow run id or a printed id"
         ) from None
     return Node(tags.get("mlflow.runName", "run"), tags.get("output.sha256", ""), mlflow_id, "", "", _inputs(tags, {}))
 
@@ -83,8 +84,7 @@ def log_graph(mlflow_id: str) -> None:
         except MlflowException:
             continue
         places[run] = f"experiments/{info.experiment_id}/runs/{found}"
-    uri = spool.client().tracking_uri
-    page = graph_html(root, places, uri.rstrip("/") if uri.startswith("http") else None)
+    page = graph_html(root, places, link_base(spool.client().tracking_uri))
     spool.client().log_text(mlflow_id, page, "lineage.html")
 
 
@@ -117,7 +117,7 @@ def graph_html(root: Node, experiments: dict[str, str], base_url: str | None) ->
     colours = {"intact": "#e3f4e8", "damaged": "#f9d6d5", "gone": "#fdf1cc", "": "#e4ecf7"}
     for node, depth, row in placed:
         x, y = depth * step_x + 10, row * step_y + 10
-        digest = f"{node.sha256[:16]} {node.state}"
+        digest = html.escape(f"{node.sha256[:16]} {node.state}")
         text = f"{html.escape(node.name)}</text><text x='{x + 8}' y='{y + 25}' class='h'>{digest}</text>"
         box = (
             f"<rect x='{x}' y='{y}' width='{width}' height='32' rx='5' fill='{colours[node.state]}' stroke='#667'/>"

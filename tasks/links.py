@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from core.evaluate.rows import Row
 from core.hashing import content_key
 from tasks import spool, tracking
+from tasks.addresses import link_base
 
 TABLE_ROWS = 200
 
 
 def mlflow_url(run_id: str) -> str | None:
     """Address of a run in the MLflow UI; None for the embedded store, which has no server."""
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    if not uri.startswith("http"):
+    base = link_base(os.environ["MLFLOW_TRACKING_URI"])
+    if base is None:
         return None
     experiment = spool.client().get_run(run_id).info.experiment_id
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{base}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def publish(run: tracking.Run, rows: Sequence[Row]) -> str | None:

@@ -3,20 +3,24 @@
 Every record is first appended to ``<spool>/<run>/ops.jsonl``; a thread delivers records in order and stores how far it
 came. What could not be delivered (server down, database locked) is delivered later by the same run, by the next run, or
 by ``transferopt sync``. Repeating a delivery is harmless: runs are found by their own id, parameters, tags and files
-are overwritten with equal content, and MLflow keeps one copy of equal metric points.
+are overwritten with equal content, and MLflow keeps one copy of equal metric points. What MLflow refuses for good (a
+value it does not take) is kept in ``<spool>/<run>/refused.jsonl``, counted and listed, and does not hold up the rest.
 """
 
+import errno
 import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core.state import StateError, exclusive, home, write_json
+from core.state import StateError, exclusive, home, write_bytes, write_json
+from tasks.addresses import without_password
 
 log = logging.getLogger(__name__)
 LOCAL_ID = "transferopt.id"
@@ -24,8 +28,15 @@ METRICS_PER_BATCH = 1000  # MLflow's own limit for one log_batch
 RETRY_S = 2.0
 
 
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")  # a repetition changes nothing
+
+
 class NotDelivered(Exception):
     """The tracking server did not take a record; it stays in the spool."""
+
+
+class Refused(ValueError):
+    """A record that can never be delivered: the run it belongs to was refused."""
 
 
 def spool_root() -> Path:
@@ -38,6 +49,8 @@ class Spool:
     def __init__(self, run: str):
         self.folder = spool_root() / run
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._held = ExitStack()  # while this process lives, no other delivers this spool
+        self._held.enter_context(exclusive(self.folder / "run"))
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -45,12 +58,21 @@ class Spool:
         self._thread.start()
 
     def append(self, op: str, run: str, **fields: Any) -> None:
-        """Record one operation of the run with local id ``run``."""
-        line = json.dumps({"op": op, "run": run, **fields}, sort_keys=True)
-        with self._lock, open(self.folder / "ops.jsonl", "a") as f:
-            f.write(line + "\n")
-            f.flush()
-            os.fsync(f.fileno())
+        """Record one operation of the run with local id ``run``.
+
+        Raises:
+            OSError: the disk is full; the record is not there, those before it are.
+        """
+        line = (json.dumps({"op": op, "run": run, **fields}, sort_keys=True) + "\n").encode()
+        with self._lock, open(self.folder / "ops.jsonl", "ab", buffering=0) as f:
+            before = f.tell()
+            try:
+                if f.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+                os.fsync(f.fileno())
+            except OSError:
+                os.truncate(f.fileno(), before)  # half a record would swallow the next one
+                raise
         self._wake.set()
 
     def close(self, wait_s: float = 60) -> bool:
@@ -58,10 +80,11 @@ class Spool:
         self._closed = True
         self._wake.set()
         self._thread.join(wait_s)
+        self._held.close()
         return pending(self.folder) == 0
 
     def _work(self) -> None:
-        quiet = False
+        quiet, earlier = False, True
         while True:
             self._wake.wait(RETRY_S)
             self._wake.clear()
@@ -69,7 +92,10 @@ class Spool:
             try:
                 deliver(self.folder)
                 quiet = False
-            except (NotDelivered, StateError) as error:
+                if earlier:
+                    deliver_all()
+                earlier = False
+            except (NotDelivered, StateError, OSError) as error:
                 if not quiet:
                     log.warning("tracking is kept on disk for now: %s", error)
                 quiet = True
@@ -82,17 +108,29 @@ def pending(folder: Path) -> int:
     return sum(1 for _ in _undelivered(folder))
 
 
-def deliver_all() -> tuple[int, int]:
-    """Deliver the spools of all earlier runs: (runs fully delivered, records still pending)."""
-    done = left = 0
+def folders() -> list[Path]:
+    """The spools of all runs, in the order in which they were begun."""
     root = spool_root()
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if not (folder / "ops.jsonl").exists() or pending(folder) == 0:
+    found = [f for f in root.iterdir() if (f / "ops.jsonl").exists()] if root.is_dir() else []
+    return sorted(found, key=lambda f: ((f / "ops.jsonl").stat().st_ctime_ns, f.name))
+
+
+def deliver_all() -> tuple[int, int]:
+    """Deliver the spools of all earlier runs: (runs fully delivered, records still pending).
+
+    Runs that are going on deliver their own.
+    """
+    done = left = 0
+    for folder in folders():
+        if pending(folder) == 0:
             continue
         try:
-            deliver(folder)
+            with exclusive(folder / "run"):
+                deliver(folder)
             done += 1
-        except (NotDelivered, StateError) as error:
+        except StateError as busy:
+            log.info("%s: %s", folder.name, busy)
+        except NotDelivered as error:
             log.warning("%s: %s", folder.name, error)
             left += pending(folder)
     return done, left
@@ -113,12 +151,35 @@ def deliver(folder: Path) -> None:
             try:
                 _apply(op, ids)
             except Exception as error:  # MLflow raises many kinds: HTTP, SQL, OS; all mean "not now"
-                if _is_refusal(error):
-                    log.error("MLflow refused a record of %s: %s", op["run"], error)
-                else:
-                    raise NotDelivered(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+                if not _is_refusal(error):
+                    raise NotDelivered(f"{type(error).__name__}: {_first_line(error)}") from error
+                log.error("MLflow refused a record of %s (transferopt sync lists it): %s", op["run"], error)
+                _keep_refused(folder, end, op, _first_line(error))
             write_json(folder / "runs.json", ids)
             write_json(folder / "delivered.json", end)
+
+
+def refused(folder: Path) -> list[dict[str, Any]]:
+    """What MLflow refused for good, in order: ``at`` (byte position), ``error``, ``record``."""
+    path = folder / "refused.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return list({entry["at"]: entry for entry in map(json.loads, lines)}.values())
+
+
+def forget_refused() -> None:
+    """Drop what MLflow refused, of all runs."""
+    for folder in folders():
+        (folder / "refused.jsonl").unlink(missing_ok=True)
+
+
+def _keep_refused(folder: Path, at: int, record: dict, error: str) -> None:
+    """Append a refused record; whole or not at all."""
+    entries = [*refused(folder), {"at": at, "error": error, "record": record}]
+    write_bytes(folder / "refused.jsonl", "".join(json.dumps(e, sort_keys=True) + "\n" for e in entries).encode())
+
+
+def _first_line(error: Exception) -> str:
+    return without_password((str(error).splitlines() or [""])[0][:200])
 
 
 def _undelivered(folder: Path) -> Iterator[tuple[int, dict]]:
@@ -148,7 +209,7 @@ def _is_refusal(error: Exception) -> bool:
     """An answer that a repetition would not change (bad value), as against a server that is away."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, MlflowException) and error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    return isinstance(error, Refused) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)
 
 
 @cache
@@ -179,6 +240,9 @@ def find_run(local_id: str) -> str | None:
 
 
 def _apply(op: dict, ids: dict[str, str]) -> None:
+    needed = op.get("parent") if op["op"] == "start" else op["run"]
+    if needed and needed not in ids:
+        raise Refused(f"run {needed} was refused, so what belongs to it has no place")
     APPLY[op["op"]](op, ids)
 
 

@@ -13,9 +13,11 @@ and nothing half-written is ever seen. Under :func:`planning` nothing runs: stag
 
 import functools
 import json
+import logging
 import os
 import resource
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +35,9 @@ from core.progress import listen
 from core.state import MANIFEST, Cache, home, verify, write_json
 from tasks import tracking
 
+log = logging.getLogger(__name__)
 LONGEST_S = 12 * 3600.0
+AWAY_S = 30.0  # how long no progress is shown after the server did not answer
 ROWS, METRICS, CURVES, DATA = "rows.jsonl", "metrics.json", "curves.json", "data.json"
 
 
@@ -289,9 +293,14 @@ def _record(run: tracking.Run, folder: Path, keep: str) -> None:
 
 
 def _prefect_progress(name: str) -> Callable[[str, float], None]:
-    """A progress artifact in the Prefect UI that moves at most once a second."""
+    """A progress artifact in the Prefect UI that moves at most once a second.
+
+    It only shows: when the server is away the work goes on without it.
+    """
+    import httpx
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
     from prefect.context import TaskRunContext
+    from prefect.exceptions import PrefectException
 
     ids: dict[str, Any] = {}
     last: dict[str, float] = {}
@@ -300,13 +309,17 @@ def _prefect_progress(name: str) -> Callable[[str, float], None]:
         if TaskRunContext.get() is None:
             return
         now = time.monotonic()
-        if description in ids and fraction < 1 and now - last[description] < 1:
+        if description in last and fraction < 1 and now - last[description] < 1:
             return
         last[description] = now
-        if description not in ids:
-            ids[description] = create_progress_artifact(100 * fraction, description=f"{name}: {description}")
-        else:
-            update_progress_artifact(ids[description], 100 * fraction)
+        try:
+            if description not in ids:
+                ids[description] = create_progress_artifact(100 * fraction, description=f"{name}: {description}")
+            else:
+                update_progress_artifact(ids[description], 100 * fraction)
+        except (httpx.HTTPError, PrefectException) as error:
+            last[description] = now + AWAY_S
+            log.warning("Prefect shows no progress of %s for now: %s", name, type(error).__name__)
 
     return show
 
@@ -325,8 +338,13 @@ def history(name: str) -> dict[str, float]:
     path = home() / "history.jsonl"
     if not path.exists():
         return {}
-    import pandas as pd
-
-    table = pd.read_json(path, lines=True)
-    table = table[table["stage"] == name]
-    return {} if table.empty else table[["seconds", "memory_mb", "disk_mb"]].median().to_dict()
+    wanted = ("seconds", "memory_mb", "disk_mb")
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            if entry["stage"] == name:
+                found.append([float(entry[key]) for key in wanted])
+        except (ValueError, KeyError, TypeError):  # torn by a kill; it only held times
+            continue
+    return dict(zip(wanted, map(statistics.median, zip(*found)))) if found else {}

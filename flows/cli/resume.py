@@ -10,8 +10,10 @@ def resume(
     run: Annotated[str, typer.Argument(help="MLflow run id of a flow, or the id it printed")],
     json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
 ) -> None:
-    import tasks  # noqa: F401
     from core.state import write_bytes
+    from tasks.addresses import choose_prefect
+
+    prefect = choose_prefect()
     from flows.cli.show import console, show_summary
     from flows.runtime import FLOWS, stop_embedded_server
     from tasks import spool
@@ -25,6 +27,7 @@ def resume(
     if spool.client().get_run(mlflow_id).info.status == "RUNNING":
         spool.client().set_terminated(mlflow_id, status="KILLED")
     console.print(f"continuing {flow.name} of run {mlflow_id[:12]}: finished stages are taken from the cache")
+    console.print(f"Prefect: {prefect}", style="dim", soft_wrap=True)
     try:
         summary = flow.run(parameters)
     finally:
@@ -38,11 +41,12 @@ def _tags(mlflow_id: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
     from tasks import spool
+    from tasks.addresses import without_password
 
     try:
         tags = spool.client().get_run(mlflow_id).data.tags
     except MlflowException:
-        raise ValueError(f"no run {mlflow_id!r} in {spool.client().tracking_uri}") from None
+        raise ValueError(f"no run {mlflow_id!r} in {without_password(spool.client().tracking_uri)}") from None
     if "config" not in tags or "flow" not in tags:
         raise ValueError(f"run {mlflow_id} is a stage, not a flow; give its parent run")
     return tags

@@ -27,7 +27,10 @@ def run(
     from core.state import write_bytes
     from flows.cli import parameters as reader
     from flows.cli.show import console, show_plan, show_summary
-    from flows.runtime import FLOWS, server_in_use, stop_embedded_server
+    from tasks.addresses import choose_prefect, without_password
+
+    prefect = "" if plan else choose_prefect()
+    from flows.runtime import FLOWS, stop_embedded_server
 
     chosen = FLOWS.get(flow)
     parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_])
@@ -36,7 +39,9 @@ def run(
         return
     console.print(f"[bold]{flow}[/]: {chosen.title}")
     console.print(
-        f"Prefect: {server_in_use()}   MLflow: {os.environ['MLFLOW_TRACKING_URI']}", style="dim", soft_wrap=True
+        f"Prefect: {prefect}   MLflow: {without_password(os.environ['MLFLOW_TRACKING_URI'])}",
+        style="dim",
+        soft_wrap=True,
     )
     try:
         summary = chosen.run(parameters)

@@ -47,6 +47,8 @@ def show_summary(summary, headline: Sequence[str] = ()) -> None:
     if report.exists():
         console.print(f"report: {report}", soft_wrap=True)
     where = summary.mlflow_run_id or "kept on disk until MLflow answers (transferopt sync)"
+    if summary.refused:
+        console.print(f"[yellow]MLflow refused {summary.refused} records[/]; transferopt sync lists them")
     console.print(f"MLflow run: {where}   lineage: transferopt lineage {summary.mlflow_run_id or summary.run_id}")
 
 

@@ -1,13 +1,34 @@
 """``transferopt sync``"""
 
+from typing import Annotated
 
-def sync() -> None:
+import typer
+
+
+def sync(
+    forget: Annotated[bool, typer.Option("--forget-refused", help="drop the records that MLflow refused")] = False,
+) -> None:
     import tasks  # noqa: F401
     from flows.cli.show import console
-    from tasks.spool import deliver_all
+    from tasks import spool
 
-    done, left = deliver_all()
+    done, left = spool.deliver_all()
     console.print(f"{done} runs delivered, {left} records still waiting")
+    lost = [(folder.name, entry) for folder in spool.folders() for entry in spool.refused(folder)]
+    for run, entry in lost:
+        record = entry["record"]
+        names = ", ".join(
+            [*(m[0] for m in record.get("metrics", [])), *record.get("params", {}), *record.get("tags", {})]
+        )
+        what = names or record.get("path") or record.get("name") or ""
+        console.print(
+            f"refused  {run[:12]}  {record['op']} {what[:200]}: {entry['error']}", markup=False, soft_wrap=True
+        )
+    if lost and forget:
+        spool.forget_refused()
+        console.print(f"{len(lost)} refused records dropped")
+    elif lost:
+        console.print(f"{len(lost)} records were refused for good and are kept; --forget-refused drops them")
     if left:
         raise RuntimeError(
             "MLflow does not take everything yet; check MLFLOW_TRACKING_URI and call `transferopt sync` again"

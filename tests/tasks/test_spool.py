@@ -1,12 +1,17 @@
 """A run does not need its tracking server: records wait on disk, arrive in order, and nothing is doubled."""
 
 import json
+import os
+import resource
 
 import mlflow
 import pytest
 
+from core.state import StateError, exclusive
 from core.transfer.problem import Problem
-from tasks import spool, tracking
+from flows.cli import sync
+from tasks import health, spool, tracking
+from tasks.addresses import choose_prefect, link_base, without_password
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
 
@@ -76,3 +81,76 @@ def test_a_secret_in_the_environment_is_not_recorded(home, monkeypatch):
     found = spool.client().get_run(spool.find_run(run.id))
     assert "s3cret-planted" not in json.dumps({**found.data.tags, **found.data.params})
     assert "s3cret-planted" not in (run.spool.folder / "ops.jsonl").read_text()
+
+
+def test_what_mlflow_refuses_is_kept_counted_and_listed_and_the_rest_arrives(home, capsys):
+    with tracking.start("test", "system", PROBLEM, None, {}) as run:
+        run.params({"rate": 1})
+        run.params({"rate": 2})  # a parameter does not change
+        run.metrics({"after": 3.0})
+    found = spool.client().get_run(spool.find_run(run.id))
+    assert (found.data.params["rate"], found.data.metrics["after"]) == ("1", 3.0)
+    (refused,) = spool.refused(run.spool.folder)
+    assert refused["record"]["params"] == {"rate": "2"}
+    assert spool.pending(run.spool.folder) == 0
+    sync.sync(forget=False)
+    shown = capsys.readouterr().out
+    assert "0 records still waiting" in shown
+    assert f"refused  {run.id[:12]}  values rate" in shown
+    assert health.undelivered().found == "0 records wait, 1 were refused"
+    sync.sync(forget=True)
+    assert not spool.refused(run.spool.folder)
+
+
+def test_what_belongs_to_a_refused_run_is_refused_with_it(home):
+    twice = {"mlflow.runName": "another"}  # MLflow refuses a run of two names
+    with tracking.start("test", "system", PROBLEM, None, twice) as run, tracking.nested("stage", None, {}) as stage:
+        stage.metrics({"x": 1.0})
+    records = [entry["record"] for entry in spool.refused(run.spool.folder)]
+    assert [(r["op"], r["run"]) for r in records[:2]] == [("start", run.id), ("start", stage.id)]
+    assert spool.pending(run.spool.folder) == 0
+
+
+def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(home):
+    log = spool.Spool("full")
+    try:
+        log.append("values", "r", tags={"a": "1"})
+        size = (log.folder / "ops.jsonl").stat().st_size
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"No space|too large"):
+                log.append("values", "r", tags={"b": "2"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        log.append("values", "r", tags={"c": "3"})
+    finally:
+        log.close()
+    written = [json.loads(line)["tags"] for line in (log.folder / "ops.jsonl").read_text().splitlines()]
+    assert written == [{"a": "1"}, {"c": "3"}]
+
+
+def test_the_next_run_delivers_what_an_earlier_one_kept(home, away):
+    earlier = record(1.0)
+    away["down"] = False
+    record(2.0)
+    assert spool.pending(earlier.spool.folder) == 0
+    assert spool.client().get_run(spool.find_run(earlier.id)).info.status == "FINISHED"
+
+
+def test_a_run_that_goes_on_is_left_to_itself(home, away):
+    with tracking.start("test", "system", PROBLEM, None, {}) as run:
+        away["down"] = False
+        assert spool.deliver_all() == (0, 0)
+        with pytest.raises(StateError, match=f"in use by process {os.getpid()}"), exclusive(run.spool.folder / "run"):
+            pass
+
+
+def test_passwords_of_servers_are_shown_and_linked_nowhere(monkeypatch):
+    uri = "https://user:s3cret-planted@mlflow.example:5000"
+    assert link_base(uri) == "https://mlflow.example:5000"
+    assert "s3cret" not in without_password(f"cannot reach {uri} or postgresql://me:s3cret-planted@db/x")
+    assert link_base("sqlite:////tmp/x.db") is None
+    monkeypatch.setenv("PREFECT_API_URL", "http://user:s3cret-planted@127.0.0.1:9/api")
+    assert choose_prefect() == "embedded, because http://***@127.0.0.1:9/api does not answer"
+    assert "PREFECT_API_URL" not in os.environ
