@@ -5,7 +5,7 @@ is an integral over the front's steps: for a cell of size c, the expected improv
 at most as large as s, summed over all sizes s >= c.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -49,12 +49,14 @@ class ParetoSearch(GuidedSearch):
         hypotheses = [Hypothesis(NONE), *(Hypothesis(share, {e.name: SLOPE}) for e in sources)]
         hypotheses += size_hypotheses(knowledge, 0.4)
         experts = [*sources, *(size_expert(name, arena) for name in SIZES)]
-        super().__init__(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy)
+        unaided = [e.name for e in sources]
+        super().__init__(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy, unaided=unaided)
         self.cost = cost
 
-    def _acquisition(self, rows: np.ndarray) -> np.ndarray:
-        asked, mean_asked = self._condition()
-        mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows))
+    def _acquisition(self, rows: np.ndarray, without: Collection[str] = ()) -> np.ndarray:
+        asked, _ = self._condition()
+        mean_asked, _ = self.process.predict(self.field.opinions(asked), self.field.square(asked, asked), without)
+        mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows), without)
         size = self.field.scores[self.cost]
         steps = front(mean_asked, size[asked])
         edges = np.concatenate([size[asked][steps], [max(size.max(), size[asked].max()) + 0.5]])
