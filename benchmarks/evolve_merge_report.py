@@ -14,7 +14,7 @@ from core.state import write_bytes
 MIX = ("sst2_sent", "trec", "qnli", "mrpc", "snli", "mnli", "qqp", "rte")
 EXCHANGED = ("sst2_sent", "trec", "qnli", "mrpc", "snli", "subj", "ag_news", "cola")
 BUDGET = 100_000
-STATIC_NAMES = ("average", "task_arithmetic", "ties", "dare_linear", "dare_ties", "iso_c", "tsv_m")
+STATIC_NAMES = ("average", "task_arithmetic", "ties", "dare_linear", "dare_ties", "iso_c", "tsv_m", "wudi")
 TRANSFERRED = ("forms", "random_order", "no_covariance", "mean_only")
 MAIN = {"mix": "eight", "n": 8, "granularity": "blocks:3", "budget": BUDGET}
 

@@ -33,6 +33,22 @@ def tsv_m(deltas: Sequence[np.ndarray]) -> list[np.ndarray]:
     return tsv_components(deltas)
 
 
+@BASES.register("iso_c", operator="iso_c", shared={"lambda": 1.0})
+def iso_c(deltas: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Iso-C's directions of equal length, credited to the tasks by energy (Marczak et al., ICML 2025; shares ours)."""
+    from core.merge.operators.iso_c import iso_components
+
+    return iso_components(deltas)
+
+
+@BASES.register("wudi", operator="wudi", shared={"lambda": 1.0, "iterations": 0})
+def wudi(deltas: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each task's share of the exact WUDI solution (Cheng et al., ICML 2025)."""
+    from core.merge.operators.wudi import wudi_components
+
+    return wudi_components(deltas)
+
+
 def in_basis(vectors: TaskVectors, basis: str, cache: Cache | None = None) -> TaskVectors:
     """The same experts in another basis; computed once, tensor by tensor, and cached.
 

@@ -43,6 +43,9 @@ class EmftoConfig(Config):
     order: Literal["planned", "random"] = Field("planned", description="order of the forms (random: control)")
     warm_mean: bool = Field(True, description="start at the predicted recipe")
     warm_covariance: bool = Field(True, description="start with the predicted curvature as correlation")
+    tie: float = Field(
+        0.0, ge=0, lt=1, description="first correlation of an expert's coefficients across layer groups (0: none)"
+    )
     inject: int = Field(8, ge=0, description="predicted recipes injected a generation; 0 injects none")
     inject_every: int = Field(1, ge=1, description="generations between injections")
     locality: float = Field(0.7, ge=0, description="distance at which answers count less, relative to static; 0: never")
@@ -230,7 +233,7 @@ def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) ->
     local = config.locality * scale if config.locality else np.inf
     learned = any(state.response.data)
     first = state.response.propose(low, high, trust) if config.warm_mean and learned else state.start
-    correlation = state.response.covariance() if config.warm_covariance and learned else None
+    correlation = first_correlation(state.response, space, config)
     box = space.box(first, config.solver.step * scale)
     optimizer = OPTIMIZERS.get("cma")(
         box,
@@ -275,6 +278,22 @@ def _full_phase(fitness, space, budget, config, state, seed, checkpoint, key) ->
     gains = injector.gains if injector else []
     facts = {"result": result, "injection_gains": gains, "optimizer": optimizer}
     return Outcome(best, validation, state.start, state.start_answer, budget.spent, answers, facts)
+
+
+def first_correlation(response: ResponseModel, space: RecipeSpace, config: EmftoConfig) -> np.ndarray | None:
+    """Correlation [D, D] of the first distribution: learned from forms, else the one of the coarser form.
+
+    A form with one coefficient an expert is the same problem in fewer dimensions. Its distribution lifted to g groups
+    moves an expert's coefficients together: blocks of correlation ``tie``.
+    """
+    if not config.warm_covariance:
+        return None
+    if any(response.data):
+        return response.covariance()
+    n, g = space.shape
+    if not config.tie or g == 1:
+        return None
+    return np.kron(np.eye(n), (1 - config.tie) * np.eye(g) + config.tie)
 
 
 def screened(

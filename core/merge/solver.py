@@ -19,7 +19,12 @@ from core.merge.fitness import Answer, Fitness, Racing, race
 from core.merge.recipe_space import RecipeSpace
 from core.transfer.budget import Budget
 
-SCALES = {"raw": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7), "tsv_m": (0.6, 0.8, 1.0, 1.2, 1.5, 1.8)}
+SCALES = {
+    "raw": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
+    "tsv_m": (0.6, 0.8, 1.0, 1.2, 1.5, 1.8),
+    "iso_c": (0.6, 0.8, 1.0, 1.2, 1.5, 1.8),
+    "wudi": (0.6, 0.8, 1.0, 1.2, 1.5, 1.8),
+}
 OTHER_SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 

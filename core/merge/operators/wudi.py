@@ -26,9 +26,14 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 def wudi(group: Group) -> Matrix:
     """The delta that interferes least with every task's own directions (WUDI).
 
-    ``base + lambda · wudi_delta(weight_i · delta_i)``.
+    ``base + lambda · wudi_delta(weight_i · delta_i)``; with ``iterations = 0`` the weights act on the finished
+    components of :func:`wudi_components` (the same where no weight is zero: the objective is free of scale).
     """
-    merged = wudi_delta(group.weighted_deltas(), group.shared["iterations"], group.shared["learning_rate"])
+    if group.shared["iterations"] == 0:
+        components = wudi_components([group.delta(i) for i in range(len(group.sources))])
+        merged = sum(p["weight"] * c for p, c in zip(group.per_model, components, strict=True))
+    else:
+        merged = wudi_delta(group.weighted_deltas(), group.shared["iterations"], group.shared["learning_rate"])
     return group.base + group.shared["lambda"] * merged
 
 
