@@ -45,7 +45,8 @@ class ServeConfig(Config):
 
 
 def read_config(project: Path, **overrides: object) -> ServeConfig:
-    """Configuration from ``mlflow/server.yaml`` and ``deployments/server.yaml`` of a project, then ``overrides``.
+    """Configuration from ``mlflow/server.yaml`` and ``deployments/server.yaml`` of a project, the environment (MLflow's
+    stores), then ``overrides``.
 
     Raises:
         ValueError: not a project folder.
@@ -56,6 +57,8 @@ def read_config(project: Path, **overrides: object) -> ServeConfig:
             f"{project} has no mlflow/server.yaml and deployments/server.yaml; run from the project's folder"
         )
     tracking, server = (yaml.safe_load(p.read_text().replace("${HOME_FOLDER}", str(home().resolve()))) for p in paths)
+    stores = {"backend_store_uri": "MLFLOW_BACKEND_STORE_URI", "artifacts_destination": "MLFLOW_ARTIFACTS_DESTINATION"}
+    tracking |= {key: os.environ[name] for key, name in stores.items() if os.environ.get(name)}
     values = {
         "host": server["host"],
         "prefect_port": server["port"],
@@ -122,35 +125,36 @@ class Servers:
         Raises:
             RuntimeError: a server does not come up; the end of its log is shown.
         """
+        self.start_servers()
+        register(self.config, self.environment())
+        for pool in self.config.pools:
+            self._spawn(f"worker-{pool['name']}", _python(*worker_command(pool["name"])))
+
+    def start_servers(self) -> None:
+        """Start MLflow and Prefect alone, and wait until both answer."""
         c = self.config
-        self._spawn("mlflow", [*_python("mlflow"), "server", *_mlflow_arguments(c)])
-        self._spawn(
-            "prefect", [*_python("prefect"), "server", "start", "--host", c.host, "--port", str(c.prefect_port)]
-        )
+        # the stores are no arguments: those are in every process list, and a URI may hold a password
+        stores = {
+            "MLFLOW_BACKEND_STORE_URI": c.backend_store_uri,
+            "MLFLOW_ARTIFACTS_DESTINATION": c.artifacts_destination,
+        }
+        self._spawn("mlflow", _python(*mlflow_command(c)), stores)
+        self._spawn("prefect", _python(*prefect_command(c)))
         self._wait("mlflow", f"{c.mlflow_url}/health")
         self._wait("prefect", f"{c.prefect_url}/health")
-        for pool in c.pools:
-            limit = ["--concurrency-limit", str(pool["concurrency_limit"])] if "concurrency_limit" in pool else []
-            create = ["work-pool", "create", pool["name"], "--type", pool["type"], "--overwrite"]
-            self._call(*create)
-            if limit:
-                self._call("work-pool", "set-concurrency-limit", pool["name"], limit[1])
-        for entry in c.global_limits:
-            self._limit(entry["name"], entry["limit"])
-        self._call("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        for pool in c.pools:
-            self._spawn(f"worker-{pool['name']}", [*_python("prefect"), "worker", "start", "--pool", pool["name"]])
 
     def stop(self) -> None:
         """End the children in reverse order, politely first."""
         for _, child in reversed(self.children):
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGINT)
+            # a shell that starts its jobs in the background makes them ignore the first of these
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+                if child.poll() is not None:
+                    break
+                os.killpg(child.pid, number)
                 try:
                     child.wait(STOP_S)
                 except subprocess.TimeoutExpired:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
+                    continue
         self.children.clear()
 
     def died(self) -> str | None:
@@ -171,16 +175,21 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _spawn(self, name: str, command: Sequence[str]) -> None:
+    def _spawn(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
         path = self.log(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as out:
             child = subprocess.Popen(
-                command, stdout=out, stderr=out, cwd=self.config.project, env=self.environment(), start_new_session=True
+                command,
+                stdout=out,
+                stderr=out,
+                cwd=self.config.project,
+                env={**self.environment(), **(variables or {})},
+                start_new_session=True,
             )
         self.children.append((name, child))
 
-    def _wait(self, name: str, url: str, limit_s: float = 90) -> None:
+    def _wait(self, name: str, url: str, limit_s: float = 240) -> None:
         child = dict(self.children)[name]
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
@@ -191,38 +200,56 @@ class Servers:
             time.sleep(0.3)
         raise RuntimeError(f"{name} did not come up; the end of {self.log(name)}:\n{_tail(self.log(name))}")
 
-    def _call(self, *arguments: str) -> None:
+
+def mlflow_command(c: ServeConfig) -> list[str]:
+    """The tracking server; its stores come from ``MLFLOW_BACKEND_STORE_URI`` and ``MLFLOW_ARTIFACTS_DESTINATION``."""
+    command = ["mlflow", "server", "--host", c.host, "--port", str(c.mlflow_port), "--workers", str(c.mlflow_workers)]
+    return command if c.host in LOOPBACK else [*command, "--app-name", "basic-auth"]
+
+
+def prefect_command(c: ServeConfig) -> list[str]:
+    """The Prefect server; its database comes from ``PREFECT_SERVER_DATABASE_CONNECTION_URL``, if that is set."""
+    return ["prefect", "server", "start", "--host", c.host, "--port", str(c.prefect_port)]
+
+
+def worker_command(pool: str) -> list[str]:
+    """A worker of a pool."""
+    return ["prefect", "worker", "start", "--pool", pool]
+
+
+def register(c: ServeConfig, environment: Mapping[str, str]) -> None:
+    """Make pools, limits and deployments known to the Prefect server that ``environment`` names; may be repeated.
+
+    Raises:
+        RuntimeError: the server refused something.
+    """
+
+    def call(*arguments: str) -> None:
         done = subprocess.run(
-            [*_python("prefect"), *arguments],
-            cwd=self.config.project,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
+            _python("prefect", *arguments), cwd=c.project, env=environment, capture_output=True, text=True, timeout=300
         )
         if done.returncode:
             raise RuntimeError(f"prefect {' '.join(arguments)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
-    def _limit(self, name: str, limit: int) -> None:
-        body = {"name": name, "limit": limit, "active": True}
-        reply = httpx.post(f"{self.config.prefect_url}/v2/concurrency_limits/", json=body, headers=_auth(), timeout=30)
-        if reply.status_code == 409:
-            reply = httpx.patch(
-                f"{self.config.prefect_url}/v2/concurrency_limits/{name}", json=body, headers=_auth(), timeout=30
-            )
-        reply.raise_for_status()
+    for pool in c.pools:
+        call("work-pool", "create", pool["name"], "--type", pool["type"], "--overwrite")
+        if "concurrency_limit" in pool:
+            call("work-pool", "set-concurrency-limit", pool["name"], str(pool["concurrency_limit"]))
+    for entry in c.global_limits:
+        _limit(environment["PREFECT_API_URL"], entry["name"], entry["limit"])
+    call("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
 
 
-def _mlflow_arguments(c: ServeConfig) -> list[str]:
-    arguments = ["--host", c.host, "--port", str(c.mlflow_port), "--workers", str(c.mlflow_workers)]
-    arguments += ["--backend-store-uri", c.backend_store_uri, "--artifacts-destination", c.artifacts_destination]
-    if c.host not in LOOPBACK:
-        arguments += ["--app-name", "basic-auth"]
-    return arguments
+def _limit(api: str, name: str, limit: int) -> None:
+    body = {"name": name, "limit": limit, "active": True}
+    reply = httpx.post(f"{api}/v2/concurrency_limits/", json=body, headers=_auth(), timeout=30)
+    if reply.status_code == 409:
+        reply = httpx.patch(f"{api}/v2/concurrency_limits/{name}", json=body, headers=_auth(), timeout=30)
+    reply.raise_for_status()
 
 
-def _python(module: str) -> list[str]:
-    return [sys.executable, "-m", module]
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
 
 
 def _auth() -> Mapping[str, str]:
