@@ -1,5 +1,6 @@
 """The chain: search a structure, distil a student a task from one start, merge the students into one model."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import Field
@@ -57,11 +58,11 @@ class PipelineForm(Form):
         "default": {
             "k": 64,
             "n": 6,
-            "epochs": 8,
+            "epochs": 6,
             "queries": 8,
-            "search_texts": 192,
-            "warm_up": 2400,
-            "steps": 80,
+            "search_texts": 160,
+            "warm_up": 1920,
+            "steps": 60,
             "max_length": 64,
             "validation_examples": 150,
             "test_examples": 300,
@@ -159,9 +160,18 @@ def studies_of(form: PipelineForm, names: list[str]) -> dict[str, StudyConfig]:
     return {load_task(n).name: StudyConfig(task=n, **shared) for n in names}
 
 
+@dataclass(frozen=True)
+class Arm:
+    """What was made of one structure: students and merges by name, and the stages that the report reads."""
+
+    students: dict[str, Artifact]
+    merged: dict[str, Artifact]
+    parts: dict[str, Artifact]
+
+
 def run_arm(
     form: PipelineForm, cut: CutConfig, studies: dict[str, StudyConfig], given: dict, tuned: dict[str, Artifact]
-) -> dict[str, Artifact | dict[str, Artifact]]:
+) -> Arm:
     """Start, students and merges of one structure, scored on test."""
     start = cut_start(cut, **given)
     length = form.max_length
@@ -187,8 +197,7 @@ def run_arm(
     test = EvaluateConfig(test_examples=form.test_examples, max_length=length, seed=form.seed)
     spent = dict.fromkeys(merged, scales)
     evaluated = evaluate_merges(test, base=start, experts=students, merged=merged, spent=spent)
-    arm = {"start": start, "checked": checked, "scales": scales, "evaluated": evaluated}
-    return {"arm": arm, "students": students, "merged": merged}
+    return Arm(students, merged, {"start": start, "checked": checked, "scales": scales, "evaluated": evaluated})
 
 
 @transfer_flow(
@@ -232,8 +241,8 @@ def pipeline(form: PipelineForm) -> Artifact:
     title = f"One student of {len(names)} teachers: searched, distilled, merged"
     return report_chain(
         ChainReportConfig(title=title, facts=facts, validation_labels=labels, seed=form.seed),
-        arms={label: made["arm"] for label, made in arms.items()},
-        students={label: made["students"] for label, made in arms.items()},
+        arms={label: arm.parts for label, arm in arms.items()},
+        students={label: arm.students for label, arm in arms.items()},
         tuned=tuned,
         search=search,
         teachers=teachers,
@@ -242,16 +251,16 @@ def pipeline(form: PipelineForm) -> Artifact:
     )
 
 
-def package_best(form: PipelineForm, made: dict, teacher: Artifact) -> None:
+def package_best(form: PipelineForm, arm: Arm, teacher: Artifact) -> None:
     """Package the merge of the searched structure that was best on validation, and hand it to the registry."""
-    arm = made["arm"]
+    scales = arm.parts["scales"]
     package = package_merge(
         PackageConfig(max_length=form.max_length),
-        tuned=arm["scales"],
-        base=arm["start"],
-        experts=made["students"],
-        merged=made["merged"],
+        tuned=scales,
+        base=arm.parts["start"],
+        experts=arm.students,
+        merged=arm.merged,
         also=[teacher],
     )
     if not is_planning():
-        register_model("pipeline-student", package, arm["evaluated"], best_on_validation(arm["scales"]))
+        register_model("pipeline-student", package, arm.parts["evaluated"], best_on_validation(scales))
