@@ -7,7 +7,7 @@ FLOWS ?= merge distill evolve-merge search transfer
 FLOW ?=
 export TRANSFEROPT_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help install run test test-ui lint serve lock clean FORCE
+.PHONY: help install run test test-ui lint serve lock licences clean FORCE
 
 help:
 	@echo "make install          create .venv from the lock"
@@ -53,6 +53,10 @@ bench-%: install FORCE
 # Resolve pyproject anew and pin what came out; only for whoever updates dependencies.
 lock: FORCE
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v -e '^torch==' -e '^pip==' -e '^transferopt' > requirements.lock
+
+# Name, version, licence and home of every locked package, into docs/licences.md.
+licences: install
+	$(BIN)/python deployments/licences.py
 
 clean:
 	rm -rf $(VENV)
