@@ -1,18 +1,21 @@
 """Evolve a merge: multi-form transfer of merge recipes, beside the static operators and the search without transfer."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from core.merge.baselines import SEARCHES
+from core.merge.basis import BASES
 from core.merge.emfto import EmftoConfig
 from core.merge.problem import ProblemConfig
 from core.merge.recipe_space import SpaceConfig
 from core.merge.solver import SolverConfig
+from core.merge.static import STATIC
 from core.transfer.problem import Problem
 from flows.merge import MergeForm, make_experts, merge_statically, task_names
 from flows.runtime import transfer_flow
 from tasks.build_subproblems import EvolveConfig, build_subproblems
+from tasks.earlier import LATEST, latest
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
@@ -32,6 +35,8 @@ class EvolveMergeForm(MergeForm):
             "validation_examples": 30,
             "test_examples": 60,
             "most_tasks": 2,
+            "methods": ("task_arithmetic",),
+            "basis": "raw",
             "budget": 1200,
         },
         "default": {
@@ -41,6 +46,8 @@ class EvolveMergeForm(MergeForm):
             "validation_examples": 120,
             "test_examples": 300,
             "most_tasks": 4,
+            "methods": ("task_arithmetic", "tsv_m"),
+            "basis": "tsv_m",
             "budget": 12_000,
         },
         "full": {
@@ -50,17 +57,25 @@ class EvolveMergeForm(MergeForm):
             "validation_examples": 256,
             "test_examples": 100_000,
             "most_tasks": 99,
+            "methods": tuple(STATIC),
+            "basis": "tsv_m",
             "budget": 100_000,
         },
     }
 
-    methods: tuple[str, ...] = Field(("task_arithmetic", "tsv_m"), description="static operators to compare")
+    methods: tuple[str, ...] | None = Field(None, description="static operators to compare (empty: by size)")
     budget: int | None = Field(None, ge=1, description="validation task-examples a search may spend (empty: by size)")
-    basis: str = Field("tsv_m", description="what coefficients weigh: raw task vectors, or tsv_m components")
+    basis: Literal[*BASES.names()] | None = Field(
+        None, description="what coefficients weigh: raw task vectors or components made of them (empty: by size)"
+    )
     granularity: str = Field("blocks:3", description="global, blocks:K, kinds, or layers")
     batch: int = Field(16, ge=1, description="validation examples a task in a mini-batch")
     forms_share: float = Field(
         0.08, ge=0, lt=1, description="part of the budget for forms (the ablation favours 0; they show the relations)"
+    )
+    source: Literal["none", "latest"] = Field(
+        "none",
+        description="latest: start from the relation graph of the latest finished run with this base",
     )
     searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
 
@@ -107,8 +122,11 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
     base, experts = make_experts(form, names)
     tuned, merged = merge_statically(form, base, experts)
-    forms = build_subproblems(evolve_config(form, "emfto"), base=base, experts=experts)
-    known = {"emfto": {"subproblems": forms}}
+    earlier = {}
+    if form.source == LATEST:
+        earlier = {"source": latest("evolve-merge", "evolve-recipes", {"base": form.base}, method="emfto")}
+    forms = build_subproblems(evolve_config(form, "emfto"), base=base, experts=experts, **earlier)
+    known = {"emfto": {"subproblems": forms, **earlier}}
     evolved = gather(
         {
             m: evolve_recipes.submit(evolve_config(form, m), base=base, experts=experts, **known.get(m, {}))
@@ -122,5 +140,10 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     )
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
+    if earlier:
+        spent = ", ".join(f"{v:g} {k}" for k, v in earlier["source"].facts().get("budget", {}).items())
+        facts["source"] = (
+            f"relation graph of run {earlier['source'].run[:8]} (which spent {spent or 'no counted budget'})"
+        )
     config = ReportConfig(title=f"Evolved merge of {len(names)} experts", facts=facts, without=without)
     return report_evolution(config, evaluated=evaluated, evolved=evolved)
