@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,16 @@ def client():
 
     home().mkdir(parents=True, exist_ok=True)
     return mlflow.MlflowClient()
+
+
+def open_early() -> None:
+    """Import MLflow and open its store in the background, while Prefect's server starts: both take seconds."""
+
+    def work() -> None:
+        with suppress(Exception):  # a store that is away is reported where records are delivered
+            client().search_experiments(max_results=1)
+
+    threading.Thread(target=work, name="open tracking", daemon=True).start()
 
 
 @cache
