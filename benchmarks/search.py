@@ -16,7 +16,7 @@ Data: ../shared/data (through TRANSFEROPT_DATA, else found beside the repository
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -82,10 +82,12 @@ def modules(method: str, target: str, source: str) -> list[str]:
 
 
 def cells(size: str) -> list[Cell]:
-    """Blocks of ten seeds, so that every pair has rows before any has all."""
+    """Blocks of ten seeds, so that every pair has rows before any has all; the slow latent spaces after three."""
     blocks = {"smoke": 1, "default": 5, "full": 10}[size]
     out = []
     for block in range(blocks):
+        if block == 3:
+            out += _latent_cells(range(blocks))
         out += [_cell(HEAD, t, s, False, block) for s, t in TEN]
         out += [_cell(HEAD, t, "", True, block) for t in TARGETS]
         runs = [(OURS, t, s, False) for s, t in TEN] + [(TWIN, t, "", False) for t in TARGETS]
@@ -94,10 +96,15 @@ def cells(size: str) -> list[Cell]:
         runs += [(OURS, t, s, False) for s, t in HARD] + [(EAGER, t, "", False) for t in TARGETS]
         out += [_cell(m, t, s, p, block) for m, t, s, p in (runs[:2] if size == "smoke" else runs)]
         out += [_cell(HEAD, t, s, False, block) for s, t in HARD]
-        if size != "smoke":
-            out += [_cell(ENCODER, t, "", False, block) for t in LATENT_TABLES.values()] if block == 0 else []
-            out += [_cell("bridge", t, s, False, block) for s, t in TEN]
-            out += [_cell("target_latent", t, "", False, block) for t in (*NB201, "nb101", "darts")]
+    return out
+
+
+def _latent_cells(blocks: Iterable[int]) -> list[Cell]:
+    """Encoders, and searches that decode latents: from another space and from the target's own best."""
+    out = [_cell(ENCODER, t, "", False, 0) for t in LATENT_TABLES.values()]
+    for block in blocks:
+        out += [_cell("bridge", t, s, False, block) for s, t in TEN]
+        out += [_cell("target_latent", t, "", False, block) for t in (*NB201, "nb101", "darts")]
     return out
 
 
