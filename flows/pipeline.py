@@ -13,7 +13,6 @@ from core.distill.study import StudyConfig
 from core.distill.teachers import TEACHERS, teacher_of
 from core.merge.static import static_methods
 from core.merge.suite import as_tasks
-from core.nas.searchers import SEARCHERS
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
@@ -30,7 +29,7 @@ from tasks.merge_static import StaticConfig, best_on_validation, tune_static
 from tasks.package_merge import PackageConfig, package_merge
 from tasks.register_model import register_model
 from tasks.report_chain import ChainReportConfig, report_chain
-from tasks.search_structure import SearchStructureConfig, TextsConfig, search_structure
+from tasks.search_structure import Searcher, SearchStructureConfig, TextsConfig, search_structure
 from tasks.stage import Artifact, is_planning
 from tasks.tune_teacher import TuneConfig, tune_teacher
 
@@ -94,7 +93,7 @@ class PipelineForm(Form):
         "minilm", description="teacher of every task: minilm, smollm2, mpnet, or any asset, folder, hub repository"
     )
     keep: int = Field(3, ge=1, le=64, description="students are as large as so many layers of the base")
-    searcher: str = Field("predictor_onehot", description="how structures are searched: see `transferopt methods`")
+    searcher: Searcher = Field("predictor_onehot", description="how structures are searched")
     queries: int | None = Field(None, ge=1, le=500, description="structures distilled and judged (empty: by size)")
     search_texts: int | None = Field(None, ge=8, description="unlabelled texts a task in one query (empty: by size)")
     k: int | None = Field(None, ge=1, description="labelled examples per class (empty: by size)")
@@ -142,11 +141,10 @@ def studies_of(form: PipelineForm, names: list[str]) -> dict[str, StudyConfig]:
     """Task name -> its few-shot problem.
 
     Raises:
-        ValueError: unknown distillation, merge operator or searcher.
+        ValueError: unknown distillation or merge operator.
     """
     check_method(form.distillation)
     static_methods(form.methods, len(names))
-    SEARCHERS.get(form.searcher)
     teacher = TEACHERS.get(form.teacher) or teacher_of(form.teacher)
     schedule = teacher.train.model_copy(update={"epochs": form.epochs, "steps": None})
     shared = {
@@ -213,7 +211,6 @@ def pipeline(form: PipelineForm) -> Artifact:
     studies = studies_of(form, names)
     base, teacher = load_model(form.base), load_model(next(iter(studies.values())).teacher.asset)
     prompts = {n: build_prompts(PromptsConfig(study=s), data=load_data(s.task)) for n, s in studies.items()}
-    tuned = {n: tune_teacher(TuneConfig(study=s), prompts=prompts[n], teacher=teacher) for n, s in studies.items()}
     texts = TextsConfig(
         tasks=tuple(names),
         k=form.k,
@@ -226,6 +223,7 @@ def pipeline(form: PipelineForm) -> Artifact:
         texts=texts, keep=form.keep, queries=form.queries, unlabelled=form.search_texts, searcher=form.searcher
     )
     search = search_structure(wanted, base=base, prompts=prompts)
+    tuned = {n: tune_teacher(TuneConfig(study=s), prompts=prompts[n], teacher=teacher) for n, s in studies.items()}
     given = {"base": base, "prompts": prompts, "search": search}
     warm = WarmUp(examples=form.warm_up, max_length=form.max_length)
     arms = {

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,6 +26,7 @@ MODULES = ["core.chain.oracle", "core.chain.structures", "core.nas.search", "cor
            "core.nas.searchers.generic", "core.nas.searchers.local_search"]  # fmt: skip
 FOUND = "structure.json"
 DESIGN = 4  # random structures before the predictor speaks
+Searcher = Literal["predictor_onehot", "random", "rea", "local_search"]  # those that tell kept layers apart
 
 
 class TextsConfig(Config):
@@ -45,7 +47,7 @@ class SearchStructureConfig(Config):
     keep: int = Field(ge=1, description="structures are of the size of the first so many layers")
     queries: int = Field(ge=1, description="structures that are distilled and judged")
     unlabelled: int = Field(ge=8, description="texts a task in one query")
-    searcher: str = Field("predictor_onehot", description="registered searcher")
+    searcher: Searcher = Field("predictor_onehot", description="registered searcher that needs no source")
 
 
 @stage("search-structure", modules=MODULES)
@@ -68,7 +70,7 @@ def search_structure(
     budget = Budget("queries", min(config.queries, len(cells)))
     oracle = SharedStructure(original, space, texts, cells, settings, seed=t.seed, budget=budget)
     arena = Arena(space, cells, cache=Cache())
-    given = {"initial": DESIGN} if config.searcher.startswith("predictor") else {}
+    given = {"initial": DESIGN} if config.searcher == "predictor_onehot" else {}
     searcher = get_searcher(config.searcher, arena, t.seed, Knowledge(noisy=True), **given)
     checkpoint = out.folder / "search.ckpt"
     result = search_architectures(oracle, searcher, checkpoint=checkpoint, key=content_key(config))

@@ -134,7 +134,7 @@ def _warm_up(original, student, texts, config: WarmUp, checkpoint: Path, seed: i
         vectors = model(tokens.batch(indices, student.device)) - mean
         return (1 - torch.nn.functional.cosine_similarity(vectors, goal[torch.from_numpy(indices)])).mean()
 
-    before = agreement() if not checkpoint.exists() else float("nan")
+    before = agreement()  # a checkpoint is read by the training, later
     per_epoch = math.ceil(len(tokens) / config.batch_size)
     steps = math.ceil(config.examples / len(tokens) * per_epoch)
     schedule = TrainConfig(lr=config.lr, steps=steps, batch_size=config.batch_size, dropout=False)

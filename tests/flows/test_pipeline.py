@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from core.models.classifier import TextClassifier
 from core.state import Cache
 from flows.cli import app
-from flows.pipeline import PipelineForm, problem, studies_of, task_names
+from flows.pipeline import PipelineForm, problem, studies_of
 from flows.runtime import FLOWS
 from tasks import serving
 from tasks.check_students import CheckConfig, check_students
@@ -136,14 +136,13 @@ def test_a_plan_lists_the_stages_and_runs_nothing(form):
     ("change", "message"),
     [
         ({"distillation": "label_words"}, "unknown distillation 'label_words'"),
-        ({"searcher": "predictr"}, "predict"),
+        ({"searcher": "bridge"}, "predictor_onehot"),
         ({"methods": ("tsv",)}, "unknown static method 'tsv'"),
     ],
 )
 def test_wrong_choices_are_refused_before_work(form, change, message):
-    wrong = form.model_copy(update=change).resolved()
     with pytest.raises(ValueError, match=message):
-        studies_of(wrong, task_names(wrong))
+        studies_of(form.model_copy(update=change).resolved(), list(form.tasks))
 
 
 def test_one_task_is_no_chain(form):
