@@ -1,0 +1,117 @@
+"""``source: latest``: what earlier runs learned is found through MLflow, checked by hash, and stands in the lineage."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from core.config import Config
+from core.merge.relation import RelationGraph
+from core.transfer.problem import Problem
+from flows.runtime import FLOWS
+from tasks import earlier, spool, tracking
+from tasks.build_subproblems import GRAPH
+from tasks.lineage import trace
+from tasks.stage import stage
+from tests.tiny_experts import base_folder
+
+PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="3 queries")
+WORDS = ["the", "movie", "was", "a", "plot", "actor", "scene", "music", "film", "it"]
+
+
+class Settings(Config):
+    x: int = 1
+
+
+@stage("remember", modules=["core.state"])
+def remember(out, config):
+    """Write a number."""
+    (out.folder / "n.txt").write_text(str(config.x))
+    out.budget({"queries": 3})
+
+
+def ran(flow, x, fail=False, base="a"):
+    """A finished (or failed) run of a flow with one stage."""
+    with tracking.start(flow, "system", PROBLEM, None, {"flow": flow}) as run:
+        run.params({"base": base})
+        made = remember(Settings(x=x))
+        if fail:
+            raise RuntimeError("stopped")
+    return made
+
+
+def test_the_latest_finished_run_is_found(home):
+    first = ran("latest-one", 1)
+    second = ran("latest-one", 2)
+    with pytest.raises(RuntimeError):
+        ran("latest-one", 3, fail=True)
+    ran("latest-other", 4)
+    assert earlier.latest("latest-one", "remember") == second
+    assert earlier.latest("latest-one", "remember", x="1") == first
+    assert earlier.latest("latest-one", "remember", {"base": "a"}) == second
+    assert earlier.outputs("latest-one", "remember") == [second]
+    with pytest.raises(ValueError, match=r"no finished run of 'latest-one' with a stage 'remember' \(base b\)"):
+        earlier.latest("latest-one", "remember", {"base": "b"})
+    assert earlier.outputs("latest-none", "remember") == []
+
+
+def test_pruned_and_damaged_folders_are_fetched_from_mlflow(home):
+    made = ran("latest-pruned", 5)
+    Path(made.path, "n.txt").write_text("6")
+    found = earlier.latest("latest-pruned", "remember")
+    assert found.path != made.path
+    assert (found.sha256, found.run) == (made.sha256, made.run)
+    assert (found.folder / "n.txt").read_text() == "5"
+    assert found.facts()["budget"] == {"queries": 3}
+    shutil.rmtree(made.path)
+    assert earlier.latest("latest-pruned", "remember") == found
+
+
+def test_what_mlflow_holds_must_be_what_was_recorded(home):
+    made = ran("latest-changed", 7)
+    run = spool.find_run(made.run)
+    shutil.rmtree(made.path)
+    spool.client().log_text(run, "8", "n.txt")
+    with pytest.raises(ValueError, match="is not what was recorded"):
+        earlier.latest("latest-changed", "remember")
+
+
+@pytest.fixture
+def form(tmp_path):
+    base, rng = str(base_folder(tmp_path / "base")), np.random.default_rng(0)
+    for name, (no, yes) in {"one": ("bad", "good"), "two": ("dark", "bright")}.items():
+        labels = rng.integers(0, 2, 240)
+        texts = [f"{' '.join(rng.choice(WORDS, 5))} {yes if v else no} {i}" for i, v in enumerate(labels)]
+        pd.DataFrame({"text": texts, "label": np.where(labels, "yes", "no")}).to_csv(
+            tmp_path / f"{name}.csv", index=False
+        )
+        task = {"version": 1, "kind": "single", "source": {"path": f"{name}.csv"}, "labels": ["no", "yes"],
+                "splits": {"validation": 0.2, "test": 0.3}, "fields": {"text": "text", "label": "label"},
+                "metric": "accuracy"}  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    tasks = (str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml"))
+    evolve = FLOWS.get("evolve-merge").form
+    return evolve(size="smoke", base=base, tasks=tasks, searches=("emfto",), methods=("task_arithmetic",))
+
+
+def test_an_evolved_merge_starts_from_the_graph_of_the_one_before(form, home):
+    flow = FLOWS.get("evolve-merge")
+    with pytest.raises(ValueError, match="no finished run of 'evolve-merge' with a stage 'evolve-recipes'"):
+        flow.run(form.model_copy(update={"source": "latest"}))
+    first = flow.run(form)
+    graph = earlier.latest("evolve-merge", "evolve-recipes", {"base": form.base}, method="emfto")
+    second = flow.run(form.model_copy(update={"source": "latest"}))
+    made = {n.name: n for n in trace(second.mlflow_run_id).walk() if n.run}
+    assert made["evolve-recipes"].sha256 != graph.sha256, "the second search is another one"
+    upstream = [n for n in trace(second.mlflow_run_id).walk() if n.sha256 == graph.sha256]
+    assert upstream
+    assert {n.run for n in upstream} == {graph.run}
+    assert {n.state for n in upstream} == {"intact"}
+    knew = RelationGraph.load(graph.folder / GRAPH)
+    assert knew.answers, "an empty graph would teach nothing"
+    page = (second.artifact.folder / "report.html").read_text()
+    assert f"relation graph of run {graph.run[:8]}" in page
+    assert graph.run[:8] not in (first.artifact.folder / "report.html").read_text()
