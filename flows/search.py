@@ -10,9 +10,10 @@ from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
+from tasks.earlier import LATEST, latest, outputs
 from tasks.encode_architectures import EncodeConfig, encode
 from tasks.fan_out import gather
-from tasks.learn_source import LearnConfig, OracleConfig, learn
+from tasks.learn_source import LearnConfig, OracleConfig, TrialsConfig, by_target, learn, learn_from_search
 from tasks.map_latent_spaces import MapConfig, map_spaces
 from tasks.report_search import ReportConfig, report_search
 from tasks.search_architectures import SearchConfig, search
@@ -58,8 +59,9 @@ class SearchForm(Form):
         },
     }
 
-    source: Literal["cifar10", "cifar100", "imagenet16"] = Field(
-        "cifar10", description="data set of the NAS-Bench-201 table that teaches"
+    source: Literal["cifar10", "cifar100", "imagenet16", "latest"] = Field(
+        "cifar10",
+        description="data set of the NAS-Bench-201 table that teaches; latest: what the last search knew and measured",
     )
     target: Literal["nb101", "darts"] = Field("nb101", description="space in which every query is a real training")
     images: int | None = Field(None, ge=30, description="training images of a query (empty: by size)")
@@ -83,7 +85,9 @@ class SearchForm(Form):
 def problem(form: SearchForm) -> Problem:
     """What this search transfers."""
     return Problem(
-        source=f"NAS-Bench-201 table, {form.source}, {form.labels} labelled cells",
+        source="the latest finished search: its source, and its own trials"
+        if form.source == LATEST
+        else f"NAS-Bench-201 table, {form.source}, {form.labels} labelled cells",
         target=f"an architecture of {form.target}, trained on {form.data}; a graph network on {form.graph}",
         knowledge="a rank predictor on space-independent features, elites, latent spaces",
         domain=f"nb201 -> {form.target}, nb201 -> nasbench-graph",
@@ -102,8 +106,8 @@ def problem(form: SearchForm) -> Problem:
 )
 def search_flow(form: SearchForm) -> Artifact:
     MAPPINGS.get(form.mapping)
-    table = OracleConfig(name="nb201", settings={"dataset": form.source})
-    source = learn(LearnConfig(name=f"nb201 {form.source}", oracle=table, labels=form.labels, seed=form.seed))
+    sources = _sources(form)
+    source = sources[0]
     sizes = EncoderConfig(
         steps=form.encoder_steps, rank_steps=form.encoder_steps // 5, every=50, width=32, feedforward=64
     )
@@ -111,7 +115,10 @@ def search_flow(form: SearchForm) -> Artifact:
     here = encode(EncodeConfig(space="nb201", **shape), source=[source])
     there = encode(EncodeConfig(space=form.target, **shape), source=[])
     mapped = map_spaces(MapConfig(mapping=form.mapping, seed=form.seed), source=source, here=here, there=there)
-    planned = {f"{form.target} on {form.data}": _trainings(form, source), f"graph {form.graph}": _graphs(form, source)}
+    planned = {
+        f"{form.target} on {form.data}": _trainings(form, sources),
+        f"graph {form.graph}": _graphs(form, sources),
+    }
     done = gather(
         {
             (target, number): search.submit(config, sources=given, latents=[])
@@ -120,28 +127,44 @@ def search_flow(form: SearchForm) -> Artifact:
         }
     )
     searches = {target: [done[target, i] for i in range(len(runs))] for target, runs in planned.items()}
-    facts = {"source": f"nb201 {form.source}, {form.labels} labels", "size": form.size, "seed": str(form.seed)}
+    told = f"nb201 {form.source}, {form.labels} labels"
+    if form.source == LATEST:
+        told = "earlier searches: " + ", ".join(f"{a.name} of run {a.run[:8]}" for a in sources)
+    facts = {"source": told, "size": form.size, "seed": str(form.seed)}
     config = ReportConfig(title=f"Architecture search: nb201 to {form.target} and to graph networks", facts=facts)
     return report_search(config, searches=searches, mapped=mapped)
 
 
-def _trainings(form: SearchForm, source: Artifact) -> list[tuple[SearchConfig, list[Artifact]]]:
+def _sources(form: SearchForm) -> list[Artifact]:
+    """What teaches; the first source is at home in the space of the table."""
+    if form.source != LATEST:
+        table = OracleConfig(name="nb201", settings={"dataset": form.source})
+        return [learn(LearnConfig(name=f"nb201 {form.source}", oracle=table, labels=form.labels, seed=form.seed))]
+    own = by_target(outputs("search", "search-architectures"))
+    learned = [
+        learn_from_search(TrialsConfig(name=f"{LATEST}: {target}", seed=form.seed), searches=own[target])
+        for target in sorted(own)
+    ]
+    return [latest("search", "learn-source"), *learned]
+
+
+def _trainings(form: SearchForm, sources: list[Artifact]) -> list[tuple[SearchConfig, list[Artifact]]]:
     """With source, without, at random; every query is a training."""
     training = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
     oracle = OracleConfig(name="training", settings={"space": form.target, "data": form.data, "settings": training})
     shared = {"oracle": oracle, "closed": False, "queries": form.queries, "metric": "test", "seed": form.seed}
-    runs = [("transfer", "transfer", [source]), ("no source", "predictor_eager", []), ("random", "random", [])]
-    runs += [("pareto", "pareto", [source])] if form.pareto else []
+    runs = [("transfer", "transfer", sources), ("no source", "predictor_eager", []), ("random", "random", [])]
+    runs += [("pareto", "pareto", sources)] if form.pareto else []
     return [
         (SearchConfig(label=label, searcher=name, prior=form.prior, **shared), given) for label, name, given in runs
     ]
 
 
-def _graphs(form: SearchForm, source: Artifact) -> list[tuple[SearchConfig, list[Artifact]]]:
+def _graphs(form: SearchForm, sources: list[Artifact]) -> list[tuple[SearchConfig, list[Artifact]]]:
     """Convolution cells teach little about graph networks: the gate should say so."""
     oracle = OracleConfig(name="nasbench-graph", settings={"dataset": form.graph})
     shared = {"oracle": oracle, "closed": True, "queries": form.graph_queries, "metric": "test"}
-    runs = [("transfer", "transfer", [source]), ("no source", "predictor", []), ("random", "random", [])]
+    runs = [("transfer", "transfer", sources), ("no source", "predictor", []), ("random", "random", [])]
     return [
         (SearchConfig(label=label, searcher=name, seed=form.seed + s, **shared), given)
         for label, name, given in runs

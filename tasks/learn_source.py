@@ -1,5 +1,8 @@
-"""Learn what a source table knows about architectures, as one portable file."""
+"""Learn what a source table, or an earlier search, knows about architectures, as one portable file."""
 
+import json
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,12 @@ from core.config import Config
 from core.nas.arena import Arena
 from core.nas.oracles import get_oracle
 from core.nas.source import LABELS, Source, learn_source
+from core.nas.spaces import get_space
 from core.state import Cache
 from tasks.stage import Artifact, Output, stage
 
-FILE = "source"
+FILE, TRIALS = "source", "trials.json"
+LEAST = 20  # labelled cells that a source is learned from
 
 
 class OracleConfig(Config):
@@ -50,6 +55,47 @@ def learn(out: Output, config: LearnConfig) -> None:
     learned = learn_source(config.name, arena, cells, labels[rows], seed=config.seed, facts=facts)
     learned.save(out.folder / FILE)
     out.metrics({"labels": len(rows), "best": float(labels[rows].max())})
+
+
+class TrialsConfig(Config):
+    """What an earlier search measured."""
+
+    name: str = Field(description="how reports call the source")
+    seed: int = 0
+
+
+@stage("learn-from-search", modules=["core.nas.source"])
+def learn_from_search(out: Output, config: TrialsConfig, searches: list[Artifact]) -> None:
+    """The trials of earlier searches of one target teach as a table does; a cell asked twice counts with its mean."""
+    found = trials(searches)
+    space = get_space(_told(searches[0])["space"])
+    cells, labels = [space.parse(text) for text in found], np.array([np.mean(v) for v in found.values()])
+    arena = Arena(space, cells, cache=Cache())
+    facts = {"searches": [a.sha256 for a in searches]}
+    learn_source(config.name, arena, cells, labels, seed=config.seed, facts=facts).save(out.folder / FILE)
+    out.metrics({"labels": len(cells), "best": float(labels.max())})
+
+
+def trials(searches: Sequence[Artifact]) -> dict[str, list[float]]:
+    """Cell -> its scores over all searches."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for artifact in searches:
+        for trial in _told(artifact)["trials"]:
+            if trial["score"] is not None and np.isfinite(trial["score"]):
+                found[trial["cell"]].append(float(trial["score"]))
+    return dict(found)
+
+
+def by_target(searches: Sequence[Artifact]) -> dict[str, list[Artifact]]:
+    """Target (space and data) -> its searches, where they asked enough different cells to learn from."""
+    found: dict[str, list[Artifact]] = defaultdict(list)
+    for artifact in searches:
+        found[str(artifact.rows()[0].settings["target"])].append(artifact)
+    return {target: group for target, group in found.items() if len(trials(group)) >= LEAST}
+
+
+def _told(artifact: Artifact) -> dict[str, Any]:
+    return json.loads((artifact.folder / TRIALS).read_text())
 
 
 def read_source(artifact: Artifact) -> Source:
