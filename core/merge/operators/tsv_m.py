@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from core.merge.linalg import Matrix, polar, product, svd
+from core.merge.linalg import Matrix, eigh, polar, product, svd
 from core.merge.operators import OPERATORS, Group, Parameter
+
+# A Gram matrix squares the condition: below this ratio of eigenvalues its square root loses more than 1e-10, and the
+# singular value decomposition itself (five times slower) is taken.
+WELL_CONDITIONED = 1e-6
 
 
 @OPERATORS.register(
@@ -40,17 +44,38 @@ def tsv_components(deltas: Sequence[NDArray]) -> list[Matrix]:
     combination of them. Tensors that are not matrices are averaged (component: ``delta / T``).
 
     Memory: float64 copies of one task's matrix and its factors, plus two ``(m + n) x k·T`` factor pairs and the
-    components. Costs ``T + 2`` singular value decompositions.
+    components. Costs ``T + 2`` eigendecompositions, or singular value decompositions where those are not accurate.
     """
     tasks = len(deltas)
     shape = np.shape(deltas[0])
     if len(shape) != 2:
         return [np.asarray(delta, dtype=np.float64) / tasks for delta in deltas]
-    triples = [svd(np.asarray(delta, dtype=np.float64), max(1, min(shape) // tasks)) for delta in deltas]
-    left = polar(np.concatenate([u for u, _, _ in triples], axis=1))
-    right = polar(np.concatenate([vt for _, _, vt in triples], axis=0))
+    triples = [largest_triples(np.asarray(delta, dtype=np.float64), max(1, min(shape) // tasks)) for delta in deltas]
+    left = orthonormal(np.concatenate([u for u, _, _ in triples], axis=1))
+    right = orthonormal(np.concatenate([vt for _, _, vt in triples], axis=0).T).T
     ends = np.cumsum([s.size for _, s, _ in triples])
     return [
         product(left[:, end - s.size : end] * s, right[end - s.size : end])
         for end, (_, s, _) in zip(ends, triples, strict=True)
     ]
+
+
+def largest_triples(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, Matrix]:
+    """The ``rank`` largest singular triples as :func:`svd` gives them, through the smaller Gram matrix."""
+    if matrix.shape[0] < matrix.shape[1]:
+        u, s, vt = largest_triples(matrix.T, rank)
+        return vt.T, s, u.T
+    values, vectors = eigh(product(matrix.T, matrix))
+    values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+    if values[-1] <= WELL_CONDITIONED * values[0]:
+        return svd(matrix, rank)
+    s = np.sqrt(values)
+    return product(matrix, vectors) / s, s, vectors.T
+
+
+def orthonormal(columns: Matrix) -> Matrix:
+    """The nearest matrix with orthonormal columns to a tall one: ``C (C' C)^(-1/2)``, as :func:`polar` gives it."""
+    values, vectors = eigh(product(columns.T, columns))
+    if not values.size or values[0] <= WELL_CONDITIONED * values[-1]:
+        return polar(columns)
+    return product(columns, vectors / np.sqrt(values), vectors.T)
