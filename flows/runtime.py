@@ -32,8 +32,8 @@ from flows.forms import Form
 from tasks import tracking
 from tasks.links import publish
 from tasks.runner import configured, prefect_runner, reachable_server
-from tasks.spool import refused
-from tasks.stage import Artifact, Planned, planning
+from tasks.spool import open_early, refused
+from tasks.stage import Artifact, Planned, is_planning, planning
 
 LEVELS = {
     "content": "few-shot distillation of prompt-tuned models",
@@ -92,6 +92,7 @@ class TransferFlow(Flow):
     def run(self, parameters: Form | None = None) -> Summary:
         """Run in this process; its fan-out goes to the configured runner."""
         values = parameters or self.form()
+        open_early()
         with reachable_server(configured()):
             return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
@@ -101,8 +102,35 @@ class TransferFlow(Flow):
             self.body(parameters.resolved())
         return list(lines)
 
+    def part(self, parameters: Form, name: str) -> Artifact:
+        """Run inside another flow, as a run below its run; the artifact whose rows are the result."""
+        parameters = parameters.resolved()
+        if is_planning():
+            return self.body(parameters)
+        with tracking.nested(name, parameters, self._tags(parameters), self.describe(parameters)) as run:
+            return self._recorded(run, parameters)
+
     def _track(self, parameters: Form) -> dict[str, Any]:
-        tags = {
+        with tracking.start(
+            self.name, self.level, self.describe(parameters), parameters, self._tags(parameters)
+        ) as run:
+            result = self._recorded(run, parameters)
+            rows = result.rows()
+        return Summary(
+            flow=self.name,
+            status="completed",
+            rows=rows,
+            metrics=tracking.row_metrics(rows),
+            budget=_budget(rows),
+            run_id=run.id,
+            mlflow_run_id=publish(run, rows),
+            prefect_flow_run_id=str(flow_run.id or "") or None,
+            artifact=result,
+            refused=len(refused(run.spool.folder)),
+        ).model_dump(mode="json")
+
+    def _tags(self, parameters: Form) -> dict[str, str]:
+        return {
             "flow": self.name,
             "level": self.level,
             "mlflow.note.content": f"{self.title}\n\n`transferopt run {self.name}`",
@@ -110,28 +138,18 @@ class TransferFlow(Flow):
             "prefect.url": str(flow_run.ui_url or ""),
             "config": parameters.model_dump_json(),
         }
-        with tracking.start(self.name, self.level, self.describe(parameters), parameters, tags) as run:
-            result = self.body(parameters)
-            rows = result.rows()
-            run.rows(rows)
-            run.artifact(result.folder)
-            budget = _budget(rows)
-            made = {"name": result.name, "sha256": result.sha256, "run": result.run, "path": result.path}
-            run.tags({"budget.spent": json.dumps(budget), "output.sha256": result.sha256, "output.run": result.run})
-            run.tags({"inputs": json.dumps([made])})
-            run.spool.append("lineage", run.id)
-        return Summary(
-            flow=self.name,
-            status="completed",
-            rows=rows,
-            metrics=tracking.row_metrics(rows),
-            budget=budget,
-            run_id=run.id,
-            mlflow_run_id=publish(run, rows),
-            prefect_flow_run_id=str(flow_run.id or "") or None,
-            artifact=result,
-            refused=len(refused(run.spool.folder)),
-        ).model_dump(mode="json")
+
+    def _recorded(self, run: tracking.Run, parameters: Form) -> Artifact:
+        """Run the body and tell ``run`` what came out."""
+        result = self.body(parameters)
+        rows = result.rows()
+        run.rows(rows)
+        run.artifact(result.folder)
+        made = {"name": result.name, "sha256": result.sha256, "run": result.run, "path": result.path}
+        run.tags({"budget.spent": json.dumps(_budget(rows)), "output.sha256": result.sha256, "output.run": result.run})
+        run.tags({"inputs": json.dumps([made])})
+        run.spool.append("lineage", run.id)
+        return result
 
 
 def transfer_flow(

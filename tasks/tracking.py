@@ -137,10 +137,10 @@ def inside(run: Run) -> Iterator[Run]:
 
 
 @contextmanager
-def nested(name: str, config: Config | None, tags: Mapping[str, str]) -> Iterator[Run]:
-    """A run below the current one, for a stage."""
+def nested(name: str, config: Config | None, tags: Mapping[str, str], problem: Problem | None = None) -> Iterator[Run]:
+    """A run below the current one, for a stage or for a flow inside a flow (which has a problem of its own)."""
     parent = current()
-    run = Run(uuid.uuid4().hex, name, parent.experiment, parent.spool, parent.problem, parent)
+    run = Run(uuid.uuid4().hex, name, parent.experiment, parent.spool, problem or parent.problem, parent)
     with _recorded(run, config, tags):
         yield run
 

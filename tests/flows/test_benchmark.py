@@ -1,0 +1,222 @@
+"""The recurring benchmark on a tiny encoder: equal rows twice, a planted regression is told, and what is refused."""
+
+import json
+import threading
+import uuid
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow.artifacts import download_artifacts
+
+from core.recurring.store import Store
+from core.state import home as home_of
+from flows.benchmark import BenchmarkForm, parts
+from flows.runtime import FLOWS
+from tasks import announce_changes, spool
+from tasks.lineage import trace
+from tasks.report_benchmark import read_changes
+from tests.tiny_experts import base_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["the", "movie", "was", "a", "plot", "actor", "scene", "music", "film", "it"]
+TIMES = ("seconds", "texts_per_second")
+
+
+@pytest.fixture(scope="module")
+def form(tmp_path_factory):
+    """Two csv tasks and a tiny base; merge and transfer, three seeds."""
+    folder = tmp_path_factory.mktemp("tasks")
+    base, rng = str(base_folder(folder / "base")), np.random.default_rng(0)
+    for name, (no, yes) in {"one": ("bad", "good"), "two": ("dark", "bright")}.items():
+        labels = rng.integers(0, 2, 240)
+        texts = [f"{' '.join(rng.choice(WORDS, 5))} {yes if v else no} {i}" for i, v in enumerate(labels)]
+        pd.DataFrame({"text": texts, "label": np.where(labels, "yes", "no")}).to_csv(
+            folder / f"{name}.csv", index=False
+        )
+        task = {"version": 1, "kind": "single", "source": {"path": f"{name}.csv"}, "labels": ["no", "yes"],
+                "splits": {"validation": 0.2, "test": 0.3}, "fields": {"text": "text", "label": "label"},
+                "metric": "accuracy"}  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    settings = {
+        "merge": {"base": base, "methods": ("average", "task_arithmetic"), "epochs": 3},
+        "transfer": {"sources": (base,), "strategies": ("share", "scratch"), "examples": 16, "passes": 32},
+    }
+    tasks = (str(folder / "one.yaml"), str(folder / "two.yaml"))
+    return BenchmarkForm(size="smoke", levels=("merge", "transfer"), tasks=tasks, seeds=3, settings=settings)
+
+
+@pytest.fixture
+def listener():
+    """A web server that keeps what is posted to it."""
+    told = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", told
+    server.shutdown()
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """Prefect events that were fired."""
+    fired = []
+    monkeypatch.setattr("prefect.events.emit_event", lambda **facts: fired.append(facts))
+    return fired
+
+
+def plain(rows):
+    """Rows without what timing and machine decide."""
+    return [r.model_dump(exclude={"commit", "hardware"}) for r in rows if r.metric not in TIMES]
+
+
+def test_the_same_code_and_seed_give_equal_rows_and_a_regression_is_told(
+    form, home, tmp_path, monkeypatch, listener, events
+):
+    flow, (address, told) = FLOWS.get("benchmark"), listener
+    monkeypatch.setenv(announce_changes.VARIABLE, address)
+    first = flow.run(form)
+    monkeypatch.setenv("TRANSFEROPT_HOME", str(tmp_path / "other"))  # another machine: nothing is found in a cache
+    other = flow.run(form)
+    assert first.rows
+    assert plain(other.rows) == plain(first.rows)
+    assert {r.settings["level"] for r in first.rows} == {"merge", "transfer"}
+    assert {r.seed for r in first.rows if r.settings["level"] == "merge"} == {0, 1, 2}
+    assert told == []
+
+    monkeypatch.setenv("TRANSFEROPT_HOME", str(home))
+    again = flow.run(form)
+    assert {c.verdict for c in read_changes(again.artifact.folder)[1]} == {"equal"}
+    _plant(monkeypatch)
+    worse = flow.run(form)
+    headline, changes = read_changes(worse.artifact.folder)
+    assert [(c.level, c.method, c.verdict) for c in changes[:1]] == [("merge", "task_arithmetic", "regression")]
+    assert changes[0].effect < -10
+    assert {c.verdict for c in changes[1:]} == {"equal"}
+    assert headline.startswith("1 regression (merge: task_arithmetic -")
+    assert [t["outcome"] for t in told] == ["regression"]
+    assert told[0]["regressions"][0]["method"] == "task_arithmetic"
+    assert [e["event"].rpartition(".")[2] for e in events] == ["unchanged", "unchanged", "unchanged", "regression"]
+    assert events[-1]["resource"]["prefect.resource.id"] == "transferopt.benchmark"
+    _recorded(first, worse)
+
+
+def _plant(monkeypatch):
+    """Make an operator worse: its merged models answer half of the tests at random (new results, not cached ones)."""
+    from tasks import evaluate_merges as module
+    from tasks.stage import Stage
+
+    real = module._of
+
+    def worse(model, experts, config, probe=False):
+        found = real(model, experts, config, probe)
+        if model.name != "merge" or "task_arithmetic" not in Path(model.path, "recipe.yaml").read_text():
+            return found
+        if "normalize: true" in Path(model.path, "recipe.yaml").read_text():
+            return found  # the average is task arithmetic, normalised
+        rng = np.random.default_rng(0)
+        for p in found.values():
+            hit = rng.random(len(p.labels)) < 0.5
+            p.probabilities[hit] = p.probabilities[hit][:, ::-1]
+        return found
+
+    monkeypatch.setattr(module, "_of", worse)
+    key = Stage.key
+    monkeypatch.setattr(
+        Stage, "key", lambda self, c, i: key(self, c, i) + ("w" if self.name in ("evaluate-merges",) else "")
+    )
+
+
+def _recorded(first, worse):
+    """Store, MLflow and lineage say the same."""
+    table = Store().read()
+    assert table["run"].nunique() == 3
+    assert home_of() / "recurring" == Store().folder
+    assert set(table["level"]) == {"merge", "transfer"}
+    page = Path(download_artifacts(run_id=worse.mlflow_run_id, artifact_path="report.html")).read_text()
+    assert "task_arithmetic" in page
+    assert "data:image/svg+xml" in page
+    client = spool.client()
+    experiment = client.get_run(worse.mlflow_run_id).info.experiment_id
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{worse.mlflow_run_id}'")
+    names = {r.info.run_name for r in below}
+    assert {"merge seed 0", "merge seed 2", "record-rows", "report-benchmark", "announce-changes"} <= names
+    part = next(r for r in below if r.info.run_name == "merge seed 0")
+    assert part.data.tags["flow"] == "merge"
+    assert "experts of" in part.data.tags["S"]
+    assert client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{part.info.run_id}'")
+    nodes = list(trace(first.mlflow_run_id).walk())
+    assert {"record-rows", "report-merges", "evaluate-merges", "load-model"} <= {n.name for n in nodes}
+
+
+def test_a_webhook_that_does_not_answer_is_said_without_its_secret(monkeypatch, caplog):
+    monkeypatch.setattr(announce_changes, "PAUSE_S", 0)
+    said = announce_changes.post("http://127.0.0.1:9/secret-token", {"text": "x"})
+    assert said == "not reached: ConnectError"
+    assert "secret-token" not in caplog.text
+    assert "could not be sent" in caplog.text
+
+
+def test_a_plan_runs_nothing_and_counts_every_part(form, home):
+    lines = FLOWS.get("benchmark").plan(form)
+    stages = [line.stage for line in lines]
+    assert stages.count("evaluate-merges") == 3
+    assert stages[-3:] == ["record-rows", "report-benchmark", "announce-changes"]
+    assert not Store().folder.exists()
+
+
+def test_parts_and_their_set_ups(form):
+    found = parts(form.resolved())
+    assert list(found) == ["merge seed 0", "merge seed 1", "merge seed 2", f"transfer {form.tasks[0]}"]
+    setups = {name: json.dumps(p.setup, sort_keys=True) for name, (p, _) in found.items()}
+    assert setups["merge seed 0"] == setups["merge seed 2"]
+    every = BenchmarkForm(size="smoke", suite="archive", seeds=2).resolved()
+    assert len(parts(every)) == 2 + 2 + 2 + 2 + 1
+    assert [f.seeds for _, f in parts(every).values() if f.__class__.__name__ == "SearchForm"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mrge": {}}, "settings of 'mrge', did you mean 'merge'"),
+        ({"merge": {"epoch": 1}}, "unknown key 'epoch', did you mean 'epochs'"),
+    ],
+)
+def test_unknown_settings_are_refused_before_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        parts(BenchmarkForm(size="smoke", suite="archive", settings=settings).resolved())
+
+
+def test_weekly_and_apart_from_make_run():
+    found = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    (deployed,) = (d for d in found if d["entrypoint"] == "flows/benchmark.py:benchmark")
+    (schedule,) = deployed["schedules"]
+    minute, hour, day, month, weekday = schedule["cron"].split()
+    assert (day, month) == ("*", "*")
+    assert all(part.isdigit() for part in (minute, hour, weekday))
+    listed = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("FLOWS"))
+    assert "benchmark" not in listed
+
+
+def test_prefect_takes_the_automation_and_it_listens_to_the_event():
+    from prefect.events import Resource
+    from prefect.events.schemas.automations import AutomationCore
+
+    text = (ROOT / "deployments" / "automations.yaml").read_text().replace("${NOTIFY_BLOCK}", str(uuid.uuid4()))
+    (entry,) = yaml.safe_load(text)["automations"]
+    automation = AutomationCore(**entry)
+    assert automation.trigger.expect == {f"{announce_changes.EVENT}.regression"}
+    assert automation.trigger.match.matches(Resource({"prefect.resource.id": announce_changes.RESOURCE}))
+    assert not automation.trigger.match.matches(Resource({"prefect.resource.id": "another"}))
