@@ -33,6 +33,7 @@ from benchmarks.search_report import (
     LATENT,
     NB201,
     OURS,
+    PAPER,
     PLAIN,
     QUERIES,
     TARGETS,
@@ -48,6 +49,7 @@ from core.nas.arena import Arena
 from core.nas.encoder import Corpus, EncoderConfig, LatentSpace, kendall, train_latent_space
 from core.nas.experts import Expert, size_expert, source_expert
 from core.nas.oracles import Oracle, get_oracle
+from core.nas.ranked import ranked_search
 from core.nas.search import incumbent, search_architectures
 from core.nas.searchers import Knowledge, get_searcher
 from core.nas.source import Source, learn_source
@@ -61,7 +63,7 @@ if "TRANSFEROPT_DATA" not in os.environ and SHARED.is_dir():
 ORACLE_MODULES = {"nb201": "nb201", "nb101": "nb101", "darts": "darts", "graph": "nasbench_graph"}
 SEARCHER_MODULES = {"random": "generic", "rea": "generic", "ga": "generic", "transfer": "transfer"}
 SEARCHER_MODULES |= {"parameters_first": "size_first", "flops_first": "size_first", HEAD: "transfer"}
-SEARCHER_MODULES |= {"predictor_onehot": "guided", TWIN: "guided", EAGER: "guided"}
+SEARCHER_MODULES |= {PAPER: "bridge", "predictor_onehot": "guided", TWIN: "guided", EAGER: "guided"}
 LATENT_TABLES = {"nb201": "nb201 cifar10", "nb101": "nb101", "darts": "darts"}
 ENCODERS = {
     "nb201": EncoderConfig(steps=6000, rank_steps=1500, every=250),
@@ -74,8 +76,10 @@ def modules(method: str, target: str, source: str) -> list[str]:
     """Core modules that decide a cell."""
     names = {ORACLE_MODULES[t.split()[0]] for t in (target, source) if t}
     found = [f"core.nas.searchers.{SEARCHER_MODULES.get(method, method)}", "core.nas.search", "core.nas.arena"]
-    if method in (*LATENT, ENCODER):
+    if method in (*LATENT, ENCODER, PAPER):
         found += ["core.nas.encoder", "core.nas.mapping.linear"]
+    if method == PAPER:
+        found += ["core.nas.ranked"]
     if method == ENCODER:
         found = found[1:]  # no searcher
     return [*found, "core.nas.experts", *(f"core.nas.oracles.{n}" for n in sorted(names))]
@@ -103,6 +107,7 @@ def _latent_cells(blocks: Iterable[int]) -> list[Cell]:
     """Encoders, and searches that decode latents: from another space and from the target's own best."""
     out = [_cell(ENCODER, t, "", False, 0) for t in LATENT_TABLES.values()]
     for block in blocks:
+        out += [_cell(PAPER, t, s, False, block) for s, t in TEN if t != "darts"]
         out += [_cell("bridge", t, s, False, block) for s, t in TEN]
         out += [_cell("target_latent", t, "", False, block) for t in (*NB201, "nb101", "darts")]
     return out
@@ -166,6 +171,21 @@ def _encoder(cell: Cell) -> list[Row]:
     return [cell.row(m, float(v), {"train_labels": known}, "labels of the table") for m, v in values.items()]
 
 
+def _paper(cell: Cell) -> list[Row]:
+    """The paper's search on the ranker: its evaluations are the ranker's calls, its true queries the labels."""
+    target, name = cell.settings["target"], cell.settings["source"]
+    spaces = {t.split()[0] for t in (target, name)}
+    known = Knowledge((source(name, cell.seed),), False, False, {s: latent(s) for s in sorted(spaces)})
+    table, place, ranker = oracle(target, 0, None), arena(target), latent(target.split()[0])
+    truth = dict(zip(place.keys, truth_of(table, TARGETS[target][2]), strict=True))
+    spent, rows = {"queries": _corpus(target.split()[0])[2] + 1, "evaluations": QUERIES}, []
+    for seed in range(cell.seed * BLOCK, (cell.seed + 1) * BLOCK):
+        found = ranked_search(place.space, ranker, get_searcher("bridge", place, seed, known), QUERIES)
+        score = float(truth[place.key(found[0])])
+        rows.append(cell.row(f"score@{QUERIES} seed {seed}", score, spent, table.describe()))
+    return rows
+
+
 def truth_of(table: Oracle, reference: str) -> np.ndarray:
     """What is known of the cells of the table's pool, ``[pool]``: a reference, else the answers, uncharged."""
     if hasattr(table, "table_values"):
@@ -205,6 +225,8 @@ def measure(cell: Cell) -> list[Row]:
         return _head_start(cell, target, name)
     if cell.method == ENCODER:
         return _encoder(cell)
+    if cell.method == PAPER:
+        return _paper(cell)
     known = (source(name, cell.seed),) if name else ()
     spaces = {t.split()[0] for t in (target, name) if t} if cell.method in LATENT else ()
     latents = {s: latent(s) for s in sorted(spaces)}

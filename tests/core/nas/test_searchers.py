@@ -7,6 +7,7 @@ from core.evolve.protocol import Told
 from core.nas.arena import Arena
 from core.nas.encoder import Corpus, EncoderConfig, train_latent_space
 from core.nas.oracles import TableOracle
+from core.nas.ranked import ranked_search
 from core.nas.search import incumbent, search_architectures
 from core.nas.searchers import SEARCHERS, Knowledge, get_searcher
 from core.nas.searchers.pareto import front
@@ -160,3 +161,21 @@ def test_an_open_arena_grows_beyond_its_population():
         searcher.tell([Told(c, float(i)) for c in searcher.ask(1)])
     assert len(searcher.field.cells) > 60
     assert len(arena.cells) == 60
+
+
+def test_a_ranked_search_asks_the_ranker_so_often_and_returns_its_favourites(world):
+    class BySize:
+        calls = 0
+
+        def encode(self, space, cells):
+            self.calls += len(cells)
+            return np.array([space.size_features(c)["params"] for c in cells], dtype=float)
+
+        def rank(self, z):
+            return z
+
+    ranker, arena = BySize(), world[0]
+    found = ranked_search(arena.space, ranker, get_searcher("ga", arena, 0, Knowledge()), 60)
+    sizes = [arena.space.size_features(c)["params"] for c in found]
+    assert ranker.calls == len(found) == 60
+    assert sizes == sorted(sizes, reverse=True)
