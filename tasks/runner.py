@@ -133,11 +133,17 @@ class OnRay:
 
 
 def executor() -> Executor:
-    """Ray where this process is connected to it, else this process."""
+    """Ray where this process is connected to it, else this process.
+
+    A stage on a worker keeps its GPU while it waits, so what it sends out could wait for that very one: it works alone.
+    """
     import sys
 
     ray = sys.modules.get("ray")
-    return OnRay() if ray is not None and ray.is_initialized() else Here()
+    if ray is None or not ray.is_initialized():
+        return Here()
+    on_worker = ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+    return Here() if on_worker and ray.get_gpu_ids() else OnRay()
 
 
 def gpus_per_task() -> float:

@@ -21,6 +21,7 @@ from core.transfer.problem import Problem
 from tasks.spool import Spool, now_ms
 
 LIBRARIES = ("torch", "transformers", "prefect", "mlflow", "numpy", "pandas", "datasets", "peft")
+DELIVERY_S, LEAVING_S = 60.0, 3.0  # how long a finished run, and a cancelled one, waits for MLflow to take its records
 _current: ContextVar["Run | None"] = ContextVar("run", default=None)
 
 
@@ -119,11 +120,15 @@ def start(
     run_id = uuid.uuid4().hex
     spool = Spool(run_id)
     run = Run(run_id, name, experiment, spool, problem)
+    patience = DELIVERY_S
     try:
         with _recorded(run, config, tags):
             yield run
+    except BaseException as error:
+        patience = DELIVERY_S if isinstance(error, Exception) else LEAVING_S
+        raise
     finally:
-        spool.close()
+        spool.close(patience)
 
 
 @contextmanager
