@@ -22,6 +22,7 @@ from tasks.cut_start import CutConfig, cut_start
 from tasks.distill_student import DistillStudentConfig, distill_student
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evaluate_teachers import EvaluateTeachersConfig, evaluate_teachers
+from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
 from tasks.merge_recipe import MergeConfig, merge_recipe
@@ -173,8 +174,8 @@ def run_arm(
     """Start, students and merges of one structure, scored on test."""
     start = cut_start(cut, **given)
     length = form.max_length
-    students = {
-        name: distill_student(
+    taught = {
+        name: distill_student.submit(
             DistillStudentConfig(study=study, method=form.distillation, max_length=length),
             start=start,
             prompts=given["prompts"][name],
@@ -182,16 +183,18 @@ def run_arm(
         )
         for name, study in studies.items()
     }
+    students = gather(taught)
     checked = check_students(CheckConfig(), start=start, students=students)
     names = tuple(static_methods(form.methods, len(students)))
     static = StaticConfig(
         methods=names, validation_examples=form.validation_examples, max_length=length, seed=form.seed
     )
     scales = tune_static(static, base=start, experts=students)
-    merged = {
-        m: merge_recipe(MergeConfig(method=m, seed=form.seed), base=start, experts=students, tuned=scales)
+    merging = {
+        m: merge_recipe.submit(MergeConfig(method=m, seed=form.seed), base=start, experts=students, tuned=scales)
         for m in names
     }
+    merged = gather(merging)
     test = EvaluateConfig(test_examples=form.test_examples, max_length=length, seed=form.seed)
     spent = dict.fromkeys(merged, scales)
     evaluated = evaluate_merges(test, base=start, experts=students, merged=merged, spent=spent)
@@ -223,7 +226,9 @@ def pipeline(form: PipelineForm) -> Artifact:
         texts=texts, keep=form.keep, queries=form.queries, unlabelled=form.search_texts, searcher=form.searcher
     )
     search = search_structure(wanted, base=base, prompts=prompts)
-    tuned = {n: tune_teacher(TuneConfig(study=s), prompts=prompts[n], teacher=teacher) for n, s in studies.items()}
+    tuned = gather(
+        {n: tune_teacher.submit(TuneConfig(study=s), prompts=prompts[n], teacher=teacher) for n, s in studies.items()}
+    )
     given = {"base": base, "prompts": prompts, "search": search}
     warm = WarmUp(examples=form.warm_up, max_length=form.max_length)
     arms = {
