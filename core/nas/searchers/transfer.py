@@ -7,6 +7,7 @@ from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.searchers.guided import GuidedSearch, size_experts, size_hypotheses
 
 NONE, SLOPE = 0.2, 0.75
+PRIOR_SHARES = (0.1, 0.5, 0.4)  # of the source alone, with parameters, and sizes alone: size is seldom wrong
 
 
 @SEARCHERS.register("transfer", "Sources as experts under a trust gate", uses="source")
@@ -19,12 +20,16 @@ def transfer(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10) -
     names = [e.name for e in experts]
     if len(set(names)) != len(names):
         raise ValueError(f"sources must have different names, got {names}")
+    rest = 1 - NONE
     hypotheses = [Hypothesis(NONE)]
-    if names:
-        share = (1 - NONE) / len(names) / (2 if knowledge.prior else 1)
-        hypotheses += [Hypothesis(share, {n: SLOPE}) for n in names]
-        if knowledge.prior:
-            hypotheses += [Hypothesis(share / 2, {n: 0.5, "params": 0.35}) for n in names]
-    hypotheses += size_hypotheses(knowledge, (1 - NONE) / (4 if names else 1))
+    if names and knowledge.prior:
+        alone, together, sizes = (rest * share for share in PRIOR_SHARES)
+        hypotheses += [Hypothesis(alone / len(names), {n: SLOPE}) for n in names]
+        hypotheses += [Hypothesis(together / len(names), {n: 0.4, "params": 0.5}) for n in names]
+        hypotheses += size_hypotheses(knowledge, sizes)
+    elif names:
+        hypotheses += [Hypothesis(rest / len(names), {n: SLOPE}) for n in names]
+    else:
+        hypotheses += size_hypotheses(knowledge, rest)
     experts += size_experts(arena, knowledge)
     return GuidedSearch(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy, unaided=names)
