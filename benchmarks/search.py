@@ -10,7 +10,8 @@ reported targets were looked at too. The source's label, leaf size and features 
 pairs (several dozen variants), the incumbent's share on all three NAS-Bench-201 data sets, the kernels on CIFAR-100 and
 the NAS-Bench-101 pool, the no-source twin's start on CIFAR-10 among others, the hedge (six settings) and the shares
 under the prior (five) on NAS-Bench-101 and DARTS to NAS-Bench-201 and both to the NAS-Bench-101 pool. Head start
-and ratios are therefore optimistic; targets that were not at hand then are the honest test. The eager twin is shown beside the published one.
+and ratios are therefore optimistic; targets that were not at hand then are the honest test. The eager twin is shown
+beside the published one.
 
 Data: ../shared/data (through TRANSFEROPT_DATA, else found beside the repository).
 """
