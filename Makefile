@@ -7,7 +7,7 @@ FLOWS ?= merge distill evolve-merge search transfer
 FLOW ?=
 export TRANSFEROPT_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help install run test test-ui lint serve lock licences clean FORCE
+.PHONY: help install run test test-ui lint serve overhead lock licences clean FORCE
 
 help:
 	@echo "make install          create .venv from the lock"
@@ -15,6 +15,7 @@ help:
 	@echo "make test             lint, import contracts, tests"
 	@echo "make test-ui          browser tests (chromium, chromium-driver)"
 	@echo "make serve            MLflow, Prefect, deployments and a worker on this machine"
+	@echo "make overhead         a flow's wall time against the same core calls in a plain loop"
 	@echo "make bench-NAME       a benchmark: SIZE=smoke|default|full, VERIFY=5, MINUTES=30"
 
 install: $(VENV)/installed
@@ -49,6 +50,12 @@ serve: install
 
 bench-%: install FORCE
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)
+
+# In a home of its own, whose cache is emptied between runs; assets are those of the user.
+overhead: install
+	home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	TRANSFEROPT_ASSETS=$${TRANSFEROPT_ASSETS:-$${TRANSFEROPT_HOME:-$$HOME/.transferopt}/assets} \
+	TRANSFEROPT_HOME=$$home $(BIN)/python -m flows.cli.overhead
 
 # Resolve pyproject anew and pin what came out; only for whoever updates dependencies.
 lock: FORCE
