@@ -1,7 +1,7 @@
 """Readers of files from elsewhere against broken and hostile input: never a hang, a crash or a wrong answer.
 
-Each reader gets generated files: valid ones, valid ones with flipped, cut, doubled or inserted bytes, and structures of
-the right form with absurd values.
+Part of the table of :mod:`benchmarks.faults`. Each reader gets generated files: valid ones, valid ones with flipped,
+cut, doubled or inserted bytes, and structures of the right form with absurd values.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import fuzz_data, fuzz_merge
 from benchmarks.fuzzing import fuzz
-from core.evaluate.benchmark import Benchmark, Cell, Goal, main
+from core.evaluate.benchmark import Cell, Goal
 from core.evaluate.rows import Row
 
 CASES = {"smoke": 500, "default": 10_000, "full": 100_000}
@@ -54,9 +54,3 @@ def page(rows: Sequence[Row], _folder: Path) -> str:
             value = {r.metric: r.value for r in rows if r.method == name and r.settings["cases"] == cases}
             lines.append(f"| {name} | {value['cases']:.0f} | {value['accepted']:.0f} | {value['failures']:.0f} |")
     return "\n".join(lines)
-
-
-BENCHMARK = Benchmark("faults_readers", "Readers against broken and hostile files", cells, measure, goals, page)
-
-if __name__ == "__main__":
-    main(BENCHMARK)

@@ -1,0 +1,367 @@
+"""Faults under running flows: kills, servers away, a locked database, a full disk, two runs in one place, load."""
+
+import atexit
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from benchmarks.faults_files import sealed
+from benchmarks.faults_servers import Server, faults_of_delivery, recorded_metrics
+from benchmarks.flow_process import (
+    Left,
+    Place,
+    ended,
+    intact,
+    kill_in_work,
+    left_by,
+    one_line,
+    records_of,
+    wait_until,
+)
+from core.data.assets import resolve
+
+Outcome = dict[str, float]
+FLOWS = ("merge", "search", "transfer", "distill", "evolve-merge")
+CHEAPEST = "transfer"
+RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
+
+
+@cache
+def room() -> Path:
+    """A folder for this process, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def prefect() -> Server:
+    """One Prefect server for all cells that do not kill it."""
+    server = Server("prefect", room() / "prefect").start()
+    atexit.register(server.kill)
+    return server
+
+
+def place(name: str, **more: str) -> Place:
+    """A fresh place whose records go to one database and whose Prefect server lives on, unless ``more`` says so."""
+    folder = room() / name
+    shutil.rmtree(folder / "home", ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{room() / 'tracking.db'}"}
+    if "PREFECT_API_URL" not in more:
+        own["PREFECT_API_URL"] = prefect().address
+    return Place(folder, {k: v for k, v in (own | more).items() if v})
+
+
+def smoke(flow: str) -> list[str]:
+    return ["run", flow, "--size", "smoke"]
+
+
+@cache
+def undisturbed(flow: str) -> tuple[Left, float, Path]:
+    """What the flow leaves when nothing happens, the seconds its body takes, and a copy of its home.
+
+    It ran in the very place in which it is disturbed later, so that paths are equal.
+    """
+    here = place(flow)
+    process = here.start(*smoke(flow), "--json", str(here.folder / "summary.json"))
+    wait_until(lambda: bool(here.begun()), process)
+    begun = time.monotonic()
+    if ended(process):
+        raise RuntimeError(f"{flow} fails without any fault:\n{here.output()[-2000:]}")
+    span = time.monotonic() - begun
+    summary = yaml.safe_load((here.folder / "summary.json").read_text())
+    aside = here.set_aside("undisturbed")
+    return left_by(summary, aside), span, aside
+
+
+def kills(flow: str, seed: int, count: int) -> Outcome:
+    """Kill -9 at random moments of the flow's work, up to five in a row; every second time ``resume`` finishes it."""
+    whole, span, aside = undisturbed(flow)
+    rng, failures, killed, twice, chains = np.random.default_rng([seed, len(flow)]), [], 0, 0, 0
+    moment = _moments(rng, span, aside)
+    while killed < count:
+        here, chain = place(flow), 0
+        while chain < 5 and killed < count and kill_in_work(here, smoke(flow), *moment()):
+            chain, killed = chain + 1, killed + 1
+        again = ["resume", here.begun()[-1]] if chains % 2 else smoke(flow)
+        left = _result(here, again, whole, failures)
+        twice += left.paid_twice() if left else 0
+        chains += 1
+    return _outcome(killed, failures) | {"paid_twice": float(twice), "chains": float(chains)}
+
+
+def _moments(rng: np.random.Generator, span_s: float, aside: Path) -> Callable[[], tuple[int, float]]:
+    """Draws a moment of a flow's work: after so many of its records, and then up to two mean gaps between records."""
+    whole = max(records_of(p.parent) for p in (aside / "spool").glob("*/ops.jsonl"))
+    return lambda: (int(rng.integers(1, whole)), float(rng.uniform(0, 2 * span_s / whole)))
+
+
+def _result(here: Place, arguments: list[str], whole: Left, failures: list[str]) -> Left | None:
+    """Finish the run; what differs from the undisturbed one is noted."""
+    try:
+        left = left_by(here.run(*arguments), here.home)
+    except (RuntimeError, TimeoutError) as error:
+        failures.append(str(error))
+        return None
+    failures += left.differences(whole)
+    failures += intact(here.home)[1]
+    return left
+
+
+def torn_results(flow: str, seed: int, count: int) -> Outcome:
+    """Every file of every cached folder that a flow leaves, cut and bit-flipped: noticed and named."""
+    trials, failures = 0, []
+    for manifest in sorted((undisturbed(flow)[2] / "cache").glob("*/*/artifact.json")):
+        done, wrong = sealed(manifest.parent, seed, count)
+        trials, failures = trials + done, failures + wrong
+    return _outcome(trials, failures)
+
+
+def torn_part(flow: str, seed: int, count: int) -> Outcome:
+    """Files of unfinished stages damaged after a kill: the next run ends equal, or refuses and names the file.
+
+    A refused file is removed, as its message says, and the run repeated.
+    """
+    whole, span, aside = undisturbed(flow)
+    rng, failures, trials, refused, tries = np.random.default_rng(seed), [], 0, 0, 0
+    moment = _moments(rng, span, aside)
+    while trials < count and tries < 4 * count:
+        tries += 1
+        here = place(flow)
+        if not kill_in_work(here, smoke(flow), *moment()):
+            continue
+        parts = [p for p in (here.home / "cache").rglob("*") if p.is_file() and ".part/" in str(p) and p.stat().st_size]
+        if not parts:
+            continue
+        path = parts[int(rng.integers(len(parts)))]
+        data = bytearray(path.read_bytes())
+        at = int(rng.integers(len(data)))
+        data[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data[:at] if trials % 2 else data)
+        trials += 1
+        code, output = here.call(*smoke(flow))
+        if code:
+            refused += 1
+            if not (one_line(output) and path.name in output):
+                failures.append(f"{path}: {output[-500:]}")
+            path.unlink(missing_ok=True)
+        _result(here, smoke(flow), whole, failures)
+    return _outcome(trials, failures) | {"refused": float(refused)}
+
+
+def mlflow_down(seed: int, back_s: float) -> Outcome:
+    """MLflow away when the run begins, back after a while."""
+    server = Server("mlflow", room() / f"mlflow-down-{seed}")
+    return _delivery("mlflow-down", server, back_s, start=False)
+
+
+def mlflow_killed(seed: int, back_s: float) -> Outcome:
+    """MLflow killed in the middle of a run, back after a while."""
+    server = Server("mlflow", room() / f"mlflow-killed-{seed}").start()
+    return _delivery("mlflow-killed", server, back_s, start=True)
+
+
+def _delivery(name: str, server: Server, back_s: float, start: bool) -> Outcome:
+    failures: list[str] = []
+    here = place(name, MLFLOW_TRACKING_URI=server.address)
+    try:
+        process = here.start(*smoke(CHEAPEST), "--json", str(here.folder / "summary.json"))
+        wait_until(lambda: bool(here.begun()), process)
+        if start:
+            time.sleep(0.3 * undisturbed(CHEAPEST)[1])
+            server.kill()
+        time.sleep(back_s)
+        server.start()
+        if ended(process):
+            failures.append(here.output()[-1500:])
+        code, output = here.call("sync")
+        failures += [output[-500:]] if code else []
+        failures += faults_of_delivery(here.home, server.database, server.artifacts)
+    finally:
+        server.kill()
+    return _outcome(1, failures) | {"points": float(len(recorded_metrics(here.home)))}
+
+
+def locked(seed: int, hold_s: float) -> Outcome:
+    """MLflow's database locked by another program during the run; all arrives once it is free."""
+    failures: list[str] = []
+    here = place("locked", MLFLOW_TRACKING_URI="")
+    database = here.home / "mlflow.db"
+    process = here.start(*smoke(CHEAPEST))
+    wait_until(lambda: bool(here.begun()) and (here.home / "spool" / here.begun()[0] / "runs.json").exists(), process)
+    with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        time.sleep(hold_s)
+        db.execute("ROLLBACK")
+    failures += [here.output()[-1500:]] if ended(process) else []
+    failures += ["Traceback shown"] if "Traceback" in here.output() else []
+    here.call("sync")
+    failures += faults_of_delivery(here.home, database)
+    return _outcome(1, failures)
+
+
+def disk_full(seed: int, share: float) -> Outcome:
+    """The home on a disk that fills in the middle: one clear error, earlier results whole; with room it ends equal.
+
+    Needs root (a tmpfs is mounted); without, nothing is measured.
+    """
+    whole, _, aside = undisturbed(CHEAPEST)
+    size = sum(p.stat().st_size for p in aside.rglob("*") if p.is_file() and not p.is_symlink())
+    here, failures = place(CHEAPEST), []
+    here.home.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={int(size * share)}", "none", str(here.home)], capture_output=True
+    )
+    if mounted.returncode:
+        here.home.rmdir()
+        return {}
+    try:
+        code, output = here.call(*smoke(CHEAPEST))
+        if not code:
+            failures.append("the run ended well on a full disk: the share is too large")
+        elif not (one_line(output) and "space" in output):
+            failures.append(output[-1500:])
+        sealed_folders, faults = intact(here.home)
+        failures += faults
+        subprocess.run(["mount", "-o", f"remount,size={8 * size}", str(here.home)], check=True)
+        _result(here, smoke(CHEAPEST), whole, failures)
+    finally:
+        subprocess.run(["umount", "-l", str(here.home)], check=True)
+    return _outcome(1, failures) | {"kept": float(sealed_folders)}
+
+
+def two_at_once(seed: int, count: int) -> Outcome:
+    """The same run several times at once in one place: all end equal, nothing is computed twice."""
+    whole, _, _ = undisturbed(CHEAPEST)
+    here, failures = place(CHEAPEST), []
+    summaries = [here.folder / f"summary-{i}.json" for i in range(count)]
+    processes = [here.start(*smoke(CHEAPEST), "--json", str(s)) for s in summaries]
+    for process, path in zip(processes, summaries, strict=True):
+        if ended(process):
+            failures.append(here.output()[-1500:])
+        else:
+            failures += left_by(yaml.safe_load(path.read_text()), here.home).differences(whole)
+            path.unlink()
+    left = _result(here, smoke(CHEAPEST), whole, failures)
+    return _outcome(count, failures) | {"paid_twice": float(left.paid_twice() if left else 0)}
+
+
+def same_output(seed: int, count: int) -> Outcome:
+    """Two merges into one folder: the second says who holds it; the first, stopped meanwhile, ends right."""
+    here, failures = place("same-output"), []
+    base = str(resolve("all-minilm-l6-v2").path)
+    recipe = here.folder / "recipe.yaml"
+    parts = [{"model": base, "parameters": {"weight": 0.25}}, {"model": base, "parameters": {"weight": 0.75}}]
+    recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": parts, "dtype": "float32"}))
+    for i in range(count):
+        out = here.folder / f"out-{i}"
+        first = here.start("merge", str(recipe), str(out))
+        if not wait_until(lambda out=out: bool(list(out.parent.glob(f"{out.name}.part*"))), first, step_s=0.001):
+            failures.append("the first merge was over before the second began")
+            continue
+        first.send_signal(signal.SIGSTOP)
+        code, output = here.call("merge", str(recipe), str(out))
+        first.send_signal(signal.SIGCONT)
+        if not code or not one_line(output) or str(first.pid) not in output:
+            failures.append(f"the second merge ended with {code}: {output[-500:]}")
+        if ended(first) or not (out / "model.safetensors").exists():
+            failures.append("the first merge failed")
+        if code := here.call("merge", str(recipe), str(here.folder / "alone"))[0]:
+            failures.append(f"a merge alone ended with {code}")
+        elif _weights(out) != _weights(here.folder / "alone"):
+            failures.append("the weights differ from those of a merge alone")
+        shutil.rmtree(here.folder / "alone")
+    return _outcome(count, failures)
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def prefect_down(seed: int, count: int) -> Outcome:
+    """Prefect does not answer when the run begins: the embedded server is used, and the output says so."""
+    whole, _, _ = undisturbed(CHEAPEST)
+    here = place(CHEAPEST, PREFECT_API_URL="http://127.0.0.1:9/api")
+    failures: list[str] = []
+    _result(here, smoke(CHEAPEST), whole, failures)
+    if "embedded, because http://127.0.0.1:9/api does not answer" not in here.output():
+        failures.append("the output does not name the server in use")
+    return _outcome(1, failures)
+
+
+def prefect_killed(seed: int, away_s: float) -> Outcome:
+    """Prefect killed in the middle of a run, back after ``away_s``: the run ends as if nothing had been."""
+    whole, span, _ = undisturbed(CHEAPEST)
+    server = Server("prefect", room() / f"prefect-killed-{away_s:.0f}").start()
+    here, failures = place(CHEAPEST, PREFECT_API_URL=server.address), []
+    timer = threading.Timer(away_s + 0.3 * span, server.start)
+    try:
+        process = here.start(*smoke(CHEAPEST), "--json", str(here.folder / "summary.json"))
+        wait_until(lambda: bool(here.begun()), process)
+        timer.start()
+        time.sleep(0.3 * span)
+        server.kill()
+        if ended(process):
+            failures.append(here.output()[-1500:])
+        timer.join()
+        _result(here, smoke(CHEAPEST), whole, failures)
+    finally:
+        timer.cancel()
+        server.kill()
+    return _outcome(1, failures)
+
+
+def prefect_gone(seed: int, count: int) -> Outcome:
+    """Prefect killed for good (fewer retries, to see it soon): one readable error, and the next run continues."""
+    whole, span, _ = undisturbed(CHEAPEST)
+    server = Server("prefect", room() / "prefect-gone").start()
+    here, failures = place(CHEAPEST, PREFECT_API_URL=server.address, **RETRIES), []
+    process = here.start(*smoke(CHEAPEST))
+    wait_until(lambda: bool(here.begun()), process)
+    time.sleep(0.3 * span)
+    server.kill()
+    if ended(process) and not one_line(here.output()):
+        failures.append(here.output()[-1500:])
+    left = _result(here, smoke(CHEAPEST), whole, failures)
+    return _outcome(1, failures) | {"paid_twice": float(left.paid_twice() if left else 0)}
+
+
+def load(seed: int, flows: int, tables: int) -> Outcome:
+    """Searches at once against one MLflow and one Prefect server, each with many short stages and metrics."""
+    failures: list[str] = []
+    folder = room() / f"load-{flows}"
+    mlflow, orchestrator = Server("mlflow", folder / "mlflow"), Server("prefect", folder / "prefect")
+    here = place(f"load-{flows}", MLFLOW_TRACKING_URI=mlflow.address, PREFECT_API_URL=orchestrator.address)
+    try:
+        mlflow.start()
+        orchestrator.start()
+        settings = [f"seeds={tables}", "graph_queries=40", "queries=1"]
+        arguments = [a for s in settings for a in ("--set", s)]
+        processes = [here.start(*smoke("search"), *arguments, "--set", f"seed={1000 * i}") for i in range(flows)]
+        failures += [f"flow {i} ended with {p.returncode}" for i, p in enumerate(processes) if ended(p, 3600)]
+        failures += [here.output()[-1500:]] if failures else []
+        here.call("sync")
+        failures += faults_of_delivery(here.home, mlflow.database, mlflow.artifacts)
+        points, runs = len(recorded_metrics(here.home)), orchestrator.task_runs()
+    finally:
+        mlflow.kill()
+        orchestrator.kill()
+    return _outcome(flows, failures) | {"points": float(points), "task_runs": float(runs)}
+
+
+def _outcome(trials: int, failures: list[str]) -> Outcome:
+    for line in failures[:5]:
+        print(line, flush=True)
+    return {"trials": float(trials), "failures": float(len(failures))}
