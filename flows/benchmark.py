@@ -28,7 +28,7 @@ class BenchmarkForm(Form):
 
     sizes: ClassVar = {
         "smoke": {"seeds": 1, "most_tasks": 2, "targets": 1},
-        "default": {"seeds": 3, "most_tasks": 5, "targets": 2},
+        "default": {"seeds": 4, "most_tasks": 5, "targets": 2},
         "full": {"seeds": 5, "most_tasks": 99, "targets": 99},
     }
 

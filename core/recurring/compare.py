@@ -5,13 +5,15 @@ is paired with itself, which takes all noise of draws and initialisations out. A
 of the history, one with one and in order: which seed meets which does not depend on their values, so without a change
 the differences scatter evenly around zero and the signed-rank test keeps its level.
 
-A verdict needs all three: the Holm-corrected p of the two-sided Wilcoxon test, an interval of the effect without zero,
-and an effect of some size. With seeds paired with themselves the interval is a bootstrap over seeds, then tasks. Fresh
-seeds bring noise that all tasks of a seed may share (the same drawn weights), which the signed-rank test does not see:
-there the interval is Student's, over one mean difference a seed. It is wide for few seeds, and should be.
+A comparison whose differences are all zero cannot mislead and is not counted as a test. A verdict needs all three: the
+Holm-corrected p of the two-sided Wilcoxon test, an interval of the effect without zero, and an effect of some size.
+With seeds paired with themselves the interval is a bootstrap over seeds, then tasks. Fresh seeds bring noise that all
+tasks of a seed may share (the same drawn weights), which the signed-rank test does not see: there the interval is
+Student's, over one mean difference a seed. It is wide for few seeds, and should be.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,7 +32,6 @@ COMPARED: Mapping[str, float] = {
 CURVES = ("queries", "n")  # settings along which a row is a point of a curve; its end is compared
 NAMING = ("run", "source")  # settings that tell two uses of one method apart
 MEAN = "mean"  # the task of rows that average the others
-LEAST_PAIRS = 6  # below, no p value of a signed-rank test is under 0.05
 REGRESSION, IMPROVEMENT = "regression", "improvement"
 EQUAL, UNSURE, FEW, NEW = "equal", "no change shown", "too few pairs", "no history"
 
@@ -124,11 +125,17 @@ def _change(key: Sequence[str], now: pd.DataFrame, past: pd.DataFrame | None, co
     interval = _interval(pairs, config)
     effect = float(difference.mean())
     facts = (len(pairs), int(pairs["fresh"].sum()), float(before.mean()), float(after.mean()), effect)
-    same = np.abs(difference).max() < 1e-9
-    enough = len(pairs) >= LEAST_PAIRS
+    if np.abs(difference).max() < 1e-9:
+        return Change(level, name, metric, *facts, interval.low, interval.high, None, EQUAL)
+    enough = len(pairs) >= least_pairs(config.alpha)
     p = paired_wilcoxon(after, before) if enough else None
-    verdict = EQUAL if same else UNSURE if enough else FEW
+    verdict = UNSURE if enough else FEW
     return Change(level, name, metric, *facts, interval.low, interval.high, p, verdict)
+
+
+def least_pairs(alpha: float) -> int:
+    """So many pairs can give a two-sided signed-rank p of ``alpha``: the smallest possible is 2 ** (1 - pairs)."""
+    return math.ceil(1 - math.log2(alpha))
 
 
 def _interval(pairs: pd.DataFrame, config: CompareConfig) -> Interval:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from core.evaluate import plots
 from core.evaluate.statistics import Interval, bootstrap_mean
-from core.recurring.compare import IMPROVEMENT, NEW, REGRESSION, Change, CompareConfig, measured
+from core.recurring.compare import IMPROVEMENT, NEW, REGRESSION, Change, CompareConfig, least_pairs, measured
 from core.transfer.report import Section, Table, render
 
 SHOWN_RUNS = 52
@@ -15,7 +15,7 @@ WORDS = (
     "Each method is compared with its own history under the same set-up, pair by pair of task and seed; seeds that the "
     "history does not have (fresh) are paired one with one. A verdict needs a Holm-corrected p of at most {alpha:g} "
     "(two-sided Wilcoxon signed-rank test), a {level:g} % interval without zero, and an effect of {least:g} points or "
-    "more. With fewer than six pairs no verdict is possible: the effect is shown, not judged."
+    "more. With fewer than {pairs} pairs no verdict is possible: the effect is shown, not judged."
 )
 TREND = (
     "Mean over tasks and seeds of each run of this set-up, the last {runs}; bands are 95 % bootstrap intervals over "
@@ -69,7 +69,8 @@ def _list(word: str, changes: Sequence[Change]) -> str:
 
 
 def _verdicts(changes: Sequence[Change], config: CompareConfig) -> Section:
-    text = WORDS.format(alpha=config.alpha, level=100 * (1 - config.alpha), least=config.least_points)
+    facts = {"alpha": config.alpha, "level": 100 * (1 - config.alpha), "pairs": least_pairs(config.alpha)}
+    text = WORDS.format(least=config.least_points, **facts)
     columns = ["level", "method", "verdict", "effect, points", "low", "high", "p", "before", "now", "pairs", "fresh"]
     lines = [
         [c.level, c.method, c.verdict, c.effect, c.low, c.high, c.p, c.before, c.after, c.pairs, c.fresh]

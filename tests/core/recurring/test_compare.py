@@ -16,6 +16,7 @@ from core.recurring.compare import (
     UNSURE,
     CompareConfig,
     compare,
+    least_pairs,
     measured,
     paired,
 )
@@ -82,13 +83,25 @@ def test_few_pairs_have_an_effect_but_no_verdict():
     assert change.effect == pytest.approx(-30)
 
 
-def test_more_comparisons_ask_for_more():
-    old, new = draws(range(2), 1, methods=("a",)), draws(range(2), 1, shift=-2, methods=("a",))
-    alone = compare(run(1, new), run(0, old), CompareConfig(alpha=0.05))
-    many = [f"m{i}" for i in range(40)]
-    more = draws(range(2), 2, methods=many)
-    crowd = compare(run(1, new | more), run(0, old | more), CompareConfig(alpha=0.05))
-    assert by_method(crowd)["a"].p == pytest.approx(min(1, 41 * alone[0].p))
+def test_more_comparisons_that_differ_ask_for_more():
+    old, new = draws(range(2), 1, methods=("a",)), draws(range(2), 1, shift=-30, methods=("a",))
+    alone = compare(run(1, new), run(0, old))
+    others = [f"m{i}" for i in range(9)]
+    before, after = draws(range(2), 2, methods=others), draws(range(2), 3, methods=others)
+    crowd = compare(run(1, new | after), run(0, old | before))
+    assert by_method(crowd)["a"].p == pytest.approx(10 * alone[0].p)
+    equal = compare(run(1, new | before), run(0, old | before))
+    assert by_method(equal)["a"].p == pytest.approx(alone[0].p)
+    assert {c.p for c in equal if c.method != "a"} == {None}
+
+
+@pytest.mark.parametrize(("alpha", "pairs"), [(0.05, 6), (0.01, 8), (0.5, 2)])
+def test_the_least_pairs_can_just_give_a_verdict(alpha, pairs):
+    from core.evaluate.statistics import paired_wilcoxon
+
+    assert least_pairs(alpha) == pairs
+    assert paired_wilcoxon(np.arange(pairs) + 1.0, np.zeros(pairs)) <= alpha
+    assert paired_wilcoxon(np.arange(pairs - 1) + 1.0, np.zeros(pairs - 1)) > alpha
 
 
 def test_pairing_prefers_the_same_seed_and_matches_the_rest_one_with_one():
