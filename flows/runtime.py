@@ -87,7 +87,7 @@ class TransferFlow(Flow):
 
     def __reduce__(self):
         """To a worker a flow is its name."""
-        return FLOWS.get, (self.name,)
+        return _flow, (self.name,)
 
     def run(self, parameters: Form | None = None) -> Summary:
         """Run in this process; its fan-out goes to the configured runner."""
@@ -150,6 +150,10 @@ class TransferFlow(Flow):
         run.tags({"inputs": json.dumps([made])})
         run.spool.append("lineage", run.id)
         return result
+
+
+def _flow(name: str) -> TransferFlow:
+    return FLOWS.get(name)
 
 
 def transfer_flow(

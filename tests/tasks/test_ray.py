@@ -105,6 +105,19 @@ def test_a_lost_machine_costs_time_only(cluster, tmp_path):
     assert not any(writeable for _, writeable, _ in answers), "the array is the object store's, not a copy"
 
 
+def test_flows_and_stages_travel_by_name():
+    import pickle
+
+    from flows.runtime import FLOWS
+    from tests.tasks.fan_stages import draw
+
+    for flow in (FLOWS.get("merge"), FLOWS.get("search")):
+        sent = pickle.dumps(flow)
+        assert len(sent) < 200, "a name, not the flow's code"
+        assert pickle.loads(sent) is flow
+    assert pickle.loads(pickle.dumps(draw)) is draw
+
+
 def test_settings_of_the_runner(monkeypatch):
     from tasks.runner import configured, prefect_runner, reachable_server
 
