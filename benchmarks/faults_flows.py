@@ -261,9 +261,10 @@ def two_at_once(seed: int, count: int) -> Outcome:
 def same_output(seed: int, count: int) -> Outcome:
     """Two merges into one folder: the second says who holds it; the first, stopped meanwhile, ends right."""
     here, failures = place("same-output"), []
-    base = str(resolve("all-minilm-l6-v2").path)
+    base, twin = str(resolve("all-minilm-l6-v2").path), str(here.folder / "twin")  # a model stands in a recipe once
+    shutil.copytree(base, twin, dirs_exist_ok=True)
     recipe = here.folder / "recipe.yaml"
-    parts = [{"model": base, "parameters": {"weight": 0.25}}, {"model": base, "parameters": {"weight": 0.75}}]
+    parts = [{"model": base, "parameters": {"weight": 0.25}}, {"model": twin, "parameters": {"weight": 0.75}}]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": parts, "dtype": "float32"}))
     for i in range(count):
         out = here.folder / f"out-{i}"
