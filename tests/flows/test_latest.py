@@ -94,7 +94,8 @@ def form(tmp_path):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task))
     tasks = (str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml"))
     evolve = FLOWS.get("evolve-merge").form
-    return evolve(size="smoke", base=base, tasks=tasks, searches=("emfto",), methods=("task_arithmetic",))
+    given = {"searches": ("emfto",), "methods": ("task_arithmetic",), "granularity": "global"}
+    return evolve(size="smoke", base=base, tasks=tasks, **given)
 
 
 def test_an_evolved_merge_starts_from_the_graph_of_the_one_before(form, home):
