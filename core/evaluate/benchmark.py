@@ -96,12 +96,27 @@ class Benchmark:
     page: Callable[[Sequence[Row], Path], str]
     timing_metrics: frozenset[str] = frozenset()
 
-    def run(self, size: str = "default", verify: int = 0, folder: Path = RESULTS, minutes: float | None = None) -> None:
-        """Compute missing cells (at most about ``minutes``), append their rows, rewrite page and goals."""
+    def run(
+        self,
+        size: str = "default",
+        verify: int = 0,
+        folder: Path = RESULTS,
+        minutes: float | None = None,
+        prune: bool = False,
+    ) -> None:
+        """Compute missing cells (at most about ``minutes``), append their rows, rewrite page and goals.
+
+        Args:
+            prune: first drop the rows of older code, which count for nothing. Only where the data of every cell are: a
+                cell whose inputs are missing has another key.
+        """
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
         path = folder / f"{self.name}.jsonl"
         rows = read_rows(path)
+        if prune:
+            rows = self.current(rows)
+            write_rows(path, rows)
         cells = list(self.cells(size))
         known = {r.key() for r in rows}
         todo = [c for c in cells if c.row("", None).key() not in known]
@@ -154,13 +169,14 @@ class Benchmark:
 
 
 def main(benchmark: Benchmark) -> None:
-    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``."""
+    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``, ``PRUNE=1``."""
     minutes = os.environ.get("MINUTES")
     benchmark.run(
         os.environ.get("SIZE", "default"),
         int(os.environ.get("VERIFY", "0") or 0),
         Path(os.environ.get("RESULTS", RESULTS)),
         float(minutes) if minutes else None,
+        os.environ.get("PRUNE") == "1",
     )
     folder = Path(os.environ.get("RESULTS", RESULTS))
     for g in json.loads((folder / f"{benchmark.name}.goals.json").read_text()):
