@@ -52,4 +52,5 @@ def test_rows_of_other_code_do_not_count(tmp_path):
     assert calls == [0, 1, 2]
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 12
     make(tmp_path, calls).run("default", folder=tmp_path, prune=True)
-    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6 and calls == [0, 1, 2]
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6
+    assert calls == [0, 1, 2]
