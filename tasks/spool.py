@@ -222,7 +222,13 @@ def client():
 
 
 def open_early() -> None:
-    """Import MLflow and open its store in the background, while Prefect's server starts: both take seconds."""
+    """Import MLflow and open its store in the background, while Prefect's server starts: both take seconds.
+
+    What Prefect's embedded server and MLflow both import is imported first: two threads that import one package at
+    once can see it half made.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        import prefect.server.api.server  # noqa: F401
 
     def work() -> None:
         with suppress(Exception):  # a store that is away is reported where records are delivered
