@@ -71,7 +71,8 @@ class Goal:
     holds: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("goal", "target", "value", "low", "high", "holds")}
+        found = {k: getattr(self, k) for k in ("goal", "target", "value", "low", "high", "holds")}
+        return found | {"holds": bool(self.holds)}  # comparisons of arrays give numpy's own bool, which JSON refuses
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from core.evaluate.benchmark import Benchmark, Cell, Goal
@@ -54,3 +55,8 @@ def test_rows_of_other_code_do_not_count(tmp_path):
     make(tmp_path, calls).run("default", folder=tmp_path, prune=True)
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6
     assert calls == [0, 1, 2]
+
+
+def test_a_goal_computed_from_arrays_is_written():
+    value = np.mean([0.5, 0.6])
+    assert json.dumps(Goal("g", ">= 0", value, None, None, value >= 0).as_dict())
