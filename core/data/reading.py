@@ -154,7 +154,9 @@ def _parquet(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path).to_pandas()
+        table = pq.read_table(path)
+        table.validate(full=True)  # text that is no UTF-8 would else show up far from the file's name
+        return table.to_pandas(ignore_metadata=True)  # notes of another pandas are not checked by the format
     except pa.ArrowException as error:
         raise ValueError(str(error)) from None
 

@@ -7,7 +7,6 @@ experts of one base differ in their layers only.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from core.state import Cache, write_json
 CARD = "expert.json"
 TASK = "task.json"
 HEAD = "head.safetensors"
-RECIPE = 1  # bumped when training itself changes; experts cost minutes and survive edits elsewhere
+RECIPE = 2  # bumped when training itself changes; experts cost minutes and survive edits elsewhere
 KINDS = ("single", "pair")
 
 
@@ -130,7 +129,6 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
     from core.hashing import sha256_file
     from core.models.load import load_encoder, quietly
 
-    started = time.perf_counter()
     encoder = load_encoder(source)
     encoder.max_length = min(config.max_length, encoder.max_length)
     tokenized, labels = encoder.tokenize(drawn.texts, drawn.pairs), np.asarray(drawn.labels, dtype=np.int64)
@@ -153,7 +151,6 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
         "train_sha256": drawn.sha256,
         "train_labels": len(drawn),
         "train_examples": report.examples,
-        "seconds": round(time.perf_counter() - started, 1),
         "config": config.model_dump(mode="json"),
         "weights_sha256": sha256_file(folder / "model.safetensors"),
     }

@@ -319,7 +319,9 @@ def _groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[di
 def _optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(list(groups), lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(list(groups), lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+    # one pass over parameters and moments: on a processor three to eight times faster than a kernel an operation
+    fused = next(iter(groups[0]["params"])).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(list(groups), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
 
 
 def _accelerator():
