@@ -3,8 +3,11 @@
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from core.config import Config
+
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Form(Config):
@@ -31,3 +34,14 @@ class Form(Config):
         given = {name: getattr(self, name) for name in type(self).model_fields}
         preset = {k: v for k, v in self.sizes[self.size].items() if given[k] is None}
         return type(self)(**{**given, **preset})
+
+
+def meaning(name: str, field: FieldInfo) -> str:
+    """What a parameter is, with its bounds in words: a form shows bounds only when they are broken."""
+    limits = [
+        f"{word} {getattr(limit, key):g}"
+        for limit in field.metadata
+        for key, word in BOUNDS.items()
+        if hasattr(limit, key)
+    ]
+    return "; ".join([field.description or name, *([", ".join(limits)] if limits else [])])

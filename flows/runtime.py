@@ -28,7 +28,7 @@ from core.config import Config
 from core.evaluate.rows import Row
 from core.registry import Registry
 from core.transfer.problem import Problem
-from flows.forms import Form
+from flows.forms import Form, meaning
 from tasks import tracking
 from tasks.links import publish
 from tasks.runner import configured, prefect_runner, reachable_server
@@ -205,7 +205,7 @@ def _signature(form: type[Form]) -> inspect.Signature:
 
 
 def _docstring(title: str, form: type[Form]) -> str:
-    lines = [f"    {name}: {field.description or name}" for name, field in form.model_fields.items()]
+    lines = [f"    {name}: {meaning(name, field)}" for name, field in form.model_fields.items()]
     return textwrap.dedent(f"{title}\n\nArgs:\n") + "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ def flows(name: Annotated[str | None, typer.Argument(help="show the parameters o
     from rich.table import Table
 
     from flows.cli.show import console
+    from flows.forms import meaning
     from flows.runtime import FLOWS
 
     if name is None:
@@ -20,5 +21,5 @@ def flows(name: Annotated[str | None, typer.Argument(help="show the parameters o
     flow = FLOWS.get(name)
     table = Table("parameter", "default", "meaning", title=f"{name}: {flow.title}")
     for key, field in flow.form.model_fields.items():
-        table.add_row(key, str(field.get_default(call_default_factory=True)), field.description or "")
+        table.add_row(key, str(field.get_default(call_default_factory=True)), meaning(key, field))
     console.print(table)

@@ -33,6 +33,8 @@ def test_the_form_explains_every_parameter(name):
     assert list(schema.properties) == list(flow.form.model_fields)
     for field, shown in schema.properties.items():
         assert len(shown.get("description", "")) > 5, f"{name}.{field} has no description"
+        for limit in _limits(shown):
+            assert f" {limit:g}" in shown["description"], f"{name}.{field} does not say its bound {limit}"
     assert schema.properties["size"]["enum"] == ["smoke", "default", "full"]
     assert not schema.required, "a flow starts with its defaults"
     assert flow.form().resolved().size == "default"
@@ -63,6 +65,14 @@ def test_a_public_address_needs_authentication(monkeypatch):
 def test_outside_a_project_serve_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"has no mlflow/server\.yaml"):
         servers.read_config(tmp_path)
+
+
+def _limits(schema: dict) -> list[float]:
+    """Bounds that a parameter's schema states, in whichever of its forms."""
+    kinds = [schema, *schema.get("anyOf", [])]
+    return [
+        kind[k] for kind in kinds for k in kind if k in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    ]
 
 
 def _free() -> int:
