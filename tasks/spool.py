@@ -10,12 +10,14 @@ value it does not take) is kept in ``<spool>/<run>/refused.jsonl``, counted and 
 import errno
 import json
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from tasks.addresses import without_password
 
 log = logging.getLogger(__name__)
 LOCAL_ID = "transferopt.id"
-METRICS_PER_BATCH = 1000  # MLflow's own limit for one log_batch
+# MLflow's own limits for one log_batch are 1,000 metrics, 100 parameters, 100 tags and 1,000 of all together
+BATCH = {"metrics": 800, "params": 100, "tags": 100}
 RETRY_S = 2.0
-
+GATHER_S = 0.2  # how long a record waits for others, to be delivered with them
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")  # a repetition changes nothing
 
@@ -52,8 +55,7 @@ class Spool:
         self._held = ExitStack()  # while this process lives, no other delivers this spool
         self._held.enter_context(exclusive(self.folder / "run"))
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closed = False
+        self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -77,28 +79,29 @@ class Spool:
 
     def close(self, wait_s: float = 60) -> bool:
         """Deliver what is left, waiting at most ``wait_s``; True when nothing is left."""
-        self._closed = True
+        self._closing.set()
         self._wake.set()
         self._thread.join(wait_s)
         self._held.close()
         return pending(self.folder) == 0
 
     def _work(self) -> None:
-        quiet, earlier = False, True
+        quiet, earlier, fresh = False, True, True
         while True:
-            self._wake.wait(RETRY_S)
+            if self._wake.wait(RETRY_S) and not earlier:  # the run itself is told at once
+                self._closing.wait(GATHER_S)
             self._wake.clear()
-            last = self._closed
+            last = self._closing.is_set()
             try:
-                deliver(self.folder)
-                quiet = False
+                deliver(self.folder, fresh)
+                quiet, fresh = False, True
                 if earlier:
                     deliver_all()
                 earlier = False
             except (NotDelivered, StateError, OSError) as error:
                 if not quiet:
                     log.warning("tracking is kept on disk for now: %s", error)
-                quiet = True
+                quiet, fresh = True, False
             if last:
                 return
 
@@ -136,8 +139,11 @@ def deliver_all() -> tuple[int, int]:
     return done, left
 
 
-def deliver(folder: Path) -> None:
-    """Apply undelivered records in order.
+def deliver(folder: Path, fresh: bool = False) -> None:
+    """Apply undelivered records in order; neighbours that only add values to one run go as one.
+
+    Args:
+        fresh: no delivery was broken off before, so MLflow holds nothing of what is undelivered.
 
     Raises:
         NotDelivered: the server refused or is away; the position is kept.
@@ -147,16 +153,54 @@ def deliver(folder: Path) -> None:
         return
     with exclusive(folder / "delivery", wait_s=0):
         ids = _read(folder / "runs.json", {})
-        for end, op in _undelivered(folder):
-            try:
-                _apply(op, ids)
-            except Exception as error:  # MLflow raises many kinds: HTTP, SQL, OS; all mean "not now"
-                if not _is_refusal(error):
-                    raise NotDelivered(f"{type(error).__name__}: {_first_line(error)}") from error
-                log.error("MLflow refused a record of %s (transferopt sync lists it): %s", op["run"], error)
-                _keep_refused(folder, end, op, _first_line(error))
-            write_json(folder / "runs.json", ids)
-            write_json(folder / "delivered.json", end)
+        for group in _groups(_undelivered(folder)):
+            known = dict(ids)
+            _hand_over(folder, group, ids, fresh)
+            fresh = True  # only where an earlier delivery stopped can a record be there already
+            if ids != known:
+                write_json(folder / "runs.json", ids)
+            write_json(folder / "delivered.json", group[-1][0])
+
+
+def _groups(records: Iterable[tuple[int, dict]]) -> Iterator[list[tuple[int, dict]]]:
+    """Records in order; those beside each other that add values to the same run are one group."""
+    numbers = count()
+    for _, group in groupby(records, lambda r: r[1]["run"] if r[1]["op"] == "values" else next(numbers)):
+        yield list(group)
+
+
+def _hand_over(folder: Path, group: list[tuple[int, dict]], ids: dict[str, str], fresh: bool) -> None:
+    """Apply a group; when MLflow refuses it, its records one by one."""
+    try:
+        _apply(_joined([op for _, op in group]), ids, fresh)
+    except Exception as error:  # MLflow raises many kinds: HTTP, SQL, OS; all mean "not now"
+        if not _is_refusal(error):
+            raise NotDelivered(f"{type(error).__name__}: {_first_line(error)}") from error
+        if len(group) > 1:
+            for one in group:
+                _hand_over(folder, [one], ids, fresh)
+            return
+        end, op = group[0]
+        log.error("MLflow refused a record of %s (transferopt sync lists it): %s", op["run"], error)
+        _keep_refused(folder, end, op, _first_line(error))
+
+
+def _joined(ops: list[dict]) -> dict:
+    """Records of values as one.
+
+    Raises:
+        Refused: two values of one parameter; MLflow takes the first, the second is refused on its own.
+    """
+    if len(ops) == 1:
+        return ops[0]
+    joined: dict[str, Any] = {"op": "values", "run": ops[0]["run"], "metrics": [], "params": {}, "tags": {}}
+    for op in ops:
+        for name, value in op.get("params", {}).items():
+            if joined["params"].setdefault(name, value) != value:
+                raise Refused(f"parameter {name} has two values")
+        joined["metrics"] += op.get("metrics", [])
+        joined["tags"] |= op.get("tags", {})
+    return joined
 
 
 def refused(folder: Path) -> list[dict[str, Any]]:
@@ -255,39 +299,37 @@ def find_run(local_id: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
-def _apply(op: dict, ids: dict[str, str]) -> None:
+def _apply(op: dict, ids: dict[str, str], fresh: bool) -> None:
     needed = op.get("parent") if op["op"] == "start" else op["run"]
     if needed and needed not in ids:
         raise Refused(f"run {needed} was refused, so what belongs to it has no place")
+    if op["op"] == "start" and not fresh and (there := find_run(op["run"])):
+        ids[op["run"]] = there
+        return
     APPLY[op["op"]](op, ids)
 
 
 def _start(op: dict, ids: dict[str, str]) -> None:
-    run = find_run(op["run"])
-    if run is None:
-        tags = {LOCAL_ID: op["run"], **op["tags"]}
-        if op.get("parent"):
-            tags["mlflow.parentRunId"] = ids[op["parent"]]
-        created = client().create_run(
-            experiment_id(op["experiment"]), start_time=op["time"], tags=tags, run_name=op["name"]
-        )
-        run = created.info.run_id
-    ids[op["run"]] = run
+    tags = {LOCAL_ID: op["run"], **op["tags"]}
+    if op.get("parent"):
+        tags["mlflow.parentRunId"] = ids[op["parent"]]
+    created = client().create_run(
+        experiment_id(op["experiment"]), start_time=op["time"], tags=tags, run_name=op["name"]
+    )
+    ids[op["run"]] = created.info.run_id
 
 
 def _values(op: dict, ids: dict[str, str]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    run = ids[op["run"]]
-    metrics = [Metric(key, value, time_ms, step) for key, value, time_ms, step in op.get("metrics", [])]
-    params = [Param(k, str(v)[:6000]) for k, v in op.get("params", {}).items()]
-    tags = [RunTag(k, str(v)[:5000]) for k, v in op.get("tags", {}).items()]
-    for start in range(0, len(params), 100):
-        client().log_batch(run, params=params[start : start + 100])
-    for start in range(0, len(tags), 100):
-        client().log_batch(run, tags=tags[start : start + 100])
-    for start in range(0, len(metrics), METRICS_PER_BATCH):
-        client().log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
+    values = {
+        "metrics": [Metric(key, value, time_ms, step) for key, value, time_ms, step in op.get("metrics", [])],
+        "params": [Param(k, str(v)[:6000]) for k, v in op.get("params", {}).items()],
+        "tags": [RunTag(k, str(v)[:5000]) for k, v in op.get("tags", {}).items()],
+    }
+    for i in range(max(math.ceil(len(v) / BATCH[kind]) for kind, v in values.items())):
+        batch = {kind: v[i * BATCH[kind] : (i + 1) * BATCH[kind]] for kind, v in values.items()}
+        client().log_batch(ids[op["run"]], **batch)
 
 
 def _artifact(op: dict, ids: dict[str, str]) -> None:

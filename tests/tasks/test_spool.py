@@ -60,6 +60,48 @@ def test_delivering_twice_doubles_nothing(home):
     assert len(spool.client().get_metric_history(runs[0].info.run_id, "loss")) == 50
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the MLflow client's methods, as they are called."""
+    real, made = spool.client, []
+
+    class Client:
+        def __getattr__(self, name):
+            made.append(name)
+            return getattr(real(), name)
+
+    monkeypatch.setattr(spool, "client", Client)
+    return made
+
+
+def test_what_a_run_notes_together_is_told_in_one_call(home, away, calls):
+    run = record(5.0)
+    away["down"] = False
+    calls.clear()
+    spool.deliver(run.spool.folder, fresh=True)
+    assert [c for c in calls if "experiment" not in c] == ["create_run", "log_batch", "set_terminated"]
+
+
+def test_a_delivery_that_was_broken_off_is_repeated_from_there(home, monkeypatch):
+    """MLflow took a stage's start, its answer was lost: the run is there once."""
+    real, lost = spool.APPLY["start"], []
+
+    def start(op, ids):
+        real(op, ids)
+        if op["name"] == "stage" and not lost:
+            lost.append(ids.pop(op["run"]))
+            raise ConnectionError("the answer was lost")
+
+    monkeypatch.setitem(spool.APPLY, "start", start)
+    with tracking.start("test", "system", PROBLEM, None, {}) as run, tracking.nested("stage", None, {}) as stage:
+        stage.metrics({"x": 1.0})
+    assert lost
+    assert spool.pending(run.spool.folder) == 0
+    ids = [e.experiment_id for e in spool.client().search_experiments()]
+    (found,) = spool.client().search_runs(ids, f"tags.`{spool.LOCAL_ID}` = '{stage.id}'")
+    assert (found.info.run_id, found.data.metrics["x"], found.info.status) == (lost[0], 1.0, "FINISHED")
+
+
 def test_a_torn_last_record_is_not_used(home):
     run = record(3.0)
     with open(run.spool.folder / "ops.jsonl", "a") as f:
