@@ -37,6 +37,7 @@ from tasks import tracking
 
 log = logging.getLogger(__name__)
 LONGEST_S = 12 * 3600.0
+SHARE = 0.02  # of the time may be spent on telling progress
 AWAY_S = 30.0  # how long no progress is shown after the server did not answer
 ROWS, METRICS, CURVES, DATA = "rows.jsonl", "metrics.json", "curves.json", "data.json"
 
@@ -191,7 +192,7 @@ class Stage:
             def build(folder: Path) -> dict[str, Any]:
                 built.append(True)
                 out = Output(folder)
-                with listen(_prefect_progress(self.name)):
+                with _progress_in_prefect(self.name):
                     self.body(out, config, **inputs)
                 return {"run": run.id, "stage": self.name, **out.facts}
 
@@ -292,10 +293,12 @@ def _record(run: tracking.Run, folder: Path, keep: str) -> None:
     run.artifact(folder if keep == "small" else folder / MANIFEST)
 
 
-def _prefect_progress(name: str) -> Callable[[str, float], None]:
-    """A progress artifact in the Prefect UI that moves at most once a second.
+@contextmanager
+def _progress_in_prefect(name: str) -> Iterator[None]:
+    """Inside, what takes longer than a second has a progress artifact in the Prefect UI.
 
-    It only shows: when the server is away the work goes on without it.
+    It only shows: when the server is away the work goes on without it, and telling it takes at most :data:`SHARE` of
+    the time.
     """
     import httpx
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -303,25 +306,29 @@ def _prefect_progress(name: str) -> Callable[[str, float], None]:
     from prefect.exceptions import PrefectException
 
     ids: dict[str, Any] = {}
-    last: dict[str, float] = {}
+    due: dict[str, float] = {}
 
-    def show(description: str, fraction: float) -> None:
-        if TaskRunContext.get() is None:
-            return
+    def tell(description: str, fraction: float) -> None:
         now = time.monotonic()
-        if description in last and fraction < 1 and now - last[description] < 1:
-            return
-        last[description] = now
         try:
             if description not in ids:
                 ids[description] = create_progress_artifact(100 * fraction, description=f"{name}: {description}")
             else:
                 update_progress_artifact(ids[description], 100 * fraction)
+            due[description] = now + max(1, (time.monotonic() - now) / SHARE)
         except (httpx.HTTPError, PrefectException) as error:
-            last[description] = now + AWAY_S
+            due[description] = now + AWAY_S
             log.warning("Prefect shows no progress of %s for now: %s", name, type(error).__name__)
 
-    return show
+    def show(description: str, fraction: float) -> None:
+        now = time.monotonic()
+        if TaskRunContext.get() is not None and now >= due.setdefault(description, now + 1):
+            tell(description, fraction)
+
+    with listen(show):
+        yield
+    for description in list(ids):
+        tell(description, 1)
 
 
 def _remember(name: str, key: str, seconds: float, folder: Path) -> None:

@@ -39,17 +39,15 @@ LIMIT = 1.05
 LAYER = ["flows/runtime.py", *(f"tasks/{n}.py" for n in ("fan_out", "lineage", "runner", "spool", "stage", "tracking"))]
 SEEDS, MODEL, TASK = 50, "all-minilm-l6-v2", "rt_plot"
 PROBLEM = Problem(source=MODEL, target=TASK, knowledge="weights", domain=TASK, objective="accuracy", budget="50 fits")
-# Between smoke and default: stages of seconds, not minutes.
-SMALL = {
-    "most_tasks": 3,
-    "examples": 500,
-    "epochs": 1,
-    "max_length": 64,
-    "validation_examples": 60,
-    "test_examples": 200,
+# Flows by the length of their default run, the shortest first: there the same overhead weighs most.
+CORE = {
+    "transfer": ["core.transfer.experiment"],
+    "search": ["core.nas.search"],
+    "distill": ["core.distill.study"],
+    "merge": ["core.merge.static", "core.merge.suite"],
 }
-MERGES = {"smoke": {"size": "smoke"}, "small": {"size": "smoke", **SMALL}, "default": {"size": "default"}}
-PAIRS = {"small": 5, "default": 3}
+SHORTEST = ["transfer", "search"]
+PAIRS = 3
 
 
 @contextmanager
@@ -94,8 +92,8 @@ def works(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The cell's work as a flow and as a plain loop."""
     if cell.method == "seeds":
         return lambda: seeds_flow()(cell.settings["seeds"]), lambda: seeds_body(cell.settings["seeds"])
-    flow = FLOWS.get("merge")
-    form = flow.form(**MERGES[cell.settings["size"]])
+    flow = FLOWS.get(cell.method)
+    form = flow.form(size=cell.settings["size"])
     return lambda: flow.run(form), lambda: flow.body(form.resolved())
 
 
@@ -150,19 +148,18 @@ def starts(cell: Cell) -> list[Row]:
 
 
 def cells(size: str) -> list[Cell]:
-    """smoke: does it run; default: five pairs of small merges, three of 50 seeds; full: three of the default merge."""
+    """smoke: does it run; default: the two shortest flows and 50 seeds, three pairs each; full: every flow."""
     layer = {name: sha256_file(Path(name)) for name in LAYER}
-    modules = {"merge": ["core.merge.static", "core.merge.suite"], "seeds": ["core.transfer.experiment"]}
+    modules = {**CORE, "seeds": ["core.transfer.experiment"]}
 
     def pairs(method: str, number: int, **settings: Any) -> list[Cell]:
         return [Cell(method, settings, seed, modules[method], layer) for seed in range(number)]
 
     if size == "smoke":
-        return [*pairs("merge", 1, size="smoke"), *pairs("seeds", 1, seeds=2)]
-    if size == "full":
-        return pairs("merge", PAIRS["default"], size="default")
+        return [*pairs("transfer", 1, size="smoke"), *pairs("seeds", 1, seeds=2)]
     start = Cell("start", {}, 0, ["core.state"], layer)
-    return [start, *pairs("merge", PAIRS["small"], size="small"), *pairs("seeds", 3, seeds=SEEDS)]
+    flows = list(CORE) if size == "full" else SHORTEST
+    return [start, *pairs("seeds", PAIRS, seeds=SEEDS), *(c for f in flows for c in pairs(f, PAIRS, size="default"))]
 
 
 def measure(cell: Cell) -> list[Row]:
@@ -176,17 +173,17 @@ def of(rows: Sequence[Row], method: str, settings: Mapping[str, Any], metric: st
     return [r.value for r in rows if (r.method, r.settings, r.metric) == (method, settings, metric)]
 
 
-NAMES = [
-    ("merge flow at default size", "merge", {"size": "default"}),
-    (f"{SEEDS} seeds fanned out", "seeds", {"seeds": SEEDS}),
-    ("merge flow at small size", "merge", {"size": "small"}),
-]
+def works_shown(rows: Sequence[Row]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, method and settings: 50 seeds, the shortest flows, and the others that were measured."""
+    flows = [f for f in CORE if f in SHORTEST or of(rows, f, {"size": "default"}, "ratio")]
+    named = [(f"flow {f} at default size", f, {"size": "default"}) for f in flows]
+    return [(f"{SEEDS} seeds fanned out", "seeds", {"seeds": SEEDS}), *named]
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
     """The ratio of the medians, with the interval of the pairs' mean ratio."""
     found = []
-    for name, method, settings in NAMES:
+    for name, method, settings in works_shown(rows):
         flow, loop, ratios = (of(rows, method, settings, m) for m in ("flow_s", "plain_s", "ratio"))
         text = f"{name}: wall time of the flow over that of the same core calls in a plain loop"
         if not ratios:
@@ -201,7 +198,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
 def page(rows: Sequence[Row], folder: Path) -> str:
     lines = ["Flow and plain loop take turns in one warm process, each from an empty cache.", ""]
     lines += ["| work | pairs | flow s (median) | plain loop s (median) | difference s |", "|---|---|---|---|---|"]
-    for name, method, settings in NAMES:
+    for name, method, settings in works_shown(rows):
         flow, loop = (of(rows, method, settings, m) for m in ("flow_s", "plain_s"))
         if flow:
             a, b = statistics.median(flow), statistics.median(loop)
