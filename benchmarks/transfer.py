@@ -36,6 +36,7 @@ from core.transfer.strategies import StrategyConfig, fit
 from core.transfer.target import Target
 
 TARGETS = ("trec", "cola", "sst2_sent", "subj")
+HISTORY = ("mrpc", "cr", "ag_news", "qnli", "rte")  # other data: past transfers to learn from, and all that is tuned on
 SEEDS = (0, 1, 2)
 SIZES = {"minilm": (16, 100, 1000), "expert": (16, 100), "smollm2": (16, 100), "mpnet": (16, 100)}
 COMPARED = ("share", "linear_probe", "full", "lora", "freeze", "adapter", "scratch")
@@ -55,25 +56,30 @@ STRATEGY_MODULES = [
 ]
 SCORE_FILES = ("leep", "h_score", "logme", "transrate", "sfda", "gbc")
 SITUATION_MODULES = ["core.transfer.situation", *(f"core.transfer.scores.{m}" for m in SCORE_FILES)]
+CHOOSERS = ("recommender", "without history", "history alone", "similarity rule")
 TIMES = ("seconds", "peak_memory_mb", "energy_wh")
 
 
 def cells(size: str) -> list[Cell]:
-    """Cheap and telling cells first: MiniLM, then its truncations, then the larger sources."""
-    targets = [t for t in TARGETS if not _lacking(t)]
+    """Cheap and telling cells first: MiniLM, then its truncations, then the other sources, the dearest last."""
+    targets, history = ([t for t in names if not _lacking(t)] for names in (TARGETS, HISTORY))
     if size == "smoke":
         quick = [_cell(s, "minilm", t, 16, 0) for s in ("share", "linear_probe", "full") for t in targets[:1]]
         return quick + [_situation("minilm", t, 16, 0) for t in targets[:1]]
     order = ("minilm", *(() if _lacking(EXPERT_TASK) else ("expert",)), "smollm2", "mpnet")
     grid = [(s, n) for s in order for n in SIZES[s] if n < 1000]
-    grid.insert(2, ("minilm", 1000))
+    grid.insert(-len(SIZES["mpnet"]), ("minilm", 1000))
     out = []
     for source, n in grid:
         for seed in SEEDS:
             for target in targets:
                 out.append(_situation(source, target, n, seed))
                 out += [_cell(m, source, target, n, seed) for m in COMPARED]
-        if (source, n) == ("minilm", 1000):
+        if (source, n) == ("minilm", 100):
+            for seed in SEEDS[:2]:
+                for target, size in ((t, k) for t in history for k in (16, 100)):
+                    out.append(_situation("minilm", target, size, seed))
+                    out += [_cell(m, "minilm", target, size, seed) for m in COMPARED]
             out += [_cell("full", f"minilm:{k}", t, TAU_SIZE, s) for s in SEEDS[:2] for t in targets for k in LAYERS]
             out += [_situation(f"minilm:{k}", t, TAU_SIZE, s) for s in SEEDS[:2] for t in targets for k in LAYERS]
             out += [_cell(m, "minilm", t, 100, 0) for m in ALSO for t in targets]
@@ -192,32 +198,49 @@ def situations(rows: Sequence[Row]) -> dict[Where, dict[str, float | None]]:
 
 def complete(rows: Sequence[Row]) -> dict[Where, dict[str, float]]:
     """The cells of the 36 in which every compared strategy has its three seeds: mean accuracies."""
+    return {w: v for w, v in _means(rows, len(SEEDS)).items() if w[1] in TARGETS}
+
+
+def _means(rows: Sequence[Row], seeds: int) -> dict[Where, dict[str, float]]:
+    """Mean accuracies of the places where every compared strategy has at least so many seeds."""
     table = {}
     for where, methods in accuracies(rows).items():
-        if ":" not in where[0] and all(len(methods.get(m, {})) == len(SEEDS) for m in COMPARED):
+        if ":" not in where[0] and all(len(methods.get(m, {})) >= seeds for m in COMPARED):
             table[where] = {m: float(np.mean(list(methods[m].values()))) for m in COMPARED}
     return table
 
 
+def experiences(rows: Sequence[Row], targets: Sequence[str]) -> list[Experience]:
+    """What happened on these targets, as a recommender learns it."""
+    situation, seconds = situations(rows), _seconds(rows)
+    return [
+        Experience(situation[w], m, score, seconds.get((w, m), 1.0), w[1], "/".join(map(str, w)))
+        for w, scores in _means(rows, 1).items()
+        if w[1] in targets and w in situation
+        for m, score in scores.items()
+    ]
+
+
 def decisions(rows: Sequence[Row]) -> dict[Where, dict[str, str]]:
-    """What recommender and rule pick in each complete cell; the recommender never saw the cell's target."""
+    """What recommenders and rule pick in each complete cell; no recommender ever saw anything of the cell's target.
+
+    "recommender" learns from the other targets and from the history, "without history" from the other targets alone,
+    "history alone" from neither of the four.
+    """
     table, situation = complete(rows), situations(rows)
-    seconds = _seconds(rows)
+    alone = Recommender().fit(experiences(rows, HISTORY))
     out = {}
     for target in sorted({w[1] for w in table}):
-        past = [
-            Experience(situation[w], m, score, seconds.get((w, m), 1.0), w[1], "/".join(map(str, w)))
-            for w, scores in table.items()
-            if w[1] != target and w in situation
-            for m, score in scores.items()
-        ]
-        model = Recommender(seed=0).fit(past)
+        others = [t for t in TARGETS if t != target]
+        models = {
+            "recommender": Recommender().fit(experiences(rows, [*others, *HISTORY])),
+            "without history": Recommender().fit(experiences(rows, others)),
+            "history alone": alone,
+        }
         for w in table:
             if w[1] == target and w in situation:
-                out[w] = {
-                    "recommender": model.recommend(situation[w], COMPARED).pick,
-                    "similarity rule": similarity_rule(situation[w]),
-                }
+                out[w] = {name: model.recommend(situation[w], COMPARED).pick for name, model in models.items()}
+                out[w]["similarity rule"] = similarity_rule(situation[w])
     return out
 
 
@@ -225,7 +248,7 @@ def regrets(rows: Sequence[Row]) -> dict[str, dict[Where, float]]:
     """Chooser -> cell -> accuracy lost against the best strategy of the cell; constants choose one strategy always."""
     table, chosen = complete(rows), decisions(rows)
     out = {f"always {m}": {w: max(s.values()) - s[m] for w, s in table.items() if w in chosen} for m in COMPARED}
-    for chooser in ("recommender", "similarity rule"):
+    for chooser in CHOOSERS:
         out[chooser] = {w: max(table[w].values()) - table[w][d[chooser]] for w, d in chosen.items()}
     return out
 
@@ -362,7 +385,11 @@ def _chooser_table(rows: Sequence[Row]) -> str:
     lines = [
         "## Choosing",
         "",
-        "Leave one target out. Regret is accuracy lost against the best strategy of the cell.",
+        "Leave one target out: nothing of the held-out target's outcomes is known to the recommender. Regret is "
+        "accuracy lost against the best strategy of the cell (mean over seeds). *recommender* has learned from the "
+        f"other targets and from past transfers to other data ({', '.join(HISTORY)}), *without history* from the "
+        "other targets alone, *history alone* from that other data alone. The kernel's width is chosen within what it "
+        "has learned from.",
         "",
     ]
     lines += ["| chooser | within 1 point | mean regret | picks |", "|---|---|---|---|"]
@@ -431,7 +458,7 @@ def _curves(rows: Sequence[Row]):
 
 
 def _missing() -> str:
-    lacking = [f"{name} ({_lacking(name)})" for name in (*TARGETS, EXPERT_TASK) if _lacking(name)]
+    lacking = [f"{name} ({_lacking(name)})" for name in (*TARGETS, *HISTORY, EXPERT_TASK) if _lacking(name)]
     return "Lacking on this machine: " + "; ".join(lacking) if lacking else ""
 
 

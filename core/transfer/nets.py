@@ -59,9 +59,8 @@ class HeadNet(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self.head(features.float())
 
-    def loss(self, target: Target) -> tuple[Callable[[nn.Module, np.ndarray], torch.Tensor], np.ndarray]:
-        """The training loss over example indices, and the examples' lengths."""
-        inputs = self.body.inputs(target.train)
+    def loss(self, target: Target, inputs: Any) -> tuple[Callable[[nn.Module, np.ndarray], torch.Tensor], np.ndarray]:
+        """The training loss over example indices, and the examples' lengths; ``inputs`` are the training examples'."""
         device = self.head.weight.device
         if self.kind == "classification":
             y = torch.from_numpy(target.labels).to(device)
@@ -84,9 +83,9 @@ class LanguageNet(nn.Module):
         super().__init__()
         self.body, self.max_new_tokens = body, max_new_tokens
 
-    def loss(self, target: Target) -> tuple[Callable[[nn.Module, np.ndarray], torch.Tensor], np.ndarray]:
-        prompts, answers = self.body.inputs(target.train), self.body.answers(target.train)
-        return (lambda net, indices: net.body.token_loss(prompts, answers, indices)), prompts.lengths + answers.lengths
+    def loss(self, target: Target, inputs: Any) -> tuple[Callable[[nn.Module, np.ndarray], torch.Tensor], np.ndarray]:
+        answers = self.body.answers(target.train)
+        return (lambda net, indices: net.body.token_loss(inputs, answers, indices)), inputs.lengths + answers.lengths
 
     def predict(self, examples: Examples, dtype: str = "auto") -> Prediction:
         return Prediction(self.body.generate(examples, self.max_new_tokens))

@@ -1,8 +1,8 @@
-"""Which strategy: predict gain and cost of each from what can be measured before any fine-tuning, then pick.
+"""Which strategy: what happened in similar situations, weighed by how similar they were.
 
-What is measured is a *situation* (scores, similarity, sizes); what happened is an *experience* (situation, strategy,
-score, seconds). Experiences are rows, so a recommender learns from every recorded run and is compared with what then
-happened. Predictions are gains over the linear probe in the units of the metric.
+What is measured before any fine-tuning is a *situation* (scores, similarity, sizes); what happened is an *experience*
+(situation, strategy, score, seconds). Experiences are rows, so a recommender learns from every recorded run and is
+compared with what then happened. Gains are over the linear probe, in the units of the metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,19 @@ REFERENCE = "linear_probe"
 NO_TRANSFER = "scratch"
 TOLERANCE = 0.01
 RULE = (0.6, 0.2)  # agreement above: share; above: adjust; below: retrain
+
+# What makes two situations similar: measure -> difference that counts as one. ``lift`` is what a cross-validated probe
+# knows beyond the largest class (0: nothing, 1: everything), ``imbalance`` how far that class is above an even share.
+MEASURES = {
+    "agreement": 0.25,
+    "lift": 0.25,
+    "imbalance": 0.15,
+    "log_examples": 0.8,
+    "log_parameters": 0.5,
+    "log_classes": 0.5,
+}
+WIDTHS = (0.5, 1.0, 2.0, 4.0)
+PRIOR = 1.0  # the mean over all experiences counts as much as this many situations that are just alike
 
 
 def similarity_rule(situation: Situation) -> str:
@@ -56,22 +69,26 @@ class Experience:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predicted gain over the linear probe (with the spread of the ensemble) and seconds of one strategy."""
+    """Predicted gain over the linear probe (with the spread over similar situations) and seconds of one strategy.
+
+    ``regret`` is the predicted loss against the best strategy of the situation; None without experience of it.
+    """
 
     strategy: str
     gain: float
     low: float
     high: float
     seconds: float | None
+    regret: float | None = None
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """The pick and why.
 
-    ``transfer`` is False when training from scratch is picked: do not transfer. ``confidence``: share of the ensemble
-    for which the pick is within one point of the best. ``contributions``: by how much each measured quantity moved the
-    pick's predicted gain (its value against the usual one).
+    ``transfer`` is False when training from scratch is picked: do not transfer. ``confidence``: weighted share of past
+    situations in which the pick was within one point of the best. ``contributions``: by how much each measure lowered
+    the pick's predicted regret (its value against the usual one).
     """
 
     pick: str
@@ -85,49 +102,43 @@ class Recommendation:
 
 
 class Recommender:
-    """Learns gains from experiences with an ensemble of randomised trees; without any it predicts no gain.
+    """Weighs past situations by similarity; without any it recommends the linear probe and is not confident.
+
+    Regret and gain of a strategy are means over the past situations in which it was run (Nadaraya-Watson, Gaussian
+    kernel over :data:`MEASURES`), shrunk towards its mean over all of them.
 
     Args:
-        seed: of the ensemble.
-        trees: size of the ensemble.
+        width: of the kernel; None takes the one of :data:`WIDTHS` with which advice for each group of experiences from
+            the other groups would have lost least.
     """
 
-    def __init__(self, seed: int = 0, trees: int = 200):
-        self.seed, self.trees = seed, trees
-        self._model: Any = None
-        self._names: list[str] = []
-        self._usual = np.zeros(0)
+    def __init__(self, width: float | None = None):
+        self.width = width
         self._strategies: list[str] = []
+        self._places = np.zeros((0, len(MEASURES)))
+        self._scores = np.zeros((0, 0))  # (situations, strategies), NaN where not run
         self._seconds: dict[str, list[tuple[float, float]]] = {}
 
     def fit(self, experiences: Sequence[Experience]) -> "Recommender":
-        """Learn from all cells in which the linear probe was run too; others only teach costs."""
-        self._learn_costs(experiences)
-        reference: dict[str, list[float]] = {}
+        """Learn from all situations in which at least two strategies were run; others only teach costs."""
+        cells: dict[str, list[Experience]] = {}
         for e in experiences:
-            if e.strategy == REFERENCE:
-                reference.setdefault(e.cell, []).append(e.score)
-        used = [e for e in experiences if e.cell in reference and e.strategy != REFERENCE]
-        if not used:
+            cells.setdefault(e.cell, []).append(e)
+            self._seconds.setdefault(e.strategy, []).append((_work(e.situation), e.seconds))
+        cells = {c: found for c, found in cells.items() if len({e.strategy for e in found}) > 1}
+        if not cells:
             return self
-        from sklearn.ensemble import ExtraTreesRegressor
-
-        self._names = sorted({k for e in used for k in e.situation})
-        self._strategies = sorted({e.strategy for e in used})
-        table = np.array([[_number(e.situation.get(k)) for k in self._names] for e in used])
-        seen = ~np.isnan(table)
-        self._usual = np.array([np.median(c[s]) if s.any() else 0.0 for c, s in zip(table.T, seen.T)])
-        x = np.stack([self._vector(e.situation, e.strategy) for e in used])
-        gain = np.array([e.score - np.mean(reference[e.cell]) for e in used])
-        self._model = ExtraTreesRegressor(
-            self.trees, min_samples_leaf=3, max_features=0.6, bootstrap=True, random_state=self.seed, n_jobs=1
-        ).fit(x, gain)
+        self._strategies = sorted({e.strategy for found in cells.values() for e in found})
+        self._places = np.array([_place(found[0].situation) for found in cells.values()])
+        self._scores = np.array([[_mean_score(found, s) for s in self._strategies] for found in cells.values()])
+        if self.width is None:
+            self.width = self._best_width(np.array([found[0].group for found in cells.values()]))
         return self
 
     def recommend(
         self, situation: Situation, strategies: Sequence[str] | None = None, budget_s: float | None = None
     ) -> Recommendation:
-        """Forecast every strategy and pick the best one that fits the budget.
+        """Forecast every strategy and pick the one with the least predicted regret that fits the budget.
 
         Args:
             strategies: those to choose from; default: all that were ever experienced, and the linear probe.
@@ -136,55 +147,75 @@ class Recommender:
         Raises:
             ValueError: unknown strategy, or none fits the budget.
         """
-        names = list(strategies or [*self._strategies, REFERENCE])
+        names = list(dict.fromkeys(strategies or [*self._strategies, REFERENCE]))
         for name in names:
             STRATEGIES.entry(name)
-        members = {n: self._members(situation, n) for n in dict.fromkeys(names)}
-        forecasts = [self._forecast(situation, n, members[n]) for n in members]
+        place = _place(situation)
+        weights = _similar(place, self._places, self.width or 1.0)
+        regret_ = dict(zip(self._strategies, _shrunk(self._regrets(), weights)))
+        forecasts = [self._forecast(situation, n, weights, regret_.get(n)) for n in names]
         able = [f for f in forecasts if budget_s is None or f.seconds is None or f.seconds <= budget_s]
         if not able:
             cheapest = min(f.seconds for f in forecasts)
             raise ValueError(f"no strategy fits {budget_s:g} s; the cheapest is predicted to take {cheapest:.3g} s")
-        # Ties (nothing learned yet) go to the probe, the cheapest that uses the labels.
-        pick = max(able, key=lambda f: (f.gain, f.strategy == REFERENCE)).strategy
-        best = np.max([members[f.strategy] for f in able], axis=0)
-        confidence = float(np.mean(members[pick] >= best - TOLERANCE)) if self._model is not None else 0.0
-        contributions = self._contributions(situation, pick)
-        return Recommendation(pick, pick != NO_TRANSFER, confidence, forecasts, contributions)
+        known = [f for f in able if f.regret is not None]
+        # Nothing learned yet: the probe, the cheapest that uses the labels.
+        usual = next((f for f in able if f.strategy == REFERENCE), able[0])
+        pick = min(known, key=lambda f: (f.regret, f.strategy), default=usual).strategy
+        return Recommendation(
+            pick, pick != NO_TRANSFER, self._confidence(pick, weights), forecasts, self._contributions(place, pick)
+        )
 
-    def _members(self, situation: Situation, strategy: str) -> np.ndarray:
-        """Predicted gain by each member of the ensemble; the linear probe's is 0 by definition."""
-        if self._model is None or strategy == REFERENCE or strategy not in self._strategies:
-            return np.zeros(self.trees)
-        x = self._vector(situation, strategy)[None]
-        return np.array([tree.predict(x)[0] for tree in self._model.estimators_])
+    def _regrets(self) -> np.ndarray:
+        return np.nanmax(self._scores, axis=1, keepdims=True) - self._scores if len(self._scores) else self._scores
 
-    def _forecast(self, situation: Situation, strategy: str, members: np.ndarray) -> Forecast:
-        low, high = np.quantile(members, [0.1, 0.9])
-        return Forecast(strategy, float(np.median(members)), float(low), float(high), self._cost(situation, strategy))
+    def _confidence(self, pick: str, weights: np.ndarray) -> float:
+        if pick not in self._strategies:
+            return 0.0
+        lost = self._regrets()[:, self._strategies.index(pick)]
+        within = np.where(np.isnan(lost), np.nan, lost <= TOLERANCE)
+        return float(_shrunk(within[:, None], weights)[0])
 
-    def _vector(self, situation: Situation, strategy: str) -> np.ndarray:
-        values = np.array([_number(situation.get(k)) for k in self._names])
-        values = np.where(np.isnan(values), self._usual, values)
-        one_hot = np.array([float(strategy == s) for s in self._strategies])
-        family = float(STRATEGIES.entry(strategy).facts["family"] == "adjust")
-        return np.concatenate([values, one_hot, [family]])
+    def _forecast(self, situation: Situation, strategy: str, weights: np.ndarray, lost: float | None) -> Forecast:
+        gain = low = high = 0.0
+        if lost is not None and REFERENCE in self._strategies and strategy != REFERENCE:
+            gains = self._scores - self._scores[:, [self._strategies.index(REFERENCE)]]
+            gains = gains[:, [self._strategies.index(strategy)]]
+            if not np.isnan(gains).all():
+                gain, (low, high) = float(_shrunk(gains, weights)[0]), _quantiles(gains[:, 0], weights)
+        cost = self._cost(situation, strategy)
+        return Forecast(strategy, gain, min(low, gain), max(high, gain), cost, None if lost is None else float(lost))
 
-    def _contributions(self, situation: Situation, strategy: str) -> dict[str, float]:
-        """Change of the predicted gain when one quantity is set to its usual value, largest first."""
-        if self._model is None or strategy == REFERENCE:
+    def _contributions(self, place: np.ndarray, pick: str) -> dict[str, float]:
+        """How much lower the pick's predicted regret is than with the measure at its usual value, largest first."""
+        if pick not in self._strategies:
             return {}
-        base = self._vector(situation, strategy)
-        x = np.repeat(base[None], len(self._names) + 1, axis=0)
-        for i in range(len(self._names)):
-            x[i + 1, i] = self._usual[i]
-        predicted = self._model.predict(x)
-        moved = {k: float(predicted[0] - p) for k, p in zip(self._names, predicted[1:])}
+        lost = self._regrets()[:, [self._strategies.index(pick)]]
+        now = _shrunk(lost, _similar(place, self._places, self.width))[0]
+        moved = {}
+        for i, name in enumerate(MEASURES):
+            seen = self._places[~np.isnan(self._places[:, i]), i]
+            if len(seen) and not np.isnan(place[i]):
+                other = place.copy()
+                other[i] = np.median(seen)
+                moved[name] = float(_shrunk(lost, _similar(other, self._places, self.width))[0] - now)
         return dict(sorted(moved.items(), key=lambda item: -abs(item[1])))
 
-    def _learn_costs(self, experiences: Sequence[Experience]) -> None:
-        for e in experiences:
-            self._seconds.setdefault(e.strategy, []).append((_work(e.situation), e.seconds))
+    def _best_width(self, groups: np.ndarray) -> float:
+        """The width with the least mean regret when each group is advised from the others; 1 with a single group."""
+        if len(set(groups)) < 2:
+            return 1.0
+        lost = self._regrets()
+        totals = []
+        for width in WIDTHS:
+            total = 0.0
+            for i, group in enumerate(groups):
+                others = groups != group
+                predicted = _shrunk(lost[others], _similar(self._places[i], self._places[others], width))
+                predicted = np.where(np.isnan(lost[i]), np.inf, predicted)
+                total += lost[i][np.nanargmin(predicted)]
+            totals.append(total)
+        return WIDTHS[int(np.argmin(totals))]
 
     def _cost(self, situation: Situation, strategy: str) -> float | None:
         """Seconds by the median rate (seconds per parameter and example) of this strategy's experiences."""
@@ -192,6 +223,49 @@ class Recommender:
         if not past:
             return None
         return float(np.median([s / w for w, s in past]) * _work(situation))
+
+
+def _place(situation: Situation) -> np.ndarray:
+    """A situation's measures over their scales, NaN where unknown."""
+    known = {k: v for k, v in situation.items() if v is not None}
+    majority, classes = known.get("majority"), known.get("classes")
+    if majority is not None and majority < 1 and "probe" in known:
+        known["lift"] = (known["probe"] - majority) / (1 - majority)
+    if majority is not None and classes:
+        known["imbalance"] = majority - 1 / classes
+        known["log_classes"] = float(np.log10(classes))
+    return np.array([known.get(name, np.nan) / scale for name, scale in MEASURES.items()])
+
+
+def _similar(place: np.ndarray, places: np.ndarray, width: float) -> np.ndarray:
+    """Gaussian kernel of the distances (n,); a measure unknown on one side alone counts as different by one."""
+    apart = (places - place) ** 2
+    apart = np.where(np.isnan(apart), (np.isnan(places) != np.isnan(place)).astype(float), apart)
+    return np.exp(-apart.sum(axis=1) / (2 * width**2))
+
+
+def _shrunk(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted means of the columns (n, S), NaN left out, with :data:`PRIOR` weight on each column's plain mean."""
+    there = ~np.isnan(values)
+    w, v = weights[:, None] * there, np.where(there, values, 0.0)
+    with np.errstate(invalid="ignore"):
+        plain = v.sum(axis=0) / there.sum(axis=0)
+    return (PRIOR * plain + (w * v).sum(axis=0)) / (PRIOR + w.sum(axis=0))
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Weighted 10 % and 90 % quantiles, NaN left out."""
+    there = ~np.isnan(values)
+    order = np.argsort(values[there])
+    v, w = values[there][order], weights[there][order] + 1e-9
+    at = (np.cumsum(w) - w / 2) / w.sum()
+    low, high = np.interp([0.1, 0.9], at, v)
+    return float(low), float(high)
+
+
+def _mean_score(found: Sequence[Experience], strategy: str) -> float:
+    scores = [e.score for e in found if e.strategy == strategy]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def rank_sources(sources: Sequence[Source], target: Target, score: str = "logme") -> list[tuple[Source, float | None]]:
@@ -223,10 +297,6 @@ def _needs_head(score: str) -> bool:
     from core.transfer.scores import SCORES
 
     return SCORES.entry(score).facts["needs"] == "probabilities"
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _work(situation: Situation) -> float:

@@ -12,6 +12,7 @@ from core.transfer.nets import HeadNet, LanguageNet
 from core.transfer.sources import Source
 from core.transfer.strategies import Fitted, StrategyConfig
 from core.transfer.strategies.linear_probe import probe_weights
+from core.transfer.strategies.used_words import only_used_words
 from core.transfer.target import Target
 
 ALL = ("classification", "regression", "generation")
@@ -48,7 +49,8 @@ def tune(
     body.requires_grad_(False)
     seeded(lambda: prepare(body, config), seed)
     body.to(next(source.original.parameters()).device)
-    loss, lengths = net.loss(target)
+    inputs = body.inputs(target.train)
+    loss, lengths = net.loss(target, inputs)
     settings = TrainConfig(
         optimizer=config.optimizer,
         lr=config.lr or lr,
@@ -60,7 +62,8 @@ def tune(
         warmup=config.warmup,
         precision=config.precision,
     )
-    report = train(net, loss, lengths, settings, seed=seed, budget=budget, description=f"tune {source.name}")
+    with only_used_words(body, inputs):
+        report = train(net, loss, lengths, settings, seed=seed, budget=budget, description=f"tune {source.name}")
     return Fitted("", net.eval().predict, _cost(net, report), net, tuple(report.losses))
 
 

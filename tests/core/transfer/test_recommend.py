@@ -47,7 +47,7 @@ def situation(n, useful):
 
 @pytest.fixture(scope="module")
 def trained():
-    return Recommender(seed=0, trees=80).fit(experiences())
+    return Recommender().fit(experiences())
 
 
 @pytest.mark.parametrize(("n", "useful", "expected"), [(1.1, 1, "share"), (2.9, 1, "full"), (1.9, 0, NO_TRANSFER)])
@@ -84,13 +84,13 @@ def test_without_history_it_says_probe_without_confidence():
 
 
 def test_unsure_history_gives_low_confidence(trained):
-    noisy = Recommender(seed=0, trees=80).fit(experiences(cells=12, noise=0.2, seed=3))
+    noisy = Recommender().fit(experiences(cells=12, noise=0.2, seed=3))
     assert noisy.recommend(situation(2.0, 1)).confidence < trained.recommend(situation(2.9, 1)).confidence
 
 
 def test_same_experiences_same_recommendation_and_rows_keep_them(trained):
     past = [Experience.of(e.row()) for e in experiences()]
-    again = Recommender(seed=0, trees=80).fit(past).recommend(situation(1.5, 1))
+    again = Recommender().fit(past).recommend(situation(1.5, 1))
     assert again == trained.recommend(situation(1.5, 1))
 
 

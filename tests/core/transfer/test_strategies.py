@@ -1,5 +1,7 @@
 """Every strategy on tiny models of every modality: learns, leaves the source alone, counts, repeats itself."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -212,6 +214,25 @@ def test_peft_share_is_small_and_full_is_all(source):
     assert share["full"] == 1
     assert share["ia3"] < 0.05
     assert share["prompt_tuning"] < 0.05
+
+
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "llama"])
+def test_training_only_the_words_that_occur_equals_training_all(source, kind, monkeypatch):
+    s, (t, test) = source(kind, "text"), target("text")
+    config = QUICK.model_copy(update={"weight_decay": 0.0})
+    quick = fit("full", s, t, config, seed=0)
+    with monkeypatch.context() as m:
+        m.setattr("core.transfer.strategies.tuning.only_used_words", lambda body, inputs: nullcontext())
+        whole = fit("full", s, t, config, seed=0)
+    words = quick.net.body.backbone.get_input_embeddings()
+    assert type(words) is torch.nn.Embedding
+    np.testing.assert_allclose(quick.predict(test).probabilities, whole.predict(test).probabilities, atol=1e-4)
+    before, after = s.original.backbone.get_input_embeddings().weight, words.weight
+    assert (before != after).any(dim=1).sum() > 5
+    np.testing.assert_allclose(
+        after.detach(), whole.net.body.backbone.get_input_embeddings().weight.detach(), atol=1e-4
+    )
+    assert quick.cost.trained_share == 1
 
 
 def test_every_modality_is_registered_with_what_it_reads():
