@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import faults_files, faults_flows, faults_readers
+from benchmarks import faults_access, faults_files, faults_flows, faults_readers
 from benchmarks.faults_flows import CHEAPEST, FLOWS
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row
@@ -79,6 +79,18 @@ FAULTS = {
     "Prefect gone": Fault(
         lambda s, n, _: faults_flows.prefect_gone(s, n), "Prefect gone for good: readable stop, next run continues", 1
     ),
+    "scheduled": Fault(
+        lambda s, n, _: faults_access.scheduled(s, n),
+        "a deployment's run scheduled before a crash runs once after it",
+        1,
+    ),
+    "exposed": Fault(
+        lambda s, n, _: faults_access.exposed(s, n), "an address but loopback: refused, or only with the password", 1
+    ),
+    "random state": Fault(
+        lambda s, n, f: faults_flows.another_state(f, s, n), "another global random state: equal rows and weights", 5
+    ),
+    "threads": Fault(lambda s, n, f: faults_flows.more_threads(f, s, n), "", 5),
     "load": Fault(lambda s, n, _: faults_flows.load(s, int(n), 42), "", 8),
 }
 
@@ -100,13 +112,16 @@ def cells(size: str) -> list[Cell]:
         _cell("database locked", 30),
         _cell("Prefect down", 1),
         _cell("Prefect gone", 1),
+        _cell("scheduled", 20),
+        _cell("exposed", 1),
     ]
     if size == "smoke":
         return found[:4] + faults_readers.cells("smoke")
     found += [_cell("torn results", 2, CHEAPEST), _cell("torn part", 4, CHEAPEST)]
     found += [_cell("kill", BLOCK, flow) for flow in FLOWS[1:]] + faults_readers.cells("default")
-    found += [_cell("load", 8), _cell("disk full", 0.8), _cell("Prefect killed", 240)]
+    found += [_cell("load", 8), _cell("disk full", 0.8), _cell("Prefect killed", 285)]
     found += [_cell("torn results", 2, flow) for flow in FLOWS[1:]]
+    found += [_cell(fault, 2, flow) for flow in FLOWS for fault in ("random state", "threads")]
     found += [_cell("kill", BLOCK, flow, seed) for seed in range(1, KILLS // BLOCK) for flow in FLOWS]
     return found if size == "default" else found + faults_readers.cells("full")
 
@@ -138,6 +153,9 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     growth = _sum([r for r in rows if r.method == "long loop"], "growth")
     flat = growth is not None and growth <= 0.05
     found.append(Goal("memory of a search, generations 200 to 2,000", "<= 5 % growth", growth, None, None, flat))
+    differ = _sum([r for r in rows if r.method == "threads"], "rows_differ")
+    held = differ == 0 and len({r.settings["flow"] for r in rows if r.method == "threads"}) == len(FLOWS)
+    found.append(Goal("one and two threads: rows that differ", "0 in 5 flows", differ, None, None, held))
     heavy = [r for r in rows if r.method == "load"]
     lost = _sum(heavy, "failures")
     enough = (_sum(heavy, "points") or 0) >= 10_000 and (_sum(heavy, "task_runs") or 0) >= 1000

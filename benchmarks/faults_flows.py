@@ -19,6 +19,7 @@ import yaml
 from benchmarks.faults_files import sealed
 from benchmarks.faults_servers import Server, faults_of_delivery, recorded_metrics
 from benchmarks.flow_process import (
+    ROOT,
     Left,
     Place,
     ended,
@@ -29,6 +30,7 @@ from benchmarks.flow_process import (
     records_of,
     wait_until,
 )
+from benchmarks.warm import NOTE, Warm
 from core.data.assets import resolve
 
 Outcome = dict[str, float]
@@ -75,6 +77,7 @@ def undisturbed(flow: str) -> tuple[Left, float, Path]:
     It ran in the very place in which it is disturbed later, so that paths are equal.
     """
     here = place(flow)
+    here.before = NOTE.format(path=str(here.folder / "modules.txt"))
     process = here.start(*smoke(flow), "--json", str(here.folder / "summary.json"))
     wait_until(lambda: bool(here.begun()), process)
     begun = time.monotonic()
@@ -86,6 +89,15 @@ def undisturbed(flow: str) -> tuple[Left, float, Path]:
     return left_by(summary, aside), span, aside
 
 
+@cache
+def warm(flow: str) -> Warm:
+    """Forks runs in the flow's place, after what the undisturbed one imported."""
+    here = place(flow)
+    parent = Warm(here.folder / "modules.txt", here.environment(), ROOT)
+    atexit.register(parent.close)
+    return parent
+
+
 def kills(flow: str, seed: int, count: int) -> Outcome:
     """Kill -9 at random moments of the flow's work, up to five in a row; every second time ``resume`` finishes it."""
     whole, span, aside = undisturbed(flow)
@@ -93,13 +105,14 @@ def kills(flow: str, seed: int, count: int) -> Outcome:
     moment = _moments(rng, span, aside)
     while killed < count:
         here, chain = place(flow), 0
+        here.warm = warm(flow)
         while chain < 5 and killed < count and kill_in_work(here, smoke(flow), *moment()):
             chain, killed = chain + 1, killed + 1
         again = ["resume", here.begun()[-1]] if chains % 2 else smoke(flow)
         left = _result(here, again, whole, failures)
         twice += left.paid_twice() if left else 0
         chains += 1
-    return _outcome(killed, failures) | {"paid_twice": float(twice), "chains": float(chains)}
+    return outcome(killed, failures) | {"paid_twice": float(twice), "chains": float(chains)}
 
 
 def _moments(rng: np.random.Generator, span_s: float, aside: Path) -> Callable[[], tuple[int, float]]:
@@ -126,7 +139,7 @@ def torn_results(flow: str, seed: int, count: int) -> Outcome:
     for manifest in sorted((undisturbed(flow)[2] / "cache").glob("*/*/artifact.json")):
         done, wrong = sealed(manifest.parent, seed, count)
         trials, failures = trials + done, failures + wrong
-    return _outcome(trials, failures)
+    return outcome(trials, failures)
 
 
 def torn_part(flow: str, seed: int, count: int) -> Outcome:
@@ -140,6 +153,7 @@ def torn_part(flow: str, seed: int, count: int) -> Outcome:
     while trials < count and tries < 4 * count:
         tries += 1
         here = place(flow)
+        here.warm = warm(flow)
         if not kill_in_work(here, smoke(flow), *moment()):
             continue
         parts = [p for p in (here.home / "cache").rglob("*") if p.is_file() and ".part/" in str(p) and p.stat().st_size]
@@ -158,7 +172,7 @@ def torn_part(flow: str, seed: int, count: int) -> Outcome:
                 failures.append(f"{path}: {output[-500:]}")
             path.unlink(missing_ok=True)
         _result(here, smoke(flow), whole, failures)
-    return _outcome(trials, failures) | {"refused": float(refused)}
+    return outcome(trials, failures) | {"refused": float(refused)}
 
 
 def mlflow_down(seed: int, back_s: float) -> Outcome:
@@ -174,13 +188,13 @@ def mlflow_killed(seed: int, back_s: float) -> Outcome:
 
 
 def _delivery(name: str, server: Server, back_s: float, start: bool) -> Outcome:
-    failures: list[str] = []
+    failures, span = [], undisturbed(CHEAPEST)[1] if start else 0.0
     here = place(name, MLFLOW_TRACKING_URI=server.address)
     try:
         process = here.start(*smoke(CHEAPEST), "--json", str(here.folder / "summary.json"))
         wait_until(lambda: bool(here.begun()), process)
         if start:
-            time.sleep(0.3 * undisturbed(CHEAPEST)[1])
+            time.sleep(0.3 * span)
             server.kill()
         time.sleep(back_s)
         server.start()
@@ -191,7 +205,7 @@ def _delivery(name: str, server: Server, back_s: float, start: bool) -> Outcome:
         failures += faults_of_delivery(here.home, server.database, server.artifacts)
     finally:
         server.kill()
-    return _outcome(1, failures) | {"points": float(len(recorded_metrics(here.home)))}
+    return outcome(1, failures) | {"points": float(len(recorded_metrics(here.home)))}
 
 
 def locked(seed: int, hold_s: float) -> Outcome:
@@ -209,7 +223,7 @@ def locked(seed: int, hold_s: float) -> Outcome:
     failures += ["Traceback shown"] if "Traceback" in here.output() else []
     here.call("sync")
     failures += faults_of_delivery(here.home, database)
-    return _outcome(1, failures)
+    return outcome(1, failures)
 
 
 def disk_full(seed: int, share: float) -> Outcome:
@@ -239,7 +253,27 @@ def disk_full(seed: int, share: float) -> Outcome:
         _result(here, smoke(CHEAPEST), whole, failures)
     finally:
         subprocess.run(["umount", "-l", str(here.home)], check=True)
-    return _outcome(1, failures) | {"kept": float(sealed_folders)}
+    return outcome(1, failures) | {"kept": float(sealed_folders)}
+
+
+def another_state(flow: str, seed: int, count: int) -> Outcome:
+    """The flow again under another state of the global random generators: equal rows, weights and recipes."""
+    generators = "random.seed, numpy.random.seed, torch.manual_seed"
+    return _again(flow, {}, f"import random, numpy, torch\nfor put in ({generators}): put({int(count)})\n")
+
+
+def more_threads(flow: str, seed: int, count: int) -> Outcome:
+    """The flow again on so many threads instead of one."""
+    return _again(flow, {"OMP_NUM_THREADS": str(int(count))}, "")
+
+
+def _again(flow: str, more: dict[str, str], before: str) -> Outcome:
+    whole, failures = undisturbed(flow)[0], []
+    here = place(flow, **more)
+    here.before = before
+    left = _result(here, smoke(flow), whole, failures)
+    differ = sum(a != b for a, b in zip(left.rows, whole.rows)) if left else len(whole.rows)
+    return outcome(1, failures) | {"rows": float(len(whole.rows)), "rows_differ": float(differ)}
 
 
 def two_at_once(seed: int, count: int) -> Outcome:
@@ -255,7 +289,7 @@ def two_at_once(seed: int, count: int) -> Outcome:
             failures += left_by(yaml.safe_load(path.read_text()), here.home).differences(whole)
             path.unlink()
     left = _result(here, smoke(CHEAPEST), whole, failures)
-    return _outcome(count, failures) | {"paid_twice": float(left.paid_twice() if left else 0)}
+    return outcome(count, failures) | {"paid_twice": float(left.paid_twice() if left else 0)}
 
 
 def same_output(seed: int, count: int) -> Outcome:
@@ -284,7 +318,7 @@ def same_output(seed: int, count: int) -> Outcome:
         elif _weights(out) != _weights(here.folder / "alone"):
             failures.append("the weights differ from those of a merge alone")
         shutil.rmtree(here.folder / "alone")
-    return _outcome(count, failures)
+    return outcome(count, failures)
 
 
 def _weights(folder: Path) -> bytes:
@@ -299,7 +333,7 @@ def prefect_down(seed: int, count: int) -> Outcome:
     _result(here, smoke(CHEAPEST), whole, failures)
     if "embedded, because http://127.0.0.1:9/api does not answer" not in here.output():
         failures.append("the output does not name the server in use")
-    return _outcome(1, failures)
+    return outcome(1, failures)
 
 
 def prefect_killed(seed: int, away_s: float) -> Outcome:
@@ -321,7 +355,7 @@ def prefect_killed(seed: int, away_s: float) -> Outcome:
     finally:
         timer.cancel()
         server.kill()
-    return _outcome(1, failures)
+    return outcome(1, failures)
 
 
 def prefect_gone(seed: int, count: int) -> Outcome:
@@ -333,10 +367,13 @@ def prefect_gone(seed: int, count: int) -> Outcome:
     wait_until(lambda: bool(here.begun()), process)
     time.sleep(0.3 * span)
     server.kill()
-    if ended(process) and not one_line(here.output()):
+    stopped = ended(process) != 0
+    if not stopped:
+        failures.append("the run ended without noticing that Prefect is gone")
+    elif not one_line(here.output()):
         failures.append(here.output()[-1500:])
     left = _result(here, smoke(CHEAPEST), whole, failures)
-    return _outcome(1, failures) | {"paid_twice": float(left.paid_twice() if left else 0)}
+    return outcome(1, failures) | {"paid_twice": float(left.paid_twice() if left else 0)}
 
 
 def load(seed: int, flows: int, tables: int) -> Outcome:
@@ -359,10 +396,11 @@ def load(seed: int, flows: int, tables: int) -> Outcome:
     finally:
         mlflow.kill()
         orchestrator.kill()
-    return _outcome(flows, failures) | {"points": float(points), "task_runs": float(runs)}
+    return outcome(flows, failures) | {"points": float(points), "task_runs": float(runs)}
 
 
-def _outcome(trials: int, failures: list[str]) -> Outcome:
+def outcome(trials: int, failures: list[str]) -> Outcome:
+    """Counts for the table; the first failures are printed."""
     for line in failures[:5]:
         print(line, flush=True)
     return {"trials": float(trials), "failures": float(len(failures))}

@@ -1,19 +1,22 @@
 """Readers of files from elsewhere against broken and hostile input: never a hang, a crash or a wrong answer.
 
 Part of the table of :mod:`benchmarks.faults`. Each reader gets generated files: valid ones, valid ones with flipped,
-cut, doubled or inserted bytes, and structures of the right form with absurd values.
+cut, doubled or inserted bytes, and structures of the right form with absurd values. The same readers are then fuzzed
+with guidance by coverage, where atheris is installed.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import fuzz_data, fuzz_merge
+from benchmarks.fuzz_coverage import READERS as FUZZED
+from benchmarks.fuzz_coverage import available, fuzz_guided
 from benchmarks.fuzzing import fuzz
 from core.evaluate.benchmark import Cell, Goal
 from core.evaluate.rows import Row
 
 CASES = {"smoke": 500, "default": 10_000, "full": 100_000}
-READERS = {r.name: r for r in (*fuzz_merge.READERS, *fuzz_data.READERS)}
+GUIDED = ", guided by coverage"
+READERS = FUZZED | {name + GUIDED: reader for name, reader in FUZZED.items()}
 
 
 def cells(size: str) -> list[Cell]:
@@ -24,7 +27,10 @@ def cells(size: str) -> list[Cell]:
 
 
 def measure(cell: Cell) -> list[Row]:
-    outcome = fuzz(READERS[cell.method], cell.settings["cases"], cell.seed)
+    guided = cell.method.endswith(GUIDED)
+    if guided and not available():
+        return []
+    outcome = (fuzz_guided if guided else fuzz)(READERS[cell.method], cell.settings["cases"], cell.seed)
     if outcome.failure:
         print(f"{cell.method}: {outcome.failure}")
     return [

@@ -61,9 +61,11 @@ class Server:
             command += [*stores, self.artifacts.as_uri()]
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
         kept |= {"PREFECT_HOME": str(self.folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+        kept |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.txt", "ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=kept, start_new_session=True)
-        if not wait_until(self.answers, self.process, limit_s=180, step_s=0.5):
+        if not wait_until(self.answers, self.process, limit_s=600, step_s=0.5):
+            self.kill()
             raise RuntimeError(f"{self.kind} did not start: {(self.folder / 'server.txt').read_text()[-1500:]}")
         return self
 

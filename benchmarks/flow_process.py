@@ -14,24 +14,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.warm import Forked, Warm
 from core.evaluate.rows import read_rows
 from core.hashing import content_key, sha256_file
 from core.state import MANIFEST, StateError, home, verify
 
-COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
+PROGRAM = "from flows.cli import main; main()"
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 1800
 TIMINGS = ("seconds", "minutes", "hours", "time")  # parts of a metric's or budget unit's name
 NOTES = ("commit", "hardware", "inputs")
+Child = subprocess.Popen | Forked
 KEPT = (".safetensors", ".yaml", ".onnx")  # weights and recipes
 
 
 @dataclass
 class Place:
-    """A home for runs: every path in what they write is the same whenever they start anew here."""
+    """A home for runs: every path in what they write is the same whenever they start anew here.
+
+    Args:
+        more: variables of the environment.
+        before: Python that runs before the command.
+        warm: forks the children, which then need not import anything; its environment is this place's.
+    """
 
     folder: Path
     more: dict[str, str] = field(default_factory=dict)
+    before: str = ""
+    warm: Warm | None = None
 
     @property
     def home(self) -> Path:
@@ -44,14 +54,17 @@ class Place:
             "TRANSFEROPT_HOME": str(self.home),
             "TRANSFEROPT_ASSETS": os.environ.get("TRANSFEROPT_ASSETS", str(home() / "assets")),
             "COLUMNS": "200",
+            "OMP_NUM_THREADS": "1",
         }
         return kept | own | self.more
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str) -> Child:
         """A child in a process group of its own; its output goes to ``output.txt``, emptied before."""
+        if self.warm is not None:
+            return self.warm.start(arguments, self.folder / "output.txt")
         with open(self.folder / "output.txt", "wb") as out:
             return subprocess.Popen(
-                [*COMMAND, *arguments],
+                [sys.executable, "-c", self.before + PROGRAM, *arguments],
                 stdout=out,
                 stderr=out,
                 cwd=ROOT,
@@ -93,7 +106,7 @@ class Place:
         return target
 
 
-def ended(process: subprocess.Popen, limit_s: float = LIMIT_S) -> int:
+def ended(process: Child, limit_s: float = LIMIT_S) -> int:
     """The exit status of a child; one that hangs is killed with its group.
 
     Raises:
@@ -106,14 +119,14 @@ def ended(process: subprocess.Popen, limit_s: float = LIMIT_S) -> int:
         raise TimeoutError(f"{process.args} did not end within {limit_s} s") from None
 
 
-def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
+def kill(process: Child, number: int = signal.SIGKILL) -> None:
     """Send a signal to the child's whole group and wait for the child."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     process.wait()
 
 
-def wait_until(check, process: subprocess.Popen | None = None, limit_s: float = 300, step_s: float = 0.02) -> bool:
+def wait_until(check, process: Child | None = None, limit_s: float = 300, step_s: float = 0.02) -> bool:
     """Whether ``check()`` became true before the limit (and before the child ended)."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until:

@@ -79,6 +79,20 @@ def fuzz(reader: Reader, cases: int, first_seed: int = 0) -> Outcome:
     return outcome
 
 
+def samples(reader: Reader, count: int, first_seed: int = 0) -> list[bytes]:
+    """Generated file contents, without reading them."""
+    found: list[bytes] = []
+
+    @seed(first_seed)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(reader.cases())
+    def collect(data: bytes) -> None:
+        found.append(data)
+
+    collect()
+    return found
+
+
 def one_case(reader: Reader, path: Path) -> bool:
     """Whether the file is accepted; raises when the reader misbehaves."""
     answer = None

@@ -18,6 +18,7 @@ from core.transfer.report import Section, Table, render
 from tasks.check_students import CHECKED
 from tasks.evaluate_merges import CEILING, CORRECT, PROBE
 from tasks.merge_static import best_on_validation
+from tasks.repeatable import repeatable
 from tasks.search_structure import read_structure
 from tasks.stage import Artifact, Output, stage
 
@@ -91,7 +92,7 @@ def report_chain(
         Section("Structure", _structure_words(found), [_trials(found)]),
         Section("Lineage", "Hashes of what stands between teacher and metric.", [_lineage(arms, teacher, base)]),
     ]
-    page = render(config.title, {**config.facts, **said}, sections)
+    page = render(config.title, {**config.facts, **said, **repeatable()}, sections)
     write_bytes(out.folder / "report.html", page.encode())
     write_bytes(out.folder / "accuracy.png", plots.png(figure))
     out.metrics({"difference/merged": merged.mean.mean, "difference/students": single.mean.mean, "p/merged": merged.p})

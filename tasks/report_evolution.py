@@ -17,6 +17,7 @@ from core.transfer.report import Section, Table, render
 from tasks.build_subproblems import GRAPH
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import OUTCOME
+from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
 TEXT = (
@@ -60,6 +61,7 @@ def report_evolution(out: Output, config: ReportConfig, evaluated: Artifact, evo
             **config.facts,
             "what transfer gained": f"{gain.mean:+.2f} normalised points over {config.without} at the same budget "
             f"(95 % interval over test items {gain.low:+.2f} to {gain.high:+.2f})",
+            **repeatable(),
         },
         [
             Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)]),

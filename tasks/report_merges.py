@@ -13,6 +13,7 @@ from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.evaluate_merges import CEILING, CORRECT
 from tasks.merge_static import CHOICE, best_on_validation
+from tasks.repeatable import repeatable
 from tasks.stage import METRICS, Artifact, Output, stage
 
 TEXT = (
@@ -56,6 +57,7 @@ def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned:
         {
             **config.facts,
             "best on validation": f"{best}: {_value(rows, best, 'normalised'):.1f} % of the individual experts",
+            **repeatable(),
         },
         [
             Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)], [figure]),

@@ -17,6 +17,7 @@ from core.nas.spaces import get_space
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.map_latent_spaces import POINTS
+from tasks.repeatable import repeatable
 from tasks.search_architectures import TRIALS, TRUST
 from tasks.stage import Artifact, Output, stage
 
@@ -49,7 +50,8 @@ def report_search(out: Output, config: ReportConfig, searches: dict[str, list[Ar
         gained[target] = _gain(own)
         out.metrics({f"final/{target}/{run}": value for run, value in _finals(own).items()})
     sections.append(_latents(mapped, out))
-    page = render(config.title, {**config.facts, **{f"gain on {t}": text for t, text in gained.items()}}, sections)
+    gains = {f"gain on {t}": text for t, text in gained.items()}
+    page = render(config.title, config.facts | gains | repeatable(), sections)
     write_bytes(out.folder / "report.html", page.encode())
     out.rows(rows)
 

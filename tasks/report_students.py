@@ -12,6 +12,7 @@ from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.cache_signals import HEAD_ROOM
 from tasks.evaluate_students import CORRECT
+from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
 BASELINE, TEACHER = "label_words", "teacher tuned"
@@ -50,7 +51,7 @@ def report_students(out: Output, config: ReportConfig, evaluated: Artifact, sign
     checks = Table(["head-room check", "value"], [[k, v] for k, v in room.items()])
     page = render(
         config.title,
-        {**config.facts, **_gained(intervals, room)},
+        {**config.facts, **_gained(intervals, room), **repeatable()},
         [Section("Accuracy", TEXT, [Table(columns, lines)], [figure]), Section("Gate", "", [checks])],
     )
     write_bytes(out.folder / "report.html", page.encode())

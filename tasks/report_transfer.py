@@ -22,6 +22,7 @@ from core.transfer.recommend import Experience, Forecast, Recommendation, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
 from tasks.rank_sources import CHANGES, RANKING
+from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
 HEADLINE = ("ece", "seconds", "trained_share")  # the other metrics are with the runs of the strategies
@@ -56,7 +57,7 @@ def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact
         _why(runs, best_source, advice, config),
         _data(json.loads((ranking.folder / CHANGES).read_text())),
     ]
-    facts = config.facts | _headline(report, advice, config)
+    facts = config.facts | _headline(report, advice, config) | repeatable()
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())
     write_json(out.folder / "effect.json", report.as_dict())
     history = Path(config.history)

@@ -117,7 +117,8 @@ class Servers:
             values["PREFECT_API_AUTH_STRING"] = auth
         if self.config.host not in LOOPBACK:
             values["MLFLOW_FLASK_SERVER_SECRET_KEY"] = _form_secret()
-        return {**os.environ, **values}
+        # MLflow's own background jobs: nothing here uses them, and they are two more processes
+        return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, **values}
 
     def start(self) -> None:
         """Start MLflow and Prefect, register pools, limits and deployments, then start a worker.
@@ -189,7 +190,7 @@ class Servers:
             )
         self.children.append((name, child))
 
-    def _wait(self, name: str, url: str, limit_s: float = 240) -> None:
+    def _wait(self, name: str, url: str, limit_s: float = 600) -> None:
         child = dict(self.children)[name]
         until = time.monotonic() + limit_s
         while time.monotonic() < until:

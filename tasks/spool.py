@@ -262,6 +262,8 @@ def client():
     import mlflow
 
     home().mkdir(parents=True, exist_ok=True)
+    # a server that is away is said once, by the spool, and not with every try
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return mlflow.MlflowClient()
 
 

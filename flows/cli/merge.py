@@ -19,8 +19,10 @@ def merge(
         print(describe(make_plan(config, out), threads or default_threads(), out))
         return
     from core.merge.engine import merge as run
+    from flows.cli.holder import naming_the_holder
 
-    done = run(config, out, threads=threads, part=parse_part(part) if part else None)
+    with naming_the_holder(out):
+        done = run(config, out, threads=threads, part=parse_part(part) if part else None)
     print(f"share {part} is in {done}" if part else f"merged model: {done}")
 
 

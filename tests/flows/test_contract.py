@@ -100,3 +100,4 @@ def test_the_report_is_one_self_contained_page(ran):
     assert "<svg" in page or "data:image" in page
     for outside in ('src="http', "src='http", '<link rel="stylesheet"', "<script src"):
         assert outside not in page
+    assert "torch does not promise trained weights that are equal" in page

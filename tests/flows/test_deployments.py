@@ -62,6 +62,18 @@ def test_a_public_address_needs_authentication(monkeypatch):
         servers.check(config)
 
 
+def test_loopback_is_the_default_and_authentication_opens_another_address(monkeypatch):
+    assert servers.read_config(ROOT).host in servers.LOOPBACK
+    assert "basic-auth" not in servers.mlflow_command(servers.read_config(ROOT))
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:password")
+    config = servers.read_config(ROOT, host="127.0.0.2", prefect_port=_free(), mlflow_port=_free())
+    with pytest.raises(ValueError, match="set MLFLOW_AUTH_CONFIG_PATH"):
+        servers.check(config)
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", "auth.ini")
+    servers.check(config)
+    assert servers.mlflow_command(config)[-2:] == ["--app-name", "basic-auth"]
+
+
 def test_outside_a_project_serve_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"has no mlflow/server\.yaml"):
         servers.read_config(tmp_path)

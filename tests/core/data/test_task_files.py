@@ -1,5 +1,6 @@
 """Task files: every source and kind, cuts without leaks, and clear errors."""
 
+import io
 import json
 import re
 
@@ -268,6 +269,39 @@ def test_damaged_files_are_named(folder, name, data):
     (folder / name).write_bytes(data)
     with pytest.raises(TaskError, match=rf"cannot read .*{re.escape(name)}"):
         load_task(write(folder, file=name)).splits()
+
+
+def test_a_bit_flipped_in_a_parquet_files_notes_is_harmless_or_named(folder):
+    """Arrow's and pandas' notes carry no checksum: pandas fails on damaged ones in ways that do not name the file."""
+    whole, read, refused = _parquet_bytes(), 0, []
+    sound = load_task(write(folder)).splits().sha256
+    for at in range(whole.rindex(b"ARROW:schema"), len(whole) - 8, 61):
+        damaged = bytearray(whole)
+        damaged[at] ^= 2
+        (folder / "a.parquet").write_bytes(damaged)
+        try:
+            assert load_task(write(folder, file="a.parquet")).splits().sha256 == sound
+            read += 1
+        except TaskError as error:
+            refused.append(str(error))
+    assert read >= 5
+    assert len(refused) >= 2
+    assert all("a.parquet" in message for message in refused)
+
+
+def test_a_parquet_file_whose_text_is_no_utf8_is_named(folder):
+    whole = _parquet_bytes()
+    at = whole.index(ROWS["text"][5].encode())
+    (folder / "a.parquet").write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    with pytest.raises(TaskError, match=r"cannot read .*a\.parquet"):
+        load_task(write(folder, file="a.parquet")).splits()
+
+
+def _parquet_bytes() -> bytes:
+    """Uncompressed and without a dictionary, so that a text stands in it as it is."""
+    out = io.BytesIO()
+    ROWS.to_parquet(out, compression=None, use_dictionary=False)
+    return out.getvalue()
 
 
 def test_unknown_tasks_get_the_nearest_name(folder):

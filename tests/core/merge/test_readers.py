@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.faults_readers import READERS
+from benchmarks.fuzz_coverage import READERS
 from benchmarks.fuzzing import fuzz
 from core.merge.recipe import load_recipe
 from core.merge.tensors import read_header
