@@ -17,7 +17,7 @@ from core.data.assets import AssetError
 from core.data.tasks import TaskError, load_task
 from core.evaluate import plots
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
-from core.evaluate.rows import Row
+from core.evaluate.rows import Row, write_rows
 from core.evaluate.statistics import bootstrap_mean, hierarchical_bootstrap
 from core.hashing import content_key
 from core.state import Cache, write_bytes
@@ -61,29 +61,34 @@ TIMES = ("seconds", "peak_memory_mb", "energy_wh")
 
 
 def cells(size: str) -> list[Cell]:
-    """Cheap and telling cells first: MiniLM, then its truncations, then the other sources, the dearest last."""
+    """Cheap and telling cells first: sources compared by their scores, MiniLM, then the dearer sources."""
     targets, history = ([t for t in names if not _lacking(t)] for names in (TARGETS, HISTORY))
     if size == "smoke":
         quick = [_cell(s, "minilm", t, 16, 0) for s in ("share", "linear_probe", "full") for t in targets[:1]]
         return quick + [_situation("minilm", t, 16, 0) for t in targets[:1]]
-    order = ("minilm", *(() if _lacking(EXPERT_TASK) else ("expert",)), "smollm2", "mpnet")
-    grid = [(s, n) for s in order for n in SIZES[s] if n < 1000]
-    grid.insert(-len(SIZES["mpnet"]), ("minilm", 1000))
-    out = []
-    for source, n in grid:
-        for seed in SEEDS:
-            for target in targets:
-                out.append(_situation(source, target, n, seed))
-                out += [_cell(m, source, target, n, seed) for m in COMPARED]
-        if (source, n) == ("minilm", 100):
-            for seed in SEEDS[:2]:
-                for target, size in ((t, k) for t in history for k in (16, 100)):
-                    out.append(_situation("minilm", target, size, seed))
-                    out += [_cell(m, "minilm", target, size, seed) for m in COMPARED]
-            out += [_cell("full", f"minilm:{k}", t, TAU_SIZE, s) for s in SEEDS[:2] for t in targets for k in LAYERS]
-            out += [_situation(f"minilm:{k}", t, TAU_SIZE, s) for s in SEEDS[:2] for t in targets for k in LAYERS]
-            out += [_cell(m, "minilm", t, 100, 0) for m in ALSO for t in targets]
-    return out
+    expert = () if _lacking(EXPERT_TASK) else ("expert",)
+    ranked = ("minilm", *(f"minilm:{k}" for k in LAYERS), *expert, "smollm2", "mpnet")
+    out = [c for s in ranked[:-1] for t in targets for c in _ranked(s, t, 0)]
+    for source, n in [("minilm", 16), ("minilm", 100)]:
+        out += [c for seed in SEEDS for t in targets for c in _place(source, t, n, seed)]
+    out += [c for t in history for n in (16, 100) for c in _place("minilm", t, n, 0)]
+    others = [(s, n) for s in (*expert, "smollm2") for n in SIZES[s]]
+    for source, n in [*others, ("minilm", 1000), ("mpnet", 16), ("mpnet", 100)]:
+        out += [c for seed in SEEDS for t in targets for c in _place(source, t, n, seed)]
+    out += [c for s in ranked for t in targets for seed in SEEDS[:2] for c in _ranked(s, t, seed)]
+    out += [c for t in history for n in (16, 100) for c in _place("minilm", t, n, 1)]
+    out += [_cell(m, "minilm", t, 100, 0) for m in ALSO for t in targets]
+    return list({(c.method, *c.settings.values(), c.seed): c for c in out}.values())
+
+
+def _place(source: str, target: str, n: int, seed: int) -> list[Cell]:
+    """All strategies in one situation."""
+    return [_situation(source, target, n, seed), *(_cell(m, source, target, n, seed) for m in COMPARED)]
+
+
+def _ranked(source: str, target: str, seed: int) -> list[Cell]:
+    """What a score of a source is compared with."""
+    return [_situation(source, target, TAU_SIZE, seed), _cell("full", source, target, TAU_SIZE, seed)]
 
 
 def _cell(method: str, source: str, target: str, n: int, seed: int) -> Cell:
@@ -303,21 +308,34 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
             ("mean regret saved against the similarity rule", "> 0, interval above 0"),
         ):
             out.append(_goal(name, target, None, False))
-    out.append(_tau_goal(rows))
+    out += _tau_goals(rows)
     measured = {r.method for r in rows if r.metric == "trained_share"}
     count = float(len(measured & {*COMPARED, *ALSO}))
     out.append(_goal("strategies with trained share, peak memory and seconds", "10", count, count == 10))
     return out
 
 
-def _tau_goal(rows: Sequence[Row]) -> Goal:
-    name = "weighted Kendall tau of the best score with accuracy, at least 8 sources"
+def _tau_goals(rows: Sequence[Row]) -> list[Goal]:
+    """The best score of those compared, and an estimate free of that choice: the score chosen on the other targets."""
     found = {k: v for k, v in taus(rows).items() if len(v) == len(TARGETS)}
+    name = "weighted Kendall tau with accuracy over at least 8 sources"
     if not found:
-        return _goal(name, ">= 0.6", None, False)
+        return [_goal(f"{name}, {which}", ">= 0.6", None, False) for which in ("best score", "score chosen elsewhere")]
     best = max(found, key=lambda k: np.mean(list(found[k].values())))
-    value = bootstrap_mean(list(found[best].values()))
-    return _goal(f"{name} ({best})", ">= 0.6", value, value.mean >= 0.6)
+    value, fair = bootstrap_mean(list(found[best].values())), bootstrap_mean(list(_elsewhere(found).values()))
+    return [
+        _goal(f"{name}, best of {len(found)} scores ({best})", ">= 0.6", value, value.mean >= 0.6),
+        _goal(f"{name}, score chosen on the other targets", ">= 0.6", fair, fair.mean >= 0.6),
+    ]
+
+
+def _elsewhere(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Target -> tau of the score that is best on the mean of the other targets."""
+    out = {}
+    for target in TARGETS:
+        score = max(found, key=lambda k: np.mean([v for t, v in found[k].items() if t != target]))
+        out[target] = found[score][target]
+    return out
 
 
 def _goal(goal: str, target: str, value, holds: bool) -> Goal:
@@ -349,7 +367,8 @@ def _where(r: Row) -> Where:
 
 
 def page(rows: Sequence[Row], folder: Path) -> str:
-    """Tables of strategies, choosers, scores and costs; the plots lie beside the page."""
+    """Tables of strategies, choosers, scores and costs; the plots and a history to start from lie beside the page."""
+    write_rows(folder / "transfer.experiences.jsonl", [e.row() for e in experiences(rows, (*TARGETS, *HISTORY))])
     parts = [_missing(), _strategy_table(rows), _chooser_table(rows), _tau_table(rows), _cost_table(rows)]
     figure = _curves(rows)
     if figure is not None:
@@ -389,7 +408,9 @@ def _chooser_table(rows: Sequence[Row]) -> str:
         "accuracy lost against the best strategy of the cell (mean over seeds). *recommender* has learned from the "
         f"other targets and from past transfers to other data ({', '.join(HISTORY)}), *without history* from the "
         "other targets alone, *history alone* from that other data alone. The kernel's width is chosen within what it "
-        "has learned from.",
+        "has learned from. That a probe's gain over the largest class and that class's excess are among its measures "
+        "was decided after eight cells of an earlier table had shown that the probe wins where there is nothing to "
+        "learn (cola): the choice of measures is not free of these targets, what is learned from them is.",
         "",
     ]
     lines += ["| chooser | within 1 point | mean regret | picks |", "|---|---|---|---|"]
@@ -412,13 +433,18 @@ def _tau_table(rows: Sequence[Row]) -> str:
     lines = [
         "## Scores against realised accuracy",
         "",
-        "Weighted Kendall tau over sources at n = 100 (full fine-tuning).",
+        "Weighted Kendall tau over sources at n = 100 (full fine-tuning). The best of several scores is flattered by "
+        "the choice; the last row takes for each target the score that did best on the other three.",
         "",
     ]
     lines += ["| score | " + " | ".join(TARGETS) + " | mean |", "|" + "---|" * (len(TARGETS) + 2)]
     for score, values in sorted(found.items(), key=lambda item: -np.mean(list(item[1].values()))):
         row = [f"{values[t]:.2f}" if t in values else "" for t in TARGETS]
         lines.append(f"| {score} | " + " | ".join(row) + f" | {bootstrap_mean(list(values.values()))} |")
+    if all(len(v) == len(TARGETS) for v in found.values()):
+        fair = _elsewhere(found)
+        row = [f"{fair[t]:.2f}" for t in TARGETS]
+        lines.append(f"| *chosen on the others* | {' | '.join(row)} | {bootstrap_mean(list(fair.values()))} |")
     return "\n".join(lines)
 
 

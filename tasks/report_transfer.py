@@ -26,6 +26,7 @@ from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
 HEADLINE = ("ece", "seconds", "trained_share")  # the other metrics are with the runs of the strategies
+AS_IS = "as it is"
 MODULES = ["core.transfer.report", "core.transfer.effect_page", "core.transfer.history", "core.evaluate.plots"]
 
 
@@ -54,7 +55,7 @@ def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact
         *effect_page.sections(report),
         _choice(advice, means[best_source], ranked, best_source, config),
         *_sources(ranked, means, config),
-        _why(runs, best_source, advice, config),
+        _why(runs, best_source, advice, config, [max(means[best_source], key=means[best_source].get), config.without]),
         _data(json.loads((ranking.folder / CHANGES).read_text())),
     ]
     facts = config.facts | _headline(report, advice, config) | repeatable()
@@ -120,9 +121,10 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
     for f in advice.forecasts:
         got = realised.get(f.strategy)
         gain = None if got is None or probe is None else got - probe
-        lines.append([f.strategy, f.gain, f.low, f.high, f.seconds, gain, got])
+        lines.append([f.strategy, f.regret, f.gain, f.low, f.high, f.seconds, gain, got])
     columns = (
         "strategy",
+        "predicted regret",
         "predicted gain",
         "10 %",
         "90 %",
@@ -135,7 +137,7 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
         f"Before any fine-tuning the recommender picked {advice.pick!r} from {source} (confidence "
         f"{advice.confidence:.2f}; 0 means that there was no history to learn from). Regret against the best strategy "
         f"measured: {lost}. The similarity rule would have picked {ranked['sources'][source]['rule']!r}. "
-        "Gains are over the linear probe."
+        "Gains are over the linear probe, regrets against the best strategy; the least predicted regret is picked."
     )
     return Section("Advice and what happened", text, [Table(columns, lines)])
 
@@ -155,29 +157,42 @@ def _sources(ranked: dict, means: dict[str, dict[str, float]], config) -> list[S
     return [Section("Sources", text, [Table(columns, lines)])]
 
 
-def _why(runs: Mapping[str, Artifact], source: str, advice: Recommendation, config) -> Section:
-    tables, figures, layers, changed = [], [], {}, {}
-    predicted: dict[str, list[int]] = {}
+def _why(runs: Mapping[str, Artifact], source: str, advice: Recommendation, config, shown: list[str]) -> Section:
+    """Contributions, changed input, layers; confusions of the strategies ``shown``."""
+    whys = _whys(runs, source)
+    tables, figures = [], []
+    if advice.contributions:
+        lines = list(advice.contributions.items())[:8]
+        tables.append(Table(("measured before", "lowered the predicted regret by"), lines, "What the advice rests on"))
+    names = list(dict.fromkeys((AS_IS, *(n for w in whys.values() for n in w["changed_input"]))))
+    if len(names) > 1:
+        lines = [[s, *(w["changed_input"].get(n) for n in names)] for s, w in whys.items()]
+        tables.append(Table(("strategy", *names), lines, f"{config.metric} when the input changes"))
+    layers = {
+        s: (list(range(len(w["layers"]))), [np.nan if v is None else v for v in w["layers"]])
+        for s, w in whys.items()
+        if w["layers"]
+    }
+    if layers:
+        figures.append(plots.curves_with_bands(layers, "layer (0: embeddings)", "CKA with the source", "What moved"))
+    for strategy in dict.fromkeys(shown):
+        why = whys.get(strategy, {})
+        if why.get("predicted"):
+            title = f"{strategy}, first seed"
+            figures.append(plots.confusion(why["actual"], why["predicted"], why["labels"], title))
+    text = "Layers near 1 still are the source's; where they fall, the strategy wrote new knowledge over the old."
+    return Section("Why", text, tables, figures)
+
+
+def _whys(runs: Mapping[str, Artifact], source: str) -> dict[str, dict[str, Any]]:
+    """Strategy -> what was measured of the reasons, for runs from this source."""
+    found = {}
     for key, artifact in runs.items():
         name, strategy = key.rsplit(" / ", 1)
         path = artifact.folder / WHY
-        if name != source or not path.is_file():
-            continue
-        why = json.loads(path.read_text())
-        if why["layers"]:
-            layers[strategy] = (list(range(len(why["layers"]))), [np.nan if v is None else v for v in why["layers"]])
-        changed[strategy], predicted[strategy] = why["changed_input"], why["predicted"]
-    if advice.contributions:
-        lines = list(advice.contributions.items())[:8]
-        tables.append(Table(("measured before", "moved the predicted gain by"), lines, "What the advice rests on"))
-    names = list(dict.fromkeys(n for c in changed.values() for n in c))
-    if names:
-        lines = [[s, *(c.get(n) for n in names)] for s, c in changed.items()]
-        tables.append(Table(("strategy", *names), lines, f"{config.metric} when the input changes"))
-    if layers:
-        figures.append(plots.curves_with_bands(layers, "layer (0: embeddings)", "CKA with the source", "What moved"))
-    text = "Layers near 1 still are the source's; where they fall, the strategy wrote new knowledge over the old."
-    return Section("Why", text, tables, figures)
+        if name == source and path.is_file():
+            found[strategy] = json.loads(path.read_text())
+    return found
 
 
 def _data(changes: list[dict[str, Any]]) -> Section:

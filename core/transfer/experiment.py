@@ -141,7 +141,9 @@ def run_trial(source: Source, task_name: str, trial: Trial, version: str = "", p
         "version": version,
     }
     rows = [Row(metric=k, value=v, **facts) for k, v in values.items()]
-    why = _why(source, fitted, test, target, answers, trial.seed) if trial.explain else {}
+    why = {}
+    if trial.explain:
+        why = _why(source, fitted, test, target, answers, trial.seed) | {"labels": list(load_task(task_name).labels)}
     return Outcome(rows, fitted, _correct(answers, test, target), why)
 
 
@@ -186,6 +188,7 @@ def _why(source, fitted: Fitted, test: Examples, target: Target, answers: Predic
         "changed_input": changed,
         "losses": list(fitted.losses),
         "predicted": _listed(answers),
+        "actual": [int(y) for y in test.labels] if answers.probabilities is not None else [],
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.evaluate import plots
+from core.evaluate.statistics import Interval
 
 UNDEFINED = "undefined"
 
@@ -69,6 +70,8 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Interval):
+        return str(value).replace(", ", ",\u00a0")  # a narrow column breaks before the bracket, not inside
     return str(value)
 
 

@@ -16,7 +16,7 @@ def test_page_is_self_contained_and_escaped():
     assert "<b>x" not in page
     assert "0.1235" in page
     assert "undefined" in page
-    assert "1 [0.5, 1.5]" in page
+    assert "1 [0.5,\u00a01.5]" in page
     assert page.count("<p>") == 2
     assert 'alt="growth"' in page
     assert "http" not in page.replace("http://www.w3.org", "")
