@@ -1,5 +1,6 @@
 """Links both ways: the MLflow run from Prefect, the Prefect flow run from MLflow, and the result table in Prefect."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -7,17 +8,24 @@ from collections.abc import Sequence
 from core.evaluate.rows import Row
 from core.hashing import content_key
 from tasks import spool, tracking
-from tasks.addresses import link_base
+from tasks.addresses import link_base, without_password
 
 TABLE_ROWS = 200
+log = logging.getLogger(__name__)
 
 
 def mlflow_url(run_id: str) -> str | None:
-    """Address of a run in the MLflow UI; None for the embedded store, which has no server."""
+    """Address of a run in the MLflow UI; None for the embedded store, which has no server, and while that is away."""
+    from mlflow.exceptions import MlflowException
+
     base = link_base(os.environ["MLFLOW_TRACKING_URI"])
     if base is None:
         return None
-    experiment = spool.client().get_run(run_id).info.experiment_id
+    try:
+        experiment = spool.client().get_run(run_id).info.experiment_id
+    except MlflowException as error:
+        log.warning("Prefect gets no link to MLflow, which is away: %s", without_password(str(error))[:200])
+        return None
     return f"{base}/#/experiments/{experiment}/runs/{run_id}"
 
 

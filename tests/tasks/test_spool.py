@@ -12,6 +12,7 @@ from core.transfer.problem import Problem
 from flows.cli import sync
 from tasks import health, spool, tracking
 from tasks.addresses import choose_prefect, link_base, without_password
+from tasks.links import mlflow_url
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
 
@@ -47,6 +48,14 @@ def test_everything_arrives_after_the_server_is_back(home, away):
     assert found.data.params["a.b"] == "1"
     history = spool.client().get_metric_history(found.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(i, 1.0 / (i + 1)) for i in range(50)]
+
+
+def test_a_run_that_ends_while_mlflow_is_away_goes_without_a_link(monkeypatch, caplog):
+    address = "http://127.0.0.1:9"  # nobody listens there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(spool, "client", lambda: mlflow.MlflowClient(address))
+    assert mlflow_url("0" * 32) is None
+    assert "no link to MLflow, which is away" in caplog.text
 
 
 def test_delivering_twice_doubles_nothing(home):
