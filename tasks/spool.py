@@ -262,8 +262,9 @@ def client():
     import mlflow
 
     home().mkdir(parents=True, exist_ok=True)
-    # a server that is away is said once, by the spool, and not with every try
+    # a server that is away or a locked database is said once, by the spool, and not with every try or with a traceback
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow.MlflowClient()
 
 
