@@ -14,9 +14,11 @@ import tasks  # noqa: F401  (sets the environment before Prefect reads it)
 
 import inspect
 import json
+import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,7 @@ from core.registry import Registry
 from core.transfer.problem import Problem
 from flows.forms import Form, meaning
 from tasks import tracking
+from tasks.addresses import without_password
 from tasks.links import publish
 from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.spool import open_early, refused
@@ -93,7 +96,7 @@ class TransferFlow(Flow):
         """Run in this process; its fan-out goes to the configured runner."""
         values = parameters or self.form()
         open_early()
-        with reachable_server(configured()):
+        with reachable_server(configured()), _naming_prefect():
             return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
     def plan(self, parameters: Form) -> list[Planned]:
@@ -150,6 +153,25 @@ class TransferFlow(Flow):
         run.tags({"inputs": json.dumps([made])})
         run.spool.append("lineage", run.id)
         return result
+
+
+@contextmanager
+def _naming_prefect() -> Iterator[None]:
+    """Say which server went away for longer than it is waited for.
+
+    Raises:
+        RuntimeError: Prefect's client gave up.
+    """
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        server = without_password(os.environ.get("PREFECT_API_URL", "")) or "its embedded server"
+        raise RuntimeError(
+            f"Prefect ({server}) does not answer any more: {str(error) or type(error).__name__}; finished stages are "
+            "kept and the same command continues, on an embedded server if this one stays away"
+        ) from error
 
 
 def _flow(name: str) -> TransferFlow:

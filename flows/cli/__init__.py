@@ -1,6 +1,7 @@
 """The command ``transferopt``. A command's module is imported only when it is called, so that light ones start fast."""
 
 import importlib
+import logging
 import os
 import sys
 
@@ -72,6 +73,7 @@ def main() -> None:
     if "--debug" in sys.argv[1:]:
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
         os.environ["TRANSFEROPT_DEBUG"] = "1"
+    logging.raiseExceptions = bool(os.environ.get("TRANSFEROPT_DEBUG"))  # of handlers whose server is away
     try:
         app()
     except KeyboardInterrupt:

@@ -67,6 +67,18 @@ def test_bad_configuration_files(tmp_path):
     assert "must hold keys and values" in call("run", "merge", "--config", str(tmp_path / "list.yaml"), code=1)
 
 
+def test_a_prefect_that_stays_away_is_one_line_with_the_remedy(monkeypatch):
+    import httpx
+
+    from flows.runtime import _naming_prefect
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://user:secret@127.0.0.1:9/api")
+    message = r"Prefect \(http://\*\*\*@127.0.0.1:9/api\) does not answer any more: .*the same command continues"
+    with pytest.raises(RuntimeError, match=message) as error, _naming_prefect():
+        httpx.get("http://127.0.0.1:9")
+    assert "\n" not in str(error.value)
+
+
 def test_flows_and_their_parameters():
     out = call("flows")
     assert "merge" in out
