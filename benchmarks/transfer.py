@@ -21,6 +21,7 @@ from core.evaluate.rows import Row, write_rows
 from core.evaluate.statistics import bootstrap_mean, hierarchical_bootstrap
 from core.hashing import content_key
 from core.state import Cache, write_bytes
+from core.transfer.history import cell_name
 from core.transfer.recommend import (
     NO_TRANSFER,
     TOLERANCE,
@@ -219,7 +220,7 @@ def experiences(rows: Sequence[Row], targets: Sequence[str]) -> list[Experience]
     """What happened on these targets, as a recommender learns it."""
     situation, seconds = situations(rows), _seconds(rows)
     return [
-        Experience(situation[w], m, score, seconds.get((w, m), 1.0), w[1], "/".join(map(str, w)))
+        Experience(situation[w], m, score, seconds.get((w, m), 1.0), w[1], cell_name(*w, "mean of seeds"))
         for w, scores in _means(rows, 1).items()
         if w[1] in targets and w in situation
         for m, score in scores.items()

@@ -1,0 +1,64 @@
+"""The transfer table: advice for a target knows nothing of what happened there, goals are there without rows."""
+
+import pytest
+
+from benchmarks import transfer as bench
+from core.evaluate.rows import Row
+
+SIZES = (16, 100)
+
+
+def rows(change=lambda target, method, score: score) -> list[Row]:
+    """Full fine-tuning wins where the probe knows something, the probe where it does not (cola; mrpc in the past)."""
+    out = []
+    for target in (*bench.TARGETS, *bench.HISTORY):
+        empty = target in ("cola", "mrpc")
+        for n in SIZES:
+            settings = {"source": "minilm", "target": target, "n": n}
+            situation = {"majority": 0.7 if empty else 0.5, "probe": 0.6 if empty else 0.8, "classes": 2.0}
+            situation |= {"agreement": 0.0 if empty else 0.6, "log_examples": 1.2 if n == 16 else 2.0}
+            for seed in bench.SEEDS:
+                for name, value in situation.items():
+                    out.append(
+                        Row(method="situation", metric=f"situation.{name}", value=value, seed=seed, settings=settings)
+                    )
+                for i, method in enumerate(bench.COMPARED):
+                    best = method == ("linear_probe" if empty else "full")
+                    score = change(target, method, 0.7 if best else 0.6 - 0.01 * i)
+                    out.append(Row(method=method, metric="accuracy", value=score, seed=seed, settings=settings))
+                    out.append(Row(method=method, metric="seconds", value=1.0, seed=seed, settings=settings))
+    return out
+
+
+def test_the_recommender_finds_the_best_from_other_targets():
+    found = bench.regrets(rows())
+    assert len(found["recommender"]) == len(bench.TARGETS) * len(SIZES)
+    assert set(found["recommender"].values()) == {0.0}
+    assert set(found["history alone"].values()) == {0.0}
+    lost = {w[1] for w, v in found["always full"].items() if v > 0}
+    assert lost == {"cola"}
+    assert found["without history"]["minilm", "cola", 16] > 0, "without mrpc nothing tells that the probe may win"
+
+
+@pytest.mark.parametrize("target", bench.TARGETS)
+def test_outcomes_of_the_target_do_not_reach_its_advice(target):
+    def turned(t, method, score):
+        return 1.0 - score if t == target else score
+
+    before, after = bench.decisions(rows()), bench.decisions(rows(change=turned))
+    assert {w: d for w, d in before.items() if w[1] == target} == {w: d for w, d in after.items() if w[1] == target}
+
+
+def test_every_goal_is_there_without_rows():
+    few, many = bench.goals([]), bench.goals(rows())
+    assert len(few) == len(many) == 8
+    assert not any(g.holds for g in few)
+    assert many[0].value == len(bench.TARGETS) * len(SIZES)
+    assert not many[1].holds, "eight cells are not the 36 of the goal"
+
+
+def test_a_score_is_chosen_on_the_other_targets():
+    found = {"a": dict.fromkeys(bench.TARGETS, 0.5), "b": dict.fromkeys(bench.TARGETS, 0.4) | {"cola": 1.0}}
+    chosen = bench._elsewhere(found)
+    assert chosen["cola"] == 0.5, "b is best on cola alone, so it is not chosen for cola"
+    assert chosen["trec"] == 0.4
