@@ -22,6 +22,7 @@ from tasks.spool import Spool, now_ms
 
 LIBRARIES = ("torch", "transformers", "prefect", "mlflow", "numpy", "pandas", "datasets", "peft")
 DELIVERY_S, LEAVING_S = 60.0, 3.0  # how long a finished run, and a cancelled one, waits for MLflow to take its records
+NOTE = "mlflow.note.content"
 _current: ContextVar["Run | None"] = ContextVar("run", default=None)
 
 
@@ -167,7 +168,9 @@ def _recorded(run: Run, config: Config | None, tags: Mapping[str, str]) -> Itera
         status = "FINISHED"
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        run.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+        said = f"{type(error).__name__}: {error}"[:4000]
+        # the note is what MLflow shows at the top of a run
+        run.tags({"error": said, NOTE: f"**{status.lower()}: {said}**\n\n{tags.get(NOTE, '')}"})
         raise
     finally:
         log.close()

@@ -30,6 +30,7 @@ def test_a_level_says_what_it_does_when_to_use_it_and_what_goes_wrong(level):
     headings = [line.lower() for line in text.splitlines() if line.startswith("##")]
     assert any("when to use" in h for h in headings)
     assert any("traps" in h for h in headings)
+    assert any(h == "## results" for h in headings)
     assert "transferopt " in text, "a command to start with"
     assert re.search(r"→|──►|->|\|---|!\[", text), "a picture or table of what happens"
 

@@ -110,6 +110,7 @@ def test_a_failing_stage_says_why_in_its_run(home):
     found = spool.client().get_run(spool.find_run(run.id))
     assert found.info.status == "FAILED"
     assert found.data.tags["error"] == "ValueError: weights hold NaN in layer 3"
+    assert found.data.tags["mlflow.note.content"].startswith("**failed: ValueError: weights hold NaN in layer 3**")
 
 
 def test_only_artifacts_enter_a_stage(run):
