@@ -1,5 +1,6 @@
 """What the command line prints: plans, summaries, tables that fit a terminal."""
 
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -100,11 +101,11 @@ def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:
         if r.value is not None:
             lines.setdefault(", ".join([r.method, *others]), {}).setdefault(column, []).append(r.value)
     table = Table(title=f"{headline[0]} by task", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for task, metric in columns:
-        # tasks are named with underscores; spaces let a narrow terminal wrap the heading
+        # names have underscores; in a narrow terminal the headings wrap, and numbers stay whole
         name = task if metric == headline[0] else f"{task} {metric}"
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+        table.add_column("\n".join(re.split("[_ ]", name)), justify="right", no_wrap=True)
     for name, cells in lines.items():
         values = [cells.get(c) for c in columns]
         table.add_row(name, *("" if v is None else f"{sum(v) / len(v):.3g}" for v in values))

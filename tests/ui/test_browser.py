@@ -90,32 +90,87 @@ def shoot(browser, name: str) -> None:
 
 
 def deployment_of(api: str, flow: str) -> str:
-    reply = httpx.get(f"{api}/api/deployments/name/{flow}/transferopt", timeout=30)
+    reply = httpx.get(f"{api}/api/deployments/name/{flow}/transferopt", timeout=60)
     return reply.raise_for_status().json()["id"]
+
+
+def runs_of(api: str) -> list[dict]:
+    return httpx.post(f"{api}/api/flow_runs/filter", json={}, timeout=60).raise_for_status().json()
+
+
+def field(name: str) -> str:
+    """XPath of a parameter's place in the form."""
+    label = f"//span[normalize-space(text())='{name} (Optional)']"
+    return f"{label}/ancestor::div[contains(@class,'schema-form-property')][contains(@class,'p-label')][1]"
+
+
+def button(browser, text: str, within: str = ""):
+    return browser.find_element("xpath", f"{within}//button[normalize-space(.)='{text}']")
+
+
+def enter(browser, name: str, value: int) -> None:
+    """Type a number; an optional parameter is first switched from None to a number."""
+    from selenium.webdriver.common.keys import Keys
+
+    for kind in browser.find_elements("xpath", f"{field(name)}//button[normalize-space(.)='int']"):
+        browser.execute_script("arguments[0].click()", kind)
+    box = browser.find_element("xpath", f"{field(name)}//input[@type='number']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(str(value))
+
+
+def choose(browser, name: str, value: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(browser.find_element("xpath", f"{field(name)}//select")).select_by_visible_text(value)
+
+
+def open_form(browser, prefect: str, flow: str) -> None:
+    browser.get(f"{prefect}/deployments/deployment/{deployment_of(prefect, flow)}/run")
+    see(browser, "draws, initialisation", 120)
+
+
+def test_the_form_explains_and_refuses(servers, browser):
+    prefect, _ = servers
+    open_form(browser, prefect, "merge")
+    see(browser, "training examples an expert (empty: by size); at least 8")  # description and bound
+    assert browser.find_element("xpath", f"{field('base')}//textarea").get_attribute("value") == "all-minilm-l6-v2"
+    assert browser.find_element("xpath", f"{field('size')}//select").text.split() == ["smoke", "default", "full"]
+    enter(browser, "examples", 2)
+    button(browser, "Submit").click()
+    see(browser, "2 is less than the minimum of 8")
+    shoot(browser, "refused")
+    assert runs_of(prefect) == []
+
+
+def wait_for_end(prefect: str, run: str, seconds: float) -> dict:
+    until = time.monotonic() + seconds
+    while True:
+        found = httpx.get(f"{prefect}/api/flow_runs/{run}", timeout=60).raise_for_status().json()
+        if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
+            return found
+        assert time.monotonic() < until, found["state"]
+        time.sleep(2)
 
 
 def test_form_run_result_and_lineage(servers, browser):
     prefect, mlflow = servers
-    deployment = deployment_of(prefect, "merge")
-    browser.get(f"{prefect}/deployments/deployment/{deployment}/run?parameters=%7B%22size%22%3A%22smoke%22%7D")
-    see(browser, "training examples an expert")  # a parameter's description
+    open_form(browser, prefect, "merge")
+    choose(browser, "size", "smoke")
+    enter(browser, "most_tasks", 2)
     shoot(browser, "form")
-    button = next(b for b in browser.find_elements("tag name", "button") if b.text.strip() == "Submit")
-    browser.execute_script("arguments[0].click()", button)
-    until = time.monotonic() + 420
-    while True:
-        runs = httpx.post(f"{prefect}/api/flow_runs/filter", json={}, timeout=30).json()
-        if runs and runs[0]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
-            break
-        assert time.monotonic() < until, runs[0]["state"] if runs else "the form started no run"
-        time.sleep(2)
-    run = runs[0]
+    button(browser, "Submit").click()
+    until = time.monotonic() + 60
+    while not (started := runs_of(prefect)):
+        assert time.monotonic() < until, browser.find_element("tag name", "body").text
+        time.sleep(0.5)
+    run = wait_for_end(prefect, started[0]["id"], 600)
+    browser.get(f"{prefect}/runs/flow-run/{run['id']}")
     assert run["state_type"] == "COMPLETED", run["state"]
-    assert run["parameters"]["size"] == "smoke"
+    assert (run["parameters"]["size"], run["parameters"]["most_tasks"]) == ("smoke", 2)
     assert run["name"].startswith("merge smoke")
-    browser.get(f"{prefect}/runs/flow-run/{run['id']}?tab=Artifacts")
     see(browser, "Completed")
-    shoot(browser, "run")
     found = {"flow_run_id": {"any_": [run["id"]]}}
     artifacts = httpx.post(f"{prefect}/api/artifacts/filter", json={"artifacts": found}, timeout=30).json()
     kinds = {a["type"] for a in artifacts}
