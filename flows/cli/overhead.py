@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from unittest.mock import patch
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row
 from core.evaluate.statistics import bootstrap_mean
-from core.hashing import content_key, sha256_file
+from core.hashing import content_key
 from core.state import MANIFEST, home, write_json
 from core.transfer.experiment import DataSteps
 from core.transfer.problem import Problem
@@ -36,7 +37,7 @@ from tasks.load_model import load_model
 from tasks.stage import Artifact, Output, Stage
 
 LIMIT = 1.05
-LAYER = ["flows/runtime.py", *(f"tasks/{n}.py" for n in ("fan_out", "lineage", "runner", "spool", "stage", "tracking"))]
+LAYER = {name: version(name) for name in ("prefect", "mlflow")}
 SEEDS, MODEL, TASK = 50, "all-minilm-l6-v2", "rt_plot"
 PROBLEM = Problem(source=MODEL, target=TASK, knowledge="weights", domain=TASK, objective="accuracy", budget="50 fits")
 # Flows by the length of their default run, the shortest first: there the same overhead weighs most.
@@ -88,12 +89,13 @@ def seeds_flow() -> Callable[[int], None]:
     return run
 
 
-def works(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The cell's work as a flow and as a plain loop."""
+def works(cell: Cell, small: bool = False) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The cell's work as a flow and as a plain loop; ``small`` to warm up."""
     if cell.method == "seeds":
-        return lambda: seeds_flow()(cell.settings["seeds"]), lambda: seeds_body(cell.settings["seeds"])
+        seeds = 2 if small else cell.settings["seeds"]
+        return lambda: seeds_flow()(seeds), lambda: seeds_body(seeds)
     flow = FLOWS.get(cell.method)
-    form = flow.form(size=cell.settings["size"])
+    form = flow.form(size="smoke" if small else cell.settings["size"])
     return lambda: flow.run(form), lambda: flow.body(form.resolved())
 
 
@@ -109,7 +111,7 @@ def pair(cell: Cell) -> list[Row]:
     """Flow and loop, one after the other; who begins alternates with the seed."""
     as_flow, as_loop = works(cell)
     if cell.method not in _warm:  # imports, kernels, server; not measured
-        timed(as_flow)
+        timed(works(cell, small=True)[0])
         _warm.add(cell.method)
 
     def loop() -> None:
@@ -149,15 +151,14 @@ def starts(cell: Cell) -> list[Row]:
 
 def cells(size: str) -> list[Cell]:
     """smoke: does it run; default: the two shortest flows and 50 seeds, three pairs each; full: every flow."""
-    layer = {name: sha256_file(Path(name)) for name in LAYER}
     modules = {**CORE, "seeds": ["core.transfer.experiment"]}
 
     def pairs(method: str, number: int, **settings: Any) -> list[Cell]:
-        return [Cell(method, settings, seed, modules[method], layer) for seed in range(number)]
+        return [Cell(method, settings, seed, modules[method], LAYER) for seed in range(number)]
 
     if size == "smoke":
         return [*pairs("transfer", 1, size="smoke"), *pairs("seeds", 1, seeds=2)]
-    start = Cell("start", {}, 0, ["core.state"], layer)
+    start = Cell("start", {}, 0, ["core.state"], LAYER)
     flows = list(CORE) if size == "full" else SHORTEST
     return [start, *pairs("seeds", PAIRS, seeds=SEEDS), *(c for f in flows for c in pairs(f, PAIRS, size="default"))]
 
@@ -210,8 +211,8 @@ def page(rows: Sequence[Row], folder: Path) -> str:
         "ray_s": "Ray on this machine, to its first result",
     }
     lines += [f"| {words[r.metric]} | {r.value:.1f} |" for r in rows if r.method == "start"]
-    hardware = sorted({r.hardware for r in rows})
-    return "\n".join([*lines, "", f"Hardware: {', '.join(hardware)}."])
+    hardware, commits = sorted({r.hardware for r in rows}), sorted({r.commit for r in rows})
+    return "\n".join([*lines, "", f"Hardware: {', '.join(hardware)}. Commits: {', '.join(commits)}."])
 
 
 BENCHMARK = Benchmark(
