@@ -26,7 +26,7 @@ def mlflow_url(run_id: str) -> str | None:
     except MlflowException as error:
         log.warning("Prefect gets no link to MLflow, which is away: %s", without_password(str(error))[:200])
         return None
-    return f"{base}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{base}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def publish(run: tracking.Run, rows: Sequence[Row]) -> str | None:

@@ -292,7 +292,9 @@ def experiment_id(name: str) -> str:
         return found.experiment_id
     uri = os.environ["MLFLOW_TRACKING_URI"]
     location = (home() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite") else None
-    return client().create_experiment(name, artifact_location=location)
+    # so that MLflow shows description, parameters and charts of its runs, not the pages of language applications
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return client().create_experiment(name, artifact_location=location, tags=kind)
 
 
 def find_run(local_id: str) -> str | None:

@@ -83,8 +83,9 @@ def see(browser, text: str, seconds: float = 60) -> None:
         time.sleep(0.5)
 
 
-def shoot(browser, name: str) -> None:
+def shoot(browser, name: str, settle_s: float = 2) -> None:
     if os.environ.get("SCREENSHOTS"):
+        time.sleep(settle_s)
         IMAGES.mkdir(parents=True, exist_ok=True)
         browser.save_screenshot(str(IMAGES / f"{name}.png"))
 
@@ -171,16 +172,57 @@ def test_form_run_result_and_lineage(servers, browser):
     assert (run["parameters"]["size"], run["parameters"]["most_tasks"]) == ("smoke", 2)
     assert run["name"].startswith("merge smoke")
     see(browser, "Completed")
+    shoot(browser, "run", settle_s=10)  # the picture of its stages is drawn
     found = {"flow_run_id": {"any_": [run["id"]]}}
     artifacts = httpx.post(f"{prefect}/api/artifacts/filter", json={"artifacts": found}, timeout=30).json()
-    kinds = {a["type"] for a in artifacts}
-    assert {"table", "progress"} <= kinds
+    assert {"table", "progress"} <= {a["type"] for a in artifacts}
+    browser.find_element("id", "artifacts").click()
+    see(browser, "merge-mlflow")
     link = next(a for a in artifacts if a["key"] == "merge-mlflow")
-    address = link["data"].split("(")[-1].rstrip(")")
+    browser.get(f"{prefect}/artifacts/artifact/{link['id']}")
+    anchor = browser.find_element("xpath", "//a[contains(., 'MLflow run')]")
+    address = anchor.get_attribute("href")
     assert address.startswith(mlflow)
+    in_mlflow(browser, address)
+
+
+def in_mlflow(browser, address: str) -> None:
+    """The run's page as the link opens it: description, child runs, metrics, a plot, lineage."""
+    place, _, asked = address.partition("?")
     browser.get(address)
-    see(browser, "train-expert", 120) if "train-expert" in browser.page_source else see(browser, "merge", 120)
+    see(browser, "train-expert", 120)
+    see(browser, "transferopt run merge")  # the description
+    close_assistant(browser)
     shoot(browser, "mlflow")
+    browser.get(f"{place}/model-metrics?{asked}")
+    see(browser, "accuracy", 120)
+    browser.find_element("css selector", ".js-plotly-plot")
+    shoot(browser, "metrics")
+    browser.get(f"{place}/artifacts?{asked}")
+    see(browser, "accuracy.png", 120)
+    click_file(browser, "accuracy.png")
+    picture = "//img[contains(@src, 'accuracy') or starts-with(@src, 'blob:') or starts-with(@src, 'data:image')]"
+    until = time.monotonic() + 60
+    while not any(int(i.get_attribute("naturalWidth") or 0) > 300 for i in browser.find_elements("xpath", picture)):
+        assert time.monotonic() < until, "the plot is not shown"
+        time.sleep(0.5)
+    click_file(browser, "lineage.html")
+    frame = browser.find_element("css selector", "iframe")
+    browser.switch_to.frame(frame)
+    see(browser, "train-expert")
+    see(browser, "load-model")
+    browser.switch_to.default_content()
+    shoot(browser, "lineage")
+
+
+def click_file(browser, name: str) -> None:
+    browser.execute_script("arguments[0].click()", browser.find_element("css selector", f"[artifact-name='{name}']"))
+
+
+def close_assistant(browser) -> None:
+    """MLflow opens a chat panel beside the run the first time."""
+    for close in browser.find_elements("css selector", "[data-component-id='mlflow.assistant.chat_panel.close']"):
+        browser.execute_script("arguments[0].click()", close)
 
 
 def test_a_wrong_value_is_refused(servers):
