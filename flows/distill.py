@@ -21,6 +21,7 @@ from tasks.evaluate_students import EvaluateConfig, evaluate_students
 from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
+from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.register_model import register_model
 from tasks.report_students import BASELINE, ReportConfig, report_students
 from tasks.stage import Artifact, is_planning
@@ -80,6 +81,7 @@ class DistillForm(Form):
     epochs: int | None = Field(None, ge=1, description="epochs of tuning the teacher (empty: by size)")
     test_rows: int | None = Field(None, ge=8, description="test rows scored (empty: by size)")
     seed: int = Field(13, ge=0, description="draws the splits and seeds the training")
+    log_examples: bool = LOG_EXAMPLES
 
 
 def study_of(form: DistillForm) -> StudyConfig:
@@ -142,10 +144,13 @@ def distill_flow(form: DistillForm) -> Artifact:
         {m: distill.submit(DistilConfig(study=study, method=m), signals=signals, student=student) for m in methods}
     )
     evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students)
+    best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
     if not is_planning() and study.student.kind == "encoder":
-        best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
         register_model(f"distilled-{Path(form.task).stem}", students[best], evaluated, best)
     facts = {"teacher": study.teacher.asset, "student": study.student.asset, "task": form.task, "seed": str(form.seed)}
-    return report_students(
-        ReportConfig(title=f"Distillation on {form.task}", facts=facts), evaluated=evaluated, signals=signals
-    )
+    quoted = {}
+    if form.log_examples:
+        wanted = QuoteConfig(tasks=(form.task,), models=(best,), test_examples=form.test_rows)
+        quoted = {"quoted": quote_mistakes(wanted, evaluated={"test": evaluated})}
+    config = ReportConfig(title=f"Distillation on {form.task}", facts=facts)
+    return report_students(config, evaluated=evaluated, signals=signals, **quoted)

@@ -12,7 +12,7 @@ from core.merge.recipe_space import SpaceConfig
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC
 from core.transfer.problem import Problem
-from flows.merge import MergeForm, make_experts, merge_statically, task_names
+from flows.merge import MergeForm, make_experts, merge_statically, quoted, task_names
 from flows.runtime import transfer_flow
 from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.earlier import LATEST, latest
@@ -146,4 +146,6 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
             f"relation graph of run {earlier['source'].run[:8]} (which spent {spent or 'no counted budget'})"
         )
     config = ReportConfig(title=f"Evolved merge of {len(names)} experts", facts=facts, without=without)
-    return report_evolution(config, evaluated=evaluated, evolved=evolved)
+    return report_evolution(
+        config, evaluated=evaluated, evolved=evolved, **quoted(form, names, config.transfer, evaluated)
+    )

@@ -21,6 +21,7 @@ from tasks.load_model import load_model
 from tasks.merge_recipe import MergeConfig, merge_recipe
 from tasks.merge_static import StaticConfig, best_on_validation, tune_static
 from tasks.package_merge import PackageConfig, package_merge
+from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.register_model import register_model
 from tasks.report_merges import ReportConfig, report_merges
 from tasks.stage import Artifact, is_planning
@@ -71,6 +72,7 @@ class MergeForm(Form):
     validation_examples: int | None = Field(None, ge=20, description="a task, to choose scales (empty: by size)")
     test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
     seed: int = Field(0, ge=0, description="draws, initialisation, batch order, random operators")
+    log_examples: bool = LOG_EXAMPLES
 
 
 def task_names(form: MergeForm) -> list[str]:
@@ -129,6 +131,14 @@ def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifac
     )
 
 
+def quoted(form: MergeForm, names: list[str], model: str, evaluated: Artifact) -> dict[str, Artifact]:
+    """The mistakes of a merged model for the report, where they are asked for."""
+    if not form.log_examples:
+        return {}
+    config = QuoteConfig(tasks=tuple(names), models=(model,), test_examples=form.test_examples, seed=form.seed)
+    return {"quoted": quote_mistakes(config, evaluated={"test": evaluated})}
+
+
 @transfer_flow(
     "merge",
     level="system",
@@ -146,9 +156,12 @@ def merge(form: MergeForm) -> Artifact:
     package = package_merge(
         PackageConfig(max_length=form.max_length), tuned=tuned, base=base, experts=experts, merged=merged
     )
+    best = "" if is_planning() else best_on_validation(tuned)
     if not is_planning():
-        register_model("merged-encoder", package, evaluated, best_on_validation(tuned))
+        register_model("merged-encoder", package, evaluated, best)
     facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}
     config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)
     diagnosed = diagnose_experts(DiagnoseConfig(), base=base, experts=experts)
-    return report_merges(config, evaluated=evaluated, tuned=tuned, diagnosed=diagnosed)
+    return report_merges(
+        config, evaluated=evaluated, tuned=tuned, diagnosed=diagnosed, **quoted(form, names, best, evaluated)
+    )

@@ -15,7 +15,6 @@ import tasks  # noqa: F401  (sets the environment before Prefect reads it)
 import inspect
 import json
 import os
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,9 +30,10 @@ from core.evaluate.rows import Row
 from core.registry import Registry
 from core.transfer.problem import Problem
 from flows.forms import Form, meaning
-from tasks import tracking
+from tasks import embedded, tracking
 from tasks.addresses import without_password
 from tasks.links import publish
+from tasks.prepared import place
 from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.spool import open_early, refused
 from tasks.stage import Artifact, Planned, is_planning, planning
@@ -95,7 +95,9 @@ class TransferFlow(Flow):
     def run(self, parameters: Form | None = None) -> Summary:
         """Run in this process; its fan-out goes to the configured runner."""
         values = parameters or self.form()
+        place()
         open_early()
+        embedded.wait()
         with reachable_server(configured()), _naming_prefect():
             return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
@@ -138,7 +140,7 @@ class TransferFlow(Flow):
             "level": self.level,
             "mlflow.note.content": f"{self.title}\n\n`transferopt run {self.name}`",
             "prefect.flow_run_id": str(flow_run.id or ""),
-            "prefect.url": str(flow_run.ui_url or ""),
+            "prefect.url": "" if embedded.running() else str(flow_run.ui_url or ""),  # it shows no pages
             "config": parameters.model_dump_json(),
         }
 
@@ -238,13 +240,3 @@ def _budget(rows: list[Row]) -> dict[str, float]:
         for unit, amount in row.budget.items():
             total[unit] = max(total.get(unit, 0), amount)
     return total
-
-
-def stop_embedded_server() -> None:
-    """End Prefect's embedded server before the interpreter exits, so that it prints no traceback then."""
-    if "prefect.server.api.server" not in sys.modules:
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    for server in list(SubprocessASGIServer._instances.values()):
-        server.stop()

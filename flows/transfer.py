@@ -18,6 +18,7 @@ from tasks.adapt import KEPT, AdaptConfig, adapt
 from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
+from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.rank_sources import RankConfig, rank
 from tasks.report_transfer import ReportTransferConfig, report_transfer
 from tasks.sources import modality_of
@@ -57,6 +58,7 @@ class TransferForm(Form):
     keep_model: bool = Field(False, description="keep the trained models (full, freeze, scratch on text)")
     profile: bool = Field(False, description="write a trace of each strategy's first fit")
     seed: int = Field(0, ge=0, description="first seed")
+    log_examples: bool = LOG_EXAMPLES
 
 
 def target_task(form: TransferForm) -> str:
@@ -97,6 +99,8 @@ def transfer(form: TransferForm) -> Artifact:
     target = target_task(form)
     task = load_task(target)
     modality, data = modality_of(target), load_data(target)
+    if form.log_examples and (modality != "text" or not task.labels):
+        raise ValueError(f"log_examples quotes texts with class labels; target {target} has none")
     if modality == "table":
         raise ValueError(f"target {target} is a table; tables have no ready source model: use core.transfer in Python")
     steps = DataSteps(clean=form.clean, normalise=form.normalise, augment=form.augment)
@@ -137,6 +141,7 @@ def transfer(form: TransferForm) -> Artifact:
                 training=training,
                 max_length=form.max_length,
                 keep_model=form.keep_model and strategy in KEPT,
+                keep_answers=form.log_examples,
                 profile=form.profile,
             ),
             source=source,
@@ -156,7 +161,15 @@ def transfer(form: TransferForm) -> Artifact:
         history=str(history),
         facts=facts,
     )
-    return report_transfer(config, ranking=ranking, runs=runs)
+    return report_transfer(config, ranking=ranking, runs=runs, **_quoted(form, target, runs))
+
+
+def _quoted(form: TransferForm, target: str, runs: dict[str, Artifact]) -> dict[str, Artifact]:
+    """The mistakes of every strategy for the report, where they are asked for."""
+    if not form.log_examples:
+        return {}
+    config = QuoteConfig(tasks=(target,), test_examples=form.test_examples, normalise=form.normalise)
+    return {"quoted": quote_mistakes(config, evaluated=runs)}
 
 
 def _known(history: Path, target: str, examples: int) -> str:

@@ -12,9 +12,10 @@ from core.evaluate.rows import Row
 from core.hashing import code_version
 from core.progress import progress
 from core.state import write_json
-from core.transfer.experiment import DataSteps, Trial, run_trial
+from core.transfer.experiment import DataSteps, Trial, run_trial, test_of
 from core.transfer.sources import Source, save_source
 from core.transfer.strategies import Fitted, StrategyConfig
+from tasks.quote_mistakes import keep_answers
 from tasks.sources import opened
 from tasks.stage import Artifact, Output, stage
 
@@ -39,6 +40,7 @@ class AdaptConfig(Config):
     training: StrategyConfig = Field(description="how the strategy trains")
     max_length: int = Field(description="longest text in tokens")
     keep_model: bool = Field(False, description="keep the trained model of the last size and first seed")
+    keep_answers: bool = Field(False, description="keep test answers of the last size and first seed")
     profile: bool = Field(False, description="write a trace of the first fit")
 
 
@@ -70,6 +72,10 @@ def adapt(out: Output, config: AdaptConfig, source: Artifact, data: Artifact) ->
             correct[str(seed)] = outcome.correct
         if config.keep_model and trial.explain:
             keep(out.folder / MODEL, outcome.fitted, config, opened_)
+        if config.keep_answers and trial.explain:
+            answers = outcome.fitted.predict(test_of(config.target, config.steps, config.test_examples))
+            name = f"{config.strategy} from {config.source}"
+            keep_answers(out.folder, {(name, load_task(config.target).name): answers.probabilities})
         if outcome.why:
             write_json(out.folder / WHY, outcome.why)
             out.curve("loss", list(enumerate(outcome.why["losses"])))

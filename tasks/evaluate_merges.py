@@ -14,6 +14,7 @@ from core.merge.suite import Predictions, objectives, predict, rows_of
 from core.models.load import load_encoder
 from core.progress import progress
 from tasks.merge_static import experts_of
+from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.merge.suite", "core.merge.static"]
@@ -59,6 +60,7 @@ def evaluate_merges(
     out.rows(rows)
     hits = {f"{m}/{t}": p.correct.astype(np.uint8) for m, r in results.items() for t, p in r.items()}
     save_file(hits, out.folder / CORRECT)
+    keep_answers(out.folder, {(m, t): p.probabilities for m in merged for t, p in results[m].items()})
     out.budget({"task_examples": float(sum(h.size for h in hits.values()))})
 
 

@@ -17,6 +17,7 @@ from core.evaluate.rows import Row
 from core.hashing import code_version
 from core.state import MANIFEST
 from tasks.cache_signals import TEACHERS
+from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.distill.study", "core.evaluate.metrics"]
@@ -40,9 +41,11 @@ def evaluate_students(out: Output, config: EvaluateConfig, signals: Artifact, st
     test, labels = study.few.test, np.asarray(study.few.test.labels)
     rows: list[Row] = []
     correct: dict[str, np.ndarray] = {}
+    answered: dict[tuple[str, str], np.ndarray] = {}
 
     def add(method: str, probabilities: np.ndarray, budget: dict[str, float], speed: float | None = None) -> None:
         correct[method] = probabilities.argmax(1) == labels
+        answered[method, study.task.name] = probabilities
         values: dict[str, float | None] = {m: score(m, labels, probabilities=probabilities) for m in METRICS}
         if speed is not None:
             values["texts_per_second"] = speed
@@ -60,6 +63,7 @@ def evaluate_students(out: Output, config: EvaluateConfig, signals: Artifact, st
         add(name, probabilities, _budget(artifact), _speed(model.model, texts))
     out.rows(rows)
     np.savez(out.folder / CORRECT, **correct)
+    keep_answers(out.folder, answered)
     out.metrics({f"accuracy/{name}": float(hits.mean()) for name, hits in correct.items()})
 
 

@@ -17,6 +17,7 @@ from core.transfer.report import Section, Table, render
 from tasks.build_subproblems import GRAPH
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import OUTCOME
+from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
@@ -37,7 +38,13 @@ class ReportConfig(Config):
 
 
 @stage("report-evolution", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
-def report_evolution(out: Output, config: ReportConfig, evaluated: Artifact, evolved: Mapping[str, Artifact]) -> None:
+def report_evolution(
+    out: Output,
+    config: ReportConfig,
+    evaluated: Artifact,
+    evolved: Mapping[str, Artifact],
+    quoted: Artifact | None = None,
+) -> None:
     """Write the page and hand the rows on."""
     hits = load_file(evaluated.folder / CORRECT)
     found = {name: json.loads((a.folder / OUTCOME).read_text()) for name, a in evolved.items()}
@@ -68,6 +75,7 @@ def report_evolution(out: Output, config: ReportConfig, evaluated: Artifact, evo
             Section("Search", _search_words(found), [_spent(found)], [curves]),
             Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
             Section("Relations", "Learned from forms; also kept as graph.ckpt for the next run.", [], [synergy]),
+            *quotes(quoted),
         ],
     )
     write_bytes(out.folder / "report.html", page.encode())

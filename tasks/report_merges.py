@@ -13,6 +13,7 @@ from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.evaluate_merges import CEILING, CORRECT
 from tasks.merge_static import CHOICE, best_on_validation
+from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import METRICS, Artifact, Output, stage
 
@@ -38,7 +39,14 @@ class ReportConfig(Config):
 
 
 @stage("report-merges", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
-def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned: Artifact, diagnosed: Artifact) -> None:
+def report_merges(
+    out: Output,
+    config: ReportConfig,
+    evaluated: Artifact,
+    tuned: Artifact,
+    diagnosed: Artifact,
+    quoted: Artifact | None = None,
+) -> None:
     """Write the page and hand the rows on."""
     rows = evaluated.rows()
     hits = load_file(evaluated.folder / CORRECT)
@@ -64,6 +72,7 @@ def report_merges(out: Output, config: ReportConfig, evaluated: Artifact, tuned:
             Section("Scale", "The smallest scale among equals is taken.", [_scales(curves)], [scales]),
             Section("Paired tests", _test_words(best), [_paired(hits, best, methods, tasks)]),
             Section("Interference", INTERFERENCE, [_interference(diagnosed)]),
+            *quotes(quoted),
         ],
     )
     write_bytes(out.folder / "report.html", page.encode())

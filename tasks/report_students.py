@@ -12,6 +12,7 @@ from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.cache_signals import HEAD_ROOM
 from tasks.evaluate_students import CORRECT
+from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
@@ -30,7 +31,9 @@ class ReportConfig(Config):
 
 
 @stage("report-students", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
-def report_students(out: Output, config: ReportConfig, evaluated: Artifact, signals: Artifact) -> None:
+def report_students(
+    out: Output, config: ReportConfig, evaluated: Artifact, signals: Artifact, quoted: Artifact | None = None
+) -> None:
     """Write the page and hand the rows on."""
     rows = evaluated.rows()
     with np.load(evaluated.folder / CORRECT) as stored:
@@ -52,7 +55,11 @@ def report_students(out: Output, config: ReportConfig, evaluated: Artifact, sign
     page = render(
         config.title,
         {**config.facts, **_gained(intervals, room), **repeatable()},
-        [Section("Accuracy", TEXT, [Table(columns, lines)], [figure]), Section("Gate", "", [checks])],
+        [
+            Section("Accuracy", TEXT, [Table(columns, lines)], [figure]),
+            Section("Gate", "", [checks]),
+            *quotes(quoted),
+        ],
     )
     write_bytes(out.folder / "report.html", page.encode())
     write_bytes(out.folder / "accuracy.png", plots.png(figure))

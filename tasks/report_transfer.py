@@ -21,6 +21,7 @@ from core.transfer.history import cell_name, compared, record
 from core.transfer.recommend import Experience, Forecast, Recommendation, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
+from tasks.quote_mistakes import sections as quotes
 from tasks.rank_sources import CHANGES, RANKING
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
@@ -42,7 +43,13 @@ class ReportTransferConfig(Config):
 
 
 @stage("report-transfer", modules=MODULES)
-def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact, runs: Mapping[str, Artifact]) -> None:
+def report_transfer(
+    out: Output,
+    config: ReportTransferConfig,
+    ranking: Artifact,
+    runs: Mapping[str, Artifact],
+    quoted: Artifact | None = None,
+) -> None:
     """Write the page, the effect as JSON, the rows, and the history."""
     rows = [r for a in runs.values() for r in a.rows()]
     ranked = json.loads((ranking.folder / RANKING).read_text())
@@ -57,6 +64,7 @@ def report_transfer(out: Output, config: ReportTransferConfig, ranking: Artifact
         *_sources(ranked, means, config),
         _why(runs, best_source, advice, config, [max(means[best_source], key=means[best_source].get), config.without]),
         _data(json.loads((ranking.folder / CHANGES).read_text())),
+        *quotes(quoted),
     ]
     facts = config.facts | _headline(report, advice, config) | repeatable()
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())

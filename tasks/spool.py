@@ -269,11 +269,13 @@ def client():
 
 
 def open_early() -> None:
-    """Import MLflow and open its store in the background, while Prefect's server starts: both take seconds.
+    """Import MLflow, and open its store in the background: both take seconds, in which Prefect's server starts.
 
-    What Prefect's embedded server and MLflow both import is imported first: two threads that import one package at
-    once can see it half made.
+    What is imported is imported here, in the caller's thread: two threads that import one package at once can see it
+    half made. Without an address Prefect imports its server, which shares packages with MLflow's store.
     """
+    import mlflow  # noqa: F401
+
     if not os.environ.get("PREFECT_API_URL"):
         import prefect.server.api.server  # noqa: F401
 

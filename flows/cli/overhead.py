@@ -28,8 +28,8 @@ from core.state import MANIFEST, home, write_json
 from core.transfer.experiment import DataSteps
 from core.transfer.problem import Problem
 from core.transfer.strategies import StrategyConfig
-from flows.runtime import FLOWS, stop_embedded_server
-from tasks import tracking
+from flows.runtime import FLOWS
+from tasks import embedded, tracking
 from tasks.adapt import AdaptConfig, adapt
 from tasks.fan_out import Records, gather
 from tasks.load_data import load_data
@@ -231,4 +231,4 @@ if __name__ == "__main__":
     try:
         main(BENCHMARK)
     finally:
-        stop_embedded_server()
+        embedded.stop()

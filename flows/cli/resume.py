@@ -11,11 +11,15 @@ def resume(
     json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
 ) -> None:
     from core.state import write_bytes
+    from tasks import embedded
     from tasks.addresses import choose_prefect
+    from tasks.runner import configured
 
     prefect = choose_prefect()
+    if configured().kind == "threads":
+        embedded.begin()
     from flows.cli.show import console, show_summary
-    from flows.runtime import FLOWS, stop_embedded_server
+    from flows.runtime import FLOWS
     from tasks import spool
 
     spool.deliver_all()
@@ -31,7 +35,7 @@ def resume(
     try:
         summary = flow.run(parameters)
     finally:
-        stop_embedded_server()
+        embedded.stop()
     show_summary(summary, flow.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())

@@ -17,6 +17,9 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="print stages, cache hits, time, memory, disk; run nothing")
     ] = False,
+    log_examples: Annotated[
+        bool, typer.Option("--log-examples", help="quote texts: confidently wrong test examples, in MLflow and report")
+    ] = False,
     runner: Annotated[
         str | None, typer.Option(help="threads (default), ray, ray:WORKERS, or HOST:PORT of a Ray cluster")
     ] = None,
@@ -27,13 +30,20 @@ def run(
     from core.state import write_bytes
     from flows.cli import parameters as reader
     from flows.cli.show import console, show_plan, show_summary
+    from tasks import embedded
     from tasks.addresses import choose_prefect, without_password
+    from tasks.runner import configured
 
     prefect = "" if plan else choose_prefect()
-    from flows.runtime import FLOWS, stop_embedded_server
+    if not plan and configured().kind == "threads":  # Ray's workers are told of theirs by the flow
+        embedded.begin()
+    from flows.runtime import FLOWS
 
     chosen = FLOWS.get(flow)
-    parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_])
+    if log_examples and "log_examples" not in chosen.form.model_fields:
+        raise ValueError(f"the flow {flow} has no analysis that quotes texts; leave --log-examples out")
+    quote = ["log_examples=true"] if log_examples else []
+    parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_, *quote])
     if plan:
         show_plan(chosen, parameters)
         return
@@ -46,7 +56,7 @@ def run(
     try:
         summary = chosen.run(parameters)
     finally:
-        stop_embedded_server()
+        embedded.stop()
     show_summary(summary, chosen.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())

@@ -129,7 +129,7 @@ def test_a_bare_home_is_enough(tmp_path):
     program = (
         "import tasks\nfrom prefect import get_client\n"
         "with get_client(sync_client=True) as client:\n    print(client.hello().status_code)\n"
-        "from flows.runtime import stop_embedded_server\nstop_embedded_server()\n"
+        "from tasks import embedded\nembedded.stop()\n"
         "from tasks.spool import client\nprint(len(client().search_experiments()))"
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
