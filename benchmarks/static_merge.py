@@ -1,11 +1,13 @@
 """Static merges of one encoder's experts: eight tasks with local data, else the archive suite.
 
-`make bench-static-merge` (SIZE=smoke|default|full). A cell is one method and one training seed; experts and task
-vectors are cached by content, so all methods of a seed share them. Scales are chosen on validation data, accuracies are
-of the test sets.
+`make bench-static-merge` (SIZE=smoke|default|full). A cell is one expert, or one method with its scale chosen on
+validation data, of one training seed. Experts, task vectors and merged deltas are cached by content, so all methods of
+a seed share them and a run that was stopped loses at most a cell. Accuracies are of the test sets.
 """
 
+import json
 import resource
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +21,15 @@ from core.evaluate import plots
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row, frame
 from core.evaluate.statistics import bootstrap_mean, paired_wilcoxon
-from core.hashing import content_key
+from core.hashing import code_version, content_key
 from core.merge.candidate import InMemoryModel
-from core.merge.experts import ExpertConfig, load_expert, train_expert
+from core.merge.experts import CARD, Expert, ExpertConfig, load_expert, train_expert
 from core.merge.static import STATIC, static_deltas, static_methods, tune
 from core.merge.suite import load_suite, objectives, predict, rows_of
 from core.merge.task_vectors import task_vectors
 from core.models.load import load_encoder
 from core.models.train import TrainConfig
-from core.state import write_bytes
+from core.state import Cache, write_bytes, write_json
 
 BASE = "all-minilm-l6-v2"
 SIZES = {
@@ -36,6 +38,7 @@ SIZES = {
     "full": {"tasks": 8, "examples": 1500, "epochs": 3, "validation": 200, "test": None, "seeds": 5},
 }
 PROBE, CEILING, HEADS = "frozen base with probe", "individual experts", "base with heads"
+TRAINING = "expert"
 METHODS = [CEILING, PROBE, HEADS, *STATIC]
 MODULES = ["core.merge.static", "core.merge.suite", "core.merge.experts"]
 
@@ -59,63 +62,110 @@ def cells(size: str) -> list[Cell]:
     settings = {"suite": name, "size": size, "tasks": len(chosen)}
     inputs = {t: data_hash(t) for t in chosen}
     methods = [m for m in METHODS if m not in STATIC or m in static_methods([m], len(chosen))]
-    return [Cell(m, settings, seed, MODULES, inputs) for seed in range(s["seeds"]) for m in methods]
+    found = []
+    for seed in range(s["seeds"]):
+        found += [Cell(TRAINING, settings, seed, MODULES, {t: inputs[t]}) for t in chosen]
+        found += [Cell(m, settings, seed, MODULES, inputs) for m in methods]
+    return found
 
 
 @lru_cache(maxsize=1)
 def world(size: str, names: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Experts of a seed, their individual test accuracies, and every method tuned on validation."""
+    """Experts of a seed, the merged delta of every method, the tasks' validation data, and one encoder to try in."""
     s = SIZES[size]
-    config = ExpertConfig(
-        examples=s["examples"],
-        seed=seed,
-        train=TrainConfig(lr=1e-4, head_lr=3e-3, epochs=s["epochs"], batch_size=32),
-    )
     base = resolve(BASE)
-    experts = [load_expert(train_expert(t, base, config)) for t in names]
+    experts = [load_expert(train_expert(t, base, expert_config(size, seed))) for t in names]
     methods = static_methods(list(STATIC), len(experts))
     vectors = static_deltas(task_vectors(base.path, {e.task: e.folder for e in experts}), methods, seed)
     encoder = _encoder(base.path)
-    tasks = objectives(encoder, experts, "validation", s["validation"], seed)
-    model = InMemoryModel(encoder, vectors, [0] * len(vectors.tensors))
-    scores = tune(vectors, methods, lambda c: _mean(predict(model.write(c), tasks)))
-    individual = {e.task: _single(e, s["test"], seed) for e in experts}
-    spent = sum(len(m.scales) for m in methods.values()) * sum(t.size for t in tasks.values())
     return {
-        "experts": experts,
-        "vectors": vectors,
-        "tuned": scores,
-        "individual": individual,
-        "spent": spent,
         "base": base,
+        "experts": experts,
+        "methods": methods,
+        "vectors": vectors,
+        "validation": objectives(encoder, experts, "validation", s["validation"], seed),
+        "model": InMemoryModel(encoder, vectors, [0] * len(vectors.tensors)),
+        "individual": individual(experts, s["test"], seed),
     }
+
+
+def expert_config(size: str, seed: int) -> ExpertConfig:
+    """How the experts of a seed are trained."""
+    s = SIZES[size]
+    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=s["epochs"], batch_size=32)
+    return ExpertConfig(examples=s["examples"], seed=seed, train=train)
+
+
+def individual(experts: Sequence[Expert], limit: int | None, seed: int) -> dict[str, float]:
+    """Task -> test accuracy of its own expert, which normalises every row; kept by content."""
+    key = content_key("individual", [e.sha256 for e in experts], limit, seed, code_version(MODULES))
+
+    def build(folder: Path) -> None:
+        found = {e.task: float(_single(e, limit, seed).correct.mean()) for e in experts}
+        write_json(folder / "accuracies.json", found)
+
+    return json.loads((Cache().compute("static-merge", key, build) / "accuracies.json").read_text())
 
 
 def measure(cell: Cell) -> list[Row]:
     size, names = cell.settings["size"], tuple(cell.inputs)
-    w, limit = world(size, names, cell.seed), SIZES[size]["test"]
-    experts, individual = w["experts"], {t: float(p.correct.mean()) for t, p in w["individual"].items()}
-    encoder = _encoder(w["base"].path)
+    if cell.method == TRAINING:
+        return trained(cell)
+    w, limit, seed = world(size, names, cell.seed), SIZES[size]["test"], cell.seed
+    experts, scale = w["experts"], None
     spent = {"train_labels": float(sum(e.card["train_labels"] for e in experts))}
     if cell.method == CEILING:
-        found = w["individual"]
+        found = {e.task: _single(e, limit, seed) for e in experts}
     elif cell.method in (PROBE, HEADS):
-        found = predict(encoder, objectives(encoder, experts, "test", limit, cell.seed, cell.method == PROBE))
+        encoder = _encoder(w["base"].path)
+        found = predict(encoder, objectives(encoder, experts, "test", limit, seed, cell.method == PROBE))
     else:
-        order = list(w["vectors"].names)
-        coefficients = np.zeros((len(order), 1))
-        coefficients[order.index(cell.method)] = w["tuned"][cell.method].scale
-        model = InMemoryModel(encoder, w["vectors"], [0] * len(w["vectors"].tensors)).write(coefficients)
-        found = predict(model, objectives(encoder, experts, "test", limit, cell.seed))
-        spent["task_examples"] = float(w["spent"])
-    rows = []
-    for r in rows_of(cell.method, found, individual):
-        task = r.settings["task"]
-        rows.append(cell.row(f"{r.metric}/{task}", r.value, spent, oracle="test"))
-    rows.append(cell.row("peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
-    if cell.method in w["tuned"]:
-        rows.append(cell.row("scale", w["tuned"][cell.method].scale, spent, oracle="validation"))
-    return rows
+        scale, examples = tuned(w, cell.method)
+        spent["task_examples"] = float(examples)
+        model = w["model"].write(coefficients(w, cell.method, scale))
+        found = predict(model, objectives(model, experts, "test", limit, seed))
+    rows = [
+        cell.row(f"{r.metric}/{r.settings['task']}", r.value, spent, oracle="test")
+        for r in rows_of(cell.method, found, w["individual"])
+    ]
+    if scale is not None:
+        rows.append(cell.row("scale", scale, spent, oracle="validation"))
+    return [*rows, peak(cell)]
+
+
+def trained(cell: Cell) -> list[Row]:
+    """Fine-tune one expert; its memory is measured where it was not there already."""
+    (task,) = cell.inputs
+    begun = time.time()
+    expert = load_expert(train_expert(task, resolve(BASE), expert_config(cell.settings["size"], cell.seed)))
+    worked = (expert.folder / CARD).stat().st_mtime >= begun
+    labels = float(expert.card["train_labels"])
+    rows = [cell.row("train_examples", expert.card["train_examples"], {"train_labels": labels})]
+    return [*rows, peak(cell)] if worked else rows
+
+
+def peak(cell: Cell) -> Row:
+    """Peak memory of this process so far; one that only continues has seen less, so the largest row counts."""
+    return cell.row("peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def tuned(w: dict[str, Any], method: str) -> tuple[float, int]:
+    """A method's scale chosen on validation, and the task-examples that this cost."""
+    wanted = {method: w["methods"][method]}
+
+    def score(column: np.ndarray) -> float:
+        return _mean(predict(w["model"].write(coefficients(w, method, float(column[0, 0]))), w["validation"]))
+
+    found = tune(w["vectors"], wanted, score)[method]
+    return found.scale, len(found.curve) * sum(t.size for t in w["validation"].values())
+
+
+def coefficients(w: dict[str, Any], method: str, scale: float) -> np.ndarray:
+    """One column: ``scale`` for the method's delta, zero for all others."""
+    order = list(w["vectors"].names)
+    column = np.zeros((len(order), 1))
+    column[order.index(method)] = scale
+    return column
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
@@ -198,7 +248,7 @@ def _encoder(folder: Path) -> Any:
     return encoder
 
 
-def _single(expert: Any, limit: int | None, seed: int) -> Any:
+def _single(expert: Expert, limit: int | None, seed: int) -> Any:
     encoder = _encoder(expert.folder)
     return predict(encoder, objectives(encoder, [expert], "test", limit, seed))[expert.task]
 

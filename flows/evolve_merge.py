@@ -29,15 +29,15 @@ class EvolveMergeForm(MergeForm):
 
     sizes: ClassVar = {
         "smoke": {
-            "examples": 96,
-            "max_length": 32,
+            "examples": 32,
+            "max_length": 24,
             "epochs": 1,
-            "validation_examples": 30,
-            "test_examples": 60,
+            "validation_examples": 20,
+            "test_examples": 40,
             "most_tasks": 2,
             "methods": ("task_arithmetic",),
             "basis": "raw",
-            "budget": 1200,
+            "budget": 600,
         },
         "default": {
             "examples": 1000,

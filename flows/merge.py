@@ -33,12 +33,12 @@ class MergeForm(Form):
 
     sizes: ClassVar = {
         "smoke": {
-            "methods": ("average", "task_arithmetic", "ties"),
-            "examples": 64,
+            "methods": ("average", "ties"),
+            "examples": 32,
             "epochs": 1,
-            "max_length": 32,
-            "validation_examples": 24,
-            "test_examples": 60,
+            "max_length": 24,
+            "validation_examples": 20,
+            "test_examples": 40,
             "most_tasks": 2,
         },
         "default": {

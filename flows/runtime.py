@@ -30,13 +30,14 @@ from core.evaluate.rows import Row
 from core.registry import Registry
 from core.transfer.problem import Problem
 from flows.forms import Form, meaning
-from tasks import embedded, tracking
+from tasks import courier, embedded, tracking
 from tasks.addresses import without_password
 from tasks.links import publish
 from tasks.prepared import place
 from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.spool import open_early, refused
 from tasks.stage import Artifact, Planned, is_planning, planning
+from tasks.tidying import keep_within_limit, limit_bytes
 
 LEVELS = {
     "content": "few-shot distillation of prompt-tuned models",
@@ -96,7 +97,8 @@ class TransferFlow(Flow):
         """Run in this process; its fan-out goes to the configured runner."""
         values = parameters or self.form()
         place()
-        open_early()
+        if not courier.running():
+            open_early()
         embedded.wait()
         with reachable_server(configured()), _naming_prefect():
             return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
@@ -116,11 +118,13 @@ class TransferFlow(Flow):
             return self._recorded(run, parameters)
 
     def _track(self, parameters: Form) -> dict[str, Any]:
+        limit_bytes()  # a wrong limit is told before the work, not after it
         with tracking.start(
             self.name, self.level, self.describe(parameters), parameters, self._tags(parameters)
         ) as run:
             result = self._recorded(run, parameters)
             rows = result.rows()
+            keep_within_limit()
         return Summary(
             flow=self.name,
             status="completed",

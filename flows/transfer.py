@@ -32,7 +32,7 @@ class TransferForm(Form):
     """What is transferred to which target, and by which strategies."""
 
     sizes: ClassVar = {
-        "smoke": {"examples": 32, "seeds": 1, "test_examples": 60, "passes": 64, "curve": 1},
+        "smoke": {"examples": 24, "seeds": 1, "test_examples": 40, "passes": 48, "curve": 1},
         "default": {"examples": 200, "seeds": 3, "test_examples": 300, "passes": 480, "curve": 1},
         "full": {"examples": 1000, "seeds": 5, "test_examples": 2000, "passes": 2000, "curve": 5},
     }

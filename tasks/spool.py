@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from core.state import StateError, exclusive, home, write_bytes, write_json
+from tasks import courier
 from tasks.addresses import without_password
 
 log = logging.getLogger(__name__)
@@ -93,10 +94,10 @@ class Spool:
             self._wake.clear()
             last = self._closing.is_set()
             try:
-                deliver(self.folder, fresh)
+                _send(self.folder, fresh)
                 quiet, fresh = False, True
                 if earlier:
-                    deliver_all()
+                    _send(None)
                 earlier = False
             except (NotDelivered, StateError, OSError) as error:
                 if not quiet:
@@ -104,6 +105,20 @@ class Spool:
                 quiet, fresh = True, False
             if last:
                 return
+
+
+def _send(folder: Path | None, fresh: bool = False) -> None:
+    """Deliver a run's spool (None: those of earlier runs), through the courier where there is one."""
+    if courier.running():
+        try:
+            said = courier.ask(folder, fresh)
+        except courier.CourierLost:
+            fresh = False  # part of it may be there
+        else:
+            if said is not None:
+                raise NotDelivered(said)
+            return
+    deliver_all() if folder is None else deliver(folder, fresh)
 
 
 def pending(folder: Path) -> int:

@@ -57,9 +57,9 @@ class Run:
         self.spool.append("values", self.id, metrics=points)
 
     def artifact(self, path: Path, at: str = "") -> None:
-        """Log a file or folder; above ``TRANSFEROPT_ARTIFACT_LIMIT_MB`` (default 200) by reference only."""
+        """Log a file or folder; above ``TRANSFEROPT_ARTIFACT_LIMIT_MB`` (default 50) by reference only."""
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-        if size > 1e6 * float(os.environ.get("TRANSFEROPT_ARTIFACT_LIMIT_MB", "200")):
+        if size > 1e6 * float(os.environ.get("TRANSFEROPT_ARTIFACT_LIMIT_MB", "50")):
             self.tags({f"reference.{path.name}": json.dumps({"uri": path.as_uri(), "bytes": size})})
             path = path / "artifact.json"
             if not path.is_file():

@@ -11,13 +11,14 @@ def resume(
     json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
 ) -> None:
     from core.state import write_bytes
-    from tasks import embedded
+    from tasks import courier, embedded
     from tasks.addresses import choose_prefect
     from tasks.runner import configured
 
     prefect = choose_prefect()
     if configured().kind == "threads":
         embedded.begin()
+        courier.begin()
     from flows.cli.show import console, show_summary
     from flows.runtime import FLOWS
     from tasks import spool
@@ -36,6 +37,7 @@ def resume(
         summary = flow.run(parameters)
     finally:
         embedded.stop()
+        courier.stop()
     show_summary(summary, flow.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())

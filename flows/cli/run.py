@@ -30,13 +30,14 @@ def run(
     from core.state import write_bytes
     from flows.cli import parameters as reader
     from flows.cli.show import console, show_plan, show_summary
-    from tasks import embedded
+    from tasks import courier, embedded
     from tasks.addresses import choose_prefect, without_password
     from tasks.runner import configured
 
     prefect = "" if plan else choose_prefect()
     if not plan and configured().kind == "threads":  # Ray's workers are told of theirs by the flow
         embedded.begin()
+        courier.begin()
     from flows.runtime import FLOWS
 
     chosen = FLOWS.get(flow)
@@ -57,6 +58,7 @@ def run(
         summary = chosen.run(parameters)
     finally:
         embedded.stop()
+        courier.stop()
     show_summary(summary, chosen.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
