@@ -172,7 +172,9 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     eight = [r for r in rows if r.settings["suite"] == "eight" and r.settings["size"] != "smoke"]
     gains = _gains(eight)
     large = sum(np.mean(v) >= 5 for v in gains.values()) if gains else None
-    memory = max((r.value for r in rows if r.metric == "peak_memory_mb"), default=None)
+    peaks = [r for r in rows if r.metric == "peak_memory_mb" and r.settings["size"] != "smoke"]
+    trained_here = any(r.method == TRAINING for r in peaks)  # without a training the peak is not known
+    memory = max(r.value for r in peaks) if trained_here else None
     return [
         Goal(
             "tasks of the eight that gain 5 points or more over a frozen-base probe",
