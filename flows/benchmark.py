@@ -12,7 +12,7 @@ from core.recurring.store import Store, fingerprint
 from core.registry import nearest
 from core.transfer.problem import Problem
 from flows.forms import Form
-from flows.runtime import FLOWS, flow_run, transfer_flow
+from flows.runtime import FLOWS, flow_run, prefect_page, transfer_flow
 from tasks import tracking
 from tasks.announce_changes import AnnounceConfig, announce_changes
 from tasks.record_rows import PartConfig, RecordConfig, record_rows
@@ -135,7 +135,7 @@ def benchmark(form: BenchmarkForm) -> Artifact:
         history_sha256=fingerprint(stored[stored["run"] != run]),
     )
     report = report_benchmark(config, recorded=recorded)
-    announced = AnnounceConfig(run=run, webhook=form.webhook, url=str(flow_run.ui_url or ""))
+    announced = AnnounceConfig(run=run, webhook=form.webhook, url=prefect_page())
     announce_changes(announced, report=report)
     if not is_planning():
         print(read_changes(report.folder)[0])

@@ -144,7 +144,7 @@ class TransferFlow(Flow):
             "level": self.level,
             "mlflow.note.content": f"{self.title}\n\n`transferopt run {self.name}`",
             "prefect.flow_run_id": str(flow_run.id or ""),
-            "prefect.url": "" if embedded.running() else str(flow_run.ui_url or ""),  # it shows no pages
+            "prefect.url": prefect_page(),
             "config": parameters.model_dump_json(),
         }
 
@@ -182,6 +182,11 @@ def _naming_prefect() -> Iterator[None]:
 
 def _flow(name: str) -> TransferFlow:
     return FLOWS.get(name)
+
+
+def prefect_page() -> str:
+    """Address of this flow run's page; empty with the embedded server, which shows no pages."""
+    return "" if embedded.running() else str(flow_run.ui_url or "")
 
 
 def transfer_flow(
