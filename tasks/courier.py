@@ -7,6 +7,7 @@ delivers itself. It ends with the process that began it.
 import atexit
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -77,7 +78,11 @@ def serve() -> None:
                 said = None
             except (spool.NotDelivered, StateError, OSError) as error:
                 said = str(error)
-            print(json.dumps(said), file=answers, flush=True)
+            try:
+                print(json.dumps(said), file=answers, flush=True)
+            except BrokenPipeError:  # nobody waits for the answer any more; nor must the exit find the pipe broken
+                os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())
+                return
 
 
 def stop() -> None:
