@@ -27,7 +27,7 @@ from core.evaluate.rows import Row
 from core.evaluate.statistics import bootstrap_mean, hierarchical_bootstrap, paired_wilcoxon
 from core.models.prompt import log_softmax
 
-TASKS = ("sst2_sent", "cr", "ag_news", "rotten_tomatoes", "trec", "subj", "sst5", "mrpc")
+TASKS = ("sst2_sent", "cr", "trec", "subj", "rotten_tomatoes", "mrpc", "sst5", "ag_news")
 SENTIMENT = ("sst2_sent", "rotten_tomatoes", "sst5", "cr")
 SAME_SENTENCES = ("sst2_sent", "rotten_tomatoes", "sst5")
 DEVELOPMENT = ("pros_cons", "qqp")

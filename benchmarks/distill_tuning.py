@@ -1,9 +1,10 @@
-"""Temperature, contrast, phrases and learning rate of Prompt-Distiller, tuned once on development tasks.
+"""Temperature, representation terms, phrases and learning rate of Prompt-Distiller, tuned on development tasks.
 
     make bench-distill_tuning
 
-The development tasks (pros_cons, qqp, clinc150) are in no table. What the search prefers is frozen in
-``core/distill/methods.py`` for all tasks and seeds; its cost is what the rows say.
+The development tasks are in no table. What is chosen on them is frozen in ``core/distill/methods.py`` for all tasks and
+seeds; the cost of the search is what the rows say. qqp is a development task without head-room (16 labels a class, seed
+13, 1,000 test rows: teacher 64.3 %, student alone 62.2 %), on which no objective can show anything: it is not searched.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from core.distill.tuning import NAMES, accuracy, tune_objective
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row
 
-TASKS = {"pros_cons": (16, 5.0), "qqp": (16, 30.0), "clinc150": (1, 10.0)}  # K and n that leave room to learn
+TASKS = {"pros_cons": (16, 10.0), "clinc150": (1, 10.0)}  # K and n
 SEEDS = (13, 21)
 EVALUATIONS, TEST_ROWS = 16, 1000
 MODULES = ("core.distill.tuning",)

@@ -9,7 +9,7 @@ from core.distill.gate import GateConfig
 from core.distill.methods import METHODS
 from core.distill.students import STUDENTS, student_of
 from core.distill.study import StudyConfig
-from core.distill.teachers import TEACHERS, teacher_of
+from core.distill.teachers import TEACHERS, TeacherConfig, teacher_of
 from core.registry import nearest
 from core.transfer.problem import Problem
 from flows.forms import Form
@@ -73,6 +73,7 @@ class DistillForm(Form):
     )
     splits: Literal["drawn", "lmbff"] = Field("drawn", description="draw the few, or take LM-BFF's published files")
     tuning: Literal["full", "lora", "prompt"] = Field("full", description="what of the teacher is trained")
+    demonstrations: int = Field(0, ge=0, description="examples of each class that a language-model teacher is shown")
     cross_fit: bool = Field(False, description="the gate also tunes on dev and looks at train (twice the tuning)")
     methods: tuple[str, ...] | None = Field(None, description="methods of the table (empty: by size)")
     k: int | None = Field(None, ge=1, description="labelled examples per class (empty: by size)")
@@ -94,7 +95,9 @@ def study_of(form: DistillForm) -> StudyConfig:
         n=form.n,
         seed=form.seed,
         splits=form.splits,
-        teacher=teacher.model_copy(update={"train": schedule, "tuning": form.tuning}),
+        teacher=TeacherConfig(
+            **teacher.model_dump() | {"train": schedule, "tuning": form.tuning, "demonstrations": form.demonstrations}
+        ),
         student=STUDENTS.get(form.student) or student_of(form.student),
         gate=GateConfig(cross_fit=form.cross_fit),
         test_rows=form.test_rows,

@@ -11,11 +11,12 @@ from core.config import Config
 from core.distill.interface import Batch, Context, LossSpec, Teaching, build_losses, needed, total
 from core.distill.signals import Signals
 from core.distill.transfer_set import PhraseConfig, TransferSet
+from core.distill.words import only_used_words
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train
 from core.transfer.budget import Budget
 
-SCHEDULE = TrainConfig(lr=1e-4, steps=240, batch_size=32)
+SCHEDULE = TrainConfig(lr=2e-4, steps=240, batch_size=32)
 
 
 class DistillConfig(Config):
@@ -86,16 +87,17 @@ def distill(
             )
             return total(losses, batch)
 
-    report = train(
-        Objective(student, losses),
-        objective,
-        tokens.lengths[rows],
-        config.train,
-        seed=seed,
-        checkpoint=checkpoint,
-        budget=budget,
-        description="distill",
-    )
+    with only_used_words(student, tokens):
+        report = train(
+            Objective(student, losses),
+            objective,
+            tokens.lengths[rows],
+            config.train,
+            seed=seed,
+            checkpoint=checkpoint,
+            budget=budget,
+            description="distill",
+        )
     if budget is not None and any(s.name == "task_ce" or s.on == "labelled" for s in config.losses):
         budget.note("train_labels", len(data.labelled))
     return report
@@ -145,8 +147,8 @@ def _context(student, data, config, tuned, pretrained, width, depth, seed, token
     from core.distill.interface import LOSSES
 
     states = None
-    if any(LOSSES.get(s.name).probes for s in config.losses):
-        states = score(student, tokens.take(data.labelled), hidden=True, description="student states")[1]
+    if any(LOSSES.get(s.name).student_states for s in config.losses):
+        states = score(student, tokens, hidden=True, description="student states")[1]
     return Context(
         classes=student.classes,
         student_width=student.width,

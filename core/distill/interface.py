@@ -80,19 +80,19 @@ class Context:
     pretrained: Signals | None
     seed: int
     student_states: np.ndarray | None = None
-    """Pooled student states of the labelled rows before training [n_labelled, layers + 1, H] (for frozen probes)."""
+    """Pooled student states before training [n, layers + 1, H]; None where no loss declares that it reads them."""
 
 
 class DistillLoss(nn.Module):
     """Base of all losses: ``forward(batch) -> scalar``, a mean over the batch's rows.
 
     Class attributes: ``needs`` (signals read), ``student_hidden`` (whether the student's layers are read),
-    ``default_layers`` (layer map), ``default_temperature``.
+    ``student_states`` (whether those before training are), ``default_layers`` (layer map), ``default_temperature``.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     student_hidden: ClassVar[bool] = False
-    probes: ClassVar[bool] = False
+    student_states: ClassVar[bool] = False
     default_layers: ClassVar[str] = "last"
     default_temperature: ClassVar[float] = 1.0
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from core.data.examples import Examples
 from core.distill.teachers import ModelConfig, TeacherConfig, check_labels, tune
+from core.distill.words import only_used_words
 from core.models.heads import linear_head
 from core.models.load import kind_of
 from core.models.prompt import PromptedEncoder
@@ -74,7 +75,8 @@ def setfit(
         a, b = vectors[place[: len(indices)]], vectors[place[len(indices) :]]
         return nn.functional.mse_loss((a * b).sum(-1).float(), target[indices])
 
-    train(student.encoder, loss, len(left), config, seed=seed, budget=budget, description="setfit")
+    with only_used_words(student, tokens):
+        train(student.encoder, loss, len(left), config, seed=seed, budget=budget, description="setfit")
     linear_probe(student, examples, budget)
 
 

@@ -30,13 +30,14 @@ from core.distill.teachers import (
     TeacherConfig,
     build,
     pretrained_identity,
+    split_shown,
     tuned_identity,
     tuned_teacher,
 )
 from core.distill.transfer_set import TransferSet, transfer_set
 from core.hashing import code_version, content_key
 from core.models.load import shape
-from core.models.prompt import content_free_logits, log_softmax, pool_bias
+from core.models.prompt import Demonstration, content_free_logits, log_softmax, pool_bias
 from core.models.train import TrainConfig
 from core.registry import nearest
 from core.state import Cache
@@ -109,17 +110,21 @@ class Study:
         if which not in self._loaded:
             self._loaded.clear()  # one at a time
             if which == "pretrained":
-                self._loaded[which] = build(self.config.teacher, self.prompt)
+                self._loaded[which] = build(self.config.teacher, self.prompt, shown=self._shown)
             else:
                 few, seed = self.few, self.config.seed
                 where = (self.cache, self.config.teacher, self.prompt)
                 self._loaded[which] = tuned_teacher(*where, few.train, few.dev, seed, budget)
         return self._loaded[which]
 
+    @property
+    def _shown(self) -> list[Demonstration]:
+        return split_shown(self.few.train, self.config.teacher.demonstrations)[0]
+
     def identity(self, which: str) -> str:
         """Hash of a teacher, known without it."""
         if which == "pretrained":
-            return pretrained_identity(self.config.teacher, self.prompt)
+            return pretrained_identity(self.config.teacher, self.prompt, self._shown)
         few = self.few
         return tuned_identity(self.config.teacher, self.prompt, few.train.sha256, few.dev.sha256, self.config.seed)
 

@@ -1,19 +1,20 @@
 """Teachers: built behind a prompt, tuned on the few labelled examples (fully, LoRA, soft prompts), kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from core.config import Config
 from core.data.examples import Examples
+from core.distill.words import only_used_words
 from core.hashing import code_version, content_key
 from core.models.load import kind_of, layer_list, load_causal, load_encoder, load_masked, locate, shape
-from core.models.prompt import Prompt, PromptedEncoder, PromptedLM, body_and_head, prompted
+from core.models.prompt import Demonstration, Prompt, PromptedEncoder, PromptedLM, body_and_head, prompted
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train
 from core.state import Cache
@@ -41,10 +42,22 @@ class TeacherConfig(ModelConfig):
     rank: int = Field(8, ge=1, description="LoRA rank")
     soft_tokens: int = Field(16, ge=1, description="soft prompt tokens")
     patience: int | None = Field(None, ge=1, description="early stopping on dev, in epochs; None: fixed length")
+    demonstrations: int = Field(
+        0, ge=0, description="labelled examples of each class shown before every prompt instead of tuned on"
+    )
     train: TrainConfig = Field(TrainConfig(lr=2e-5, epochs=12, batch_size=8), description="tuning on the few examples")
 
+    @model_validator(mode="after")
+    def _reads_demonstrations(self) -> "TeacherConfig":
+        if self.demonstrations and self.kind == "encoder":
+            raise ValueError("a sentence encoder reads one text; demonstrations are for causal and masked teachers")
+        return self
 
-MPNET = TeacherConfig(asset="all-mpnet-base-v2")
+
+MPNET = TeacherConfig(
+    asset="all-mpnet-base-v2",
+    train=TrainConfig(lr=2e-5, epochs=12, batch_size=8, checkpoint_s=600),  # its checkpoint holds a gigabyte
+)
 MINILM = TeacherConfig(asset="all-minilm-l6-v2", train=TrainConfig(lr=5e-5, epochs=15, batch_size=8))
 SMOLLM2 = TeacherConfig(
     asset="smollm2-135m-instruct",
@@ -64,22 +77,46 @@ def teacher_of(source: str) -> TeacherConfig:
     return preset.model_copy(update={"asset": source, "kind": kind, "last_layers": last})
 
 
-def build(config: ModelConfig, prompt: Prompt, device: str | None = None) -> PromptedLM | PromptedEncoder:
-    """The pre-trained model behind the prompt."""
+def build(
+    config: ModelConfig, prompt: Prompt, device: str | None = None, shown: Sequence[Demonstration] = ()
+) -> PromptedLM | PromptedEncoder:
+    """The pre-trained model behind the prompt; a language model sees the ``shown`` examples before each text."""
     if config.kind == "encoder":
         return prompted(
             load_encoder(config.asset, layers=config.layers, device=device), prompt, scale=config.head_scale
         )
     load = load_causal if config.kind == "causal" else load_masked
     lm = load(config.asset, layers=config.layers, device=device, quantised=config.quantised)
-    return prompted(lm, prompt, max_length=config.max_length)
+    return prompted(lm, prompt, max_length=config.max_length, demonstrations=shown)
 
 
-def pretrained_identity(config: ModelConfig, prompt: Prompt) -> str:
+def split_shown(few_train: Examples, per_class: int) -> tuple[list[Demonstration], Examples]:
+    """The first ``per_class`` examples of each class, to be shown, and the others, to be tuned on.
+
+    Nothing is in both: a model that sees the answer before the text would learn to copy it.
+
+    Raises:
+        ValueError: a class would have nothing left to tune on.
+    """
+    seen: dict[Any, int] = {}
+    places: tuple[list[int], list[int]] = ([], [])
+    for i, label in enumerate(few_train.labels):
+        seen[label] = seen.get(label, 0) + 1
+        places[seen[label] > per_class].append(i)
+    if per_class and min(seen.values()) <= per_class:
+        raise ValueError(f"demonstrations={per_class} leave nothing to tune on of {min(seen.values())} a class")
+    shown = few_train.take(places[0])
+    pairs = shown.pairs or [""] * len(shown)
+    made = [Demonstration(t, int(label), p) for t, p, label in zip(shown.texts, pairs, shown.labels, strict=True)]
+    return made, few_train.take(places[1])
+
+
+def pretrained_identity(config: ModelConfig, prompt: Prompt, shown: Sequence[Demonstration] = ()) -> str:
     """What decides the outputs of the model before tuning."""
     own = {k: getattr(config, k) for k in ModelConfig.model_fields if k != "asset"}
     modules = ("core.models.prompt", "core.models.heads", "core.models.encoder", "core.models.load")
-    return content_key("pretrained", locate(config.asset).sha256, own, prompt, code_version(modules))
+    examples = [(d.text, d.pair, d.label) for d in shown]
+    return content_key("pretrained", locate(config.asset).sha256, own, prompt, examples, code_version(modules))
 
 
 def tuned_identity(config: TeacherConfig, prompt: Prompt, train_sha: str, dev_sha: str, seed: int) -> str:
@@ -99,13 +136,14 @@ def tuned_teacher(
 ) -> PromptedLM | PromptedEncoder:
     """The teacher tuned on ``few_train``; its trained weights come from the cache when they are there."""
     key = tuned_identity(config, prompt, few_train.sha256, dev.sha256 if dev is not None else "", seed)
+    shown, rest = split_shown(few_train, config.demonstrations)
     made: list[Any] = []
 
     def build_weights(folder: Path) -> dict[str, Any]:
         from safetensors.torch import save_file
 
-        model = build(config, prompt)
-        report = tune(model, few_train, config, seed, dev, checkpoint=folder / "tuning.ckpt", budget=budget)
+        model = build(config, prompt, shown=shown)
+        report = tune(model, rest, config, seed, dev, checkpoint=folder / "tuning.ckpt", budget=budget)
         made.append(model)
         (folder / "tuning.ckpt").unlink(missing_ok=True)
         weights = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
@@ -117,7 +155,7 @@ def tuned_teacher(
         return made[0].eval()
     from safetensors.torch import load_file
 
-    model = build(config, prompt)
+    model = build(config, prompt, shown=shown)
     prepare_tuning(model, config, seed)
     missing = model.load_state_dict(load_file(folder / "trained.safetensors"), strict=False).unexpected_keys
     if missing:
@@ -150,19 +188,20 @@ def tune(
         return nn.functional.cross_entropy(model(tokens.batch(indices, model.device)), target[indices])
 
     stop = None if config.patience is None else EarlyStopping(model, dev, config.patience)
-    report = train(
-        model,
-        loss,
-        tokens.lengths,
-        config.train,
-        seed=seed,
-        checkpoint=checkpoint,
-        budget=budget,
-        after_epoch=stop,
-        description=f"tune {model.name}",
-    )
-    if stop is not None:
-        stop.restore()
+    with only_used_words(model, tokens if stop is None else tokens + stop.tokens):
+        report = train(
+            model,
+            loss,
+            tokens.lengths,
+            config.train,
+            seed=seed,
+            checkpoint=checkpoint,
+            budget=budget,
+            after_epoch=stop,
+            description=f"tune {model.name}",
+        )
+        if stop is not None:
+            stop.restore()
     if budget is not None:
         budget.note("train_labels", len(labels))
     return report

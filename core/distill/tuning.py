@@ -16,15 +16,17 @@ from core.evolve.optimizers import OPTIMIZERS
 from core.evolve.space import Box
 from core.transfer.budget import Budget
 
-NAMES = ("temperature", "infonce weight", "phrases per text", "log10 lr", "labelled repeat")
-LOWER, UPPER = (1.0, 0.0, 0.0, -4.5, 1.0), (4.0, 1.0, 4.0, -3.5, 8.0)
-START = (2.0, 0.3, 0.0, -4.0, 1.0)
+NAMES = ("temperature", "embedding weight", "infonce weight", "phrases per text", "log10 lr", "labelled repeat")
+LOWER, UPPER = (1.0, 0.0, 0.0, 0.0, -4.5, 1.0), (4.0, 5.0, 1.0, 4.0, -3.0, 8.0)
+START = (2.0, 2.0, 0.0, 0.0, -3.7, 1.0)
 
 
 def objective(x: Sequence[float], steps: int | None = None) -> DistillConfig:
     """The objective and schedule that a point of the search space stands for (order: :data:`NAMES`)."""
-    temperature, contrast, phrases, log_lr, repeat = (float(v) for v in x)
+    temperature, embedding, contrast, phrases, log_lr, repeat = (float(v) for v in x)
     losses = [LossSpec(name="task_ce"), LossSpec(name="kd_tuned", temperature=temperature)]
+    if embedding >= 0.1:
+        losses.append(LossSpec(name="embedding", weight=embedding))
     if contrast >= 0.02:
         losses.append(LossSpec(name="infonce", weight=contrast))
     train = SCHEDULE.model_copy(update={"lr": 10**log_lr, "steps": steps or SCHEDULE.steps})

@@ -30,7 +30,7 @@ class LiteralContrast(DistillLoss):
 
     needs = ("tuned.logits", "tuned.hidden")
     student_hidden = True
-    probes = True
+    student_states = True
     default_layers = "all-but-last"
     default_temperature = 1.0
 
@@ -46,7 +46,7 @@ class LiteralContrast(DistillLoss):
             states = np.asarray(context.tuned.hidden[:, column], dtype=np.float32)
             weight, bias = fit_probe(states[known], labels, context.classes)
             teacher.append(_softmax(states @ weight.T + bias))
-            student.append(fit_probe(context.student_states[:, s], labels, context.classes))
+            student.append(fit_probe(context.student_states[known, s], labels, context.classes))
         self.register_buffer("teacher", torch.from_numpy(np.mean(teacher, axis=0, dtype=np.float32)), persistent=False)
         self.register_buffer("weights", torch.from_numpy(np.stack([w for w, _ in student])), persistent=False)
         self.register_buffer("biases", torch.from_numpy(np.stack([b for _, b in student])), persistent=False)

@@ -7,6 +7,7 @@ import torch
 from core.distill.distiller import DistillConfig, distill
 from core.distill.interface import LOSSES, Batch, Context, LossSpec, Teaching, needed, total
 from core.distill.layers import PRESETS, layer_map
+from core.distill.losses.embedding import ridge
 from core.distill.signals import Signals, compute_signals
 from core.distill.transfer_set import TransferSet
 from core.models.prompt import Prompt, prompted
@@ -104,8 +105,8 @@ def test_rows_that_a_term_sees(name, signals):
     states = torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     logits = states[-1, :, :2] * 1.0
     rows = np.arange(8, 14)  # all unlabelled
-    known = score(student(), student().tokenize(tiny.TEXTS), hidden=True)[1]
-    context = Context(2, 16, 3, 24, 4, DATA.labels, signals["tuned"], signals["pretrained"], 0, known)
+    states_before = score(student(), student().tokenize(DATA.texts), hidden=True)[1]
+    context = Context(2, 16, 3, 24, 4, DATA.labels, signals["tuned"], signals["pretrained"], 0, states_before)
     loss = LOSSES.get(name)(spec, context)
 
     def teaching(s):
@@ -117,6 +118,33 @@ def test_rows_that_a_term_sees(name, signals):
     value.backward()
     assert float(value) == 0.0
     assert float(states.grad.abs().sum()) == 0.0
+
+
+def test_embedding_starts_at_the_least_squares_map(signals):
+    """A student that is a linear image of its teacher has nothing left to match."""
+    teacher = np.asarray(signals["tuned"].hidden[:, 4], dtype=np.float32)
+    teacher = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
+    basis = np.linalg.svd(teacher - teacher.mean(0), full_matrices=False)[2][:16]
+    image = ((teacher - teacher.mean(0)) @ basis.T).astype(np.float32)
+    before = np.zeros((len(DATA), 4, 16), dtype=np.float32)
+    before[:, 3] = image
+    context = Context(2, 16, 3, 24, 4, DATA.labels, signals["tuned"], None, 0, before)
+    loss = LOSSES.get("embedding")(LossSpec(name="embedding"), context)
+    scale = np.linalg.norm(image, axis=1).mean()
+    weight, bias = ridge(image, teacher - teacher.mean(0), 1e-6)
+    np.testing.assert_allclose(image @ weight + bias, image @ basis, atol=1e-3 * scale)
+    rows = np.arange(8)
+    teach = Teaching(
+        *(
+            torch.tensor(np.asarray(a[rows], dtype=np.float32))
+            for a in (signals["tuned"].logits, signals["tuned"].hidden)
+        )
+    )
+    states = torch.from_numpy(before[rows]).swapaxes(0, 1)
+    batch = Batch(rows, torch.from_numpy(DATA.labels[rows]), states[-1, :, :2], states, teach, Teaching())
+    started = float(loss(batch))
+    torch.nn.init.normal_(loss.project[0].weight, generator=torch.Generator().manual_seed(0))
+    assert started < 0.25 < float(loss(batch))
 
 
 def test_kd_moves_the_student_towards_its_teacher(signals):
@@ -136,10 +164,10 @@ def test_temperature_divides_logits_and_scales_the_loss():
 
 def test_literal_contrast_has_no_gradient_between_balanced_classes_on_average(signals):
     """The trap: each row is as often the negative as the anchor, so the terms cancel where probes agree."""
-    known = score(student(), student().tokenize(tiny.TEXTS), hidden=True)[1]
-    context = Context(2, 16, 3, 24, 4, DATA.labels, signals["tuned"], None, 0, known)
+    before = score(student(), student().tokenize(DATA.texts), hidden=True)[1]
+    context = Context(2, 16, 3, 24, 4, DATA.labels, signals["tuned"], None, 0, before)
     loss = LOSSES.get("cpd_literal")(LossSpec(name="cpd_literal"), context)
-    states = torch.from_numpy(known).swapaxes(0, 1).clone().requires_grad_()
+    states = torch.from_numpy(before[:8]).swapaxes(0, 1).clone().requires_grad_()
     teach = Teaching(torch.tensor(np.asarray(signals["tuned"].logits[:8], dtype=np.float32)))
     batch = Batch(np.arange(8), torch.tensor(tiny.LABELS), states[-1, :, :2], states, teach, Teaching())
     value = loss(batch)

@@ -1,6 +1,7 @@
 """Signals, gate, transfer set, teachers, students, export."""
 
 import importlib.util
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from core.distill.signals import Signals, cached_signals
 from core.distill.study import weighted
 from core.distill.teachers import EarlyStopping, TeacherConfig, check_labels, prepare_tuning, tune
 from core.distill.transfer_set import PhraseConfig, cut_phrases, transfer_set
+from core.distill.words import only_used_words
 from core.models.classifier import TextClassifier
 from core.models.prompt import Prompt, prompted
 from core.models.train import TrainConfig
@@ -125,6 +127,35 @@ def test_early_stopping_keeps_the_best():
     again.load_state_dict(*stop.state_dict())
     again.restore()
     assert torch.equal(best, model.head.weight)
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_training_the_words_that_occur_equals_training_all(monkeypatch, patience):
+    """Early stopping scores dev texts, whose words may not occur in the labelled ones."""
+    dev = Examples(["music and actor", "dark scene"], None, [1, 0])
+    schedule = TUNING.model_copy(update={"weight_decay": 0.0})
+    config = TeacherConfig(asset="tiny", train=schedule, patience=patience)
+    few, whole = teacher(), teacher()
+    tune(few, FEW, config, 3, dev)
+    monkeypatch.setattr("core.distill.teachers.only_used_words", lambda *_: nullcontext())
+    tune(whole, FEW, config, 3, dev)
+    for name, parameter in whole.state_dict().items():
+        torch.testing.assert_close(few.state_dict()[name], parameter, msg=name)
+
+
+def test_words_that_do_not_occur_are_left_alone():
+    model = teacher()
+    table = model.encoder.backbone.get_input_embeddings()
+    before = table.weight.detach().clone()
+    tokens = model.tokenize(["good film"])
+    with only_used_words(model, tokens):
+        part = model.encoder.backbone.get_input_embeddings().weight
+        assert part.shape == (5, before.shape[1])  # padding, start, end, two words
+        with torch.no_grad():
+            part.add_(1.0)
+    assert model.encoder.backbone.get_input_embeddings() is table
+    moved = (table.weight != before).any(1)
+    assert set(np.flatnonzero(moved.numpy())) == {i for row in tokens.ids for i in row} | {0}
 
 
 def test_label_faults():

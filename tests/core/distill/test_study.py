@@ -8,7 +8,7 @@ import pytest
 from core.distill.methods import METHODS
 from core.distill.students import ModelConfig
 from core.distill.study import Study, StudyConfig
-from core.distill.teachers import TeacherConfig
+from core.distill.teachers import TeacherConfig, split_shown
 from core.distill.tuning import objective, tune_objective
 from core.models.train import TrainConfig
 from core.state import Cache
@@ -136,6 +136,28 @@ def test_cross_fitted_gate_uses_twice_the_rows(world, tmp_path):
     study = Study(config(world, gate={"cross_fit": True}), Cache(tmp_path))
     assert len(study.held_out_answers()[2]) == 2 * len(study.few.dev)
     assert 0 <= study.head_room().posterior <= 1
+
+
+def test_a_language_model_is_shown_examples_that_it_is_not_tuned_on(world, tmp_path):
+    lm = {"asset": str(world / "lm"), "kind": "causal", "train": SHORT}
+    cache = Cache(tmp_path)
+    study = Study(config(world, teacher=TeacherConfig(**lm, demonstrations=1)), cache)
+    shown, rest = split_shown(study.few.train, 1)
+    assert sorted(d.label for d in shown) == [0, 1]
+    assert not {d.text for d in shown} & set(rest.texts)
+    assert len(rest) == len(study.few.train) - 2
+    for which in ("pretrained", "tuned"):
+        prompt = study.teacher(which).render("the plot")
+        assert all(d.text in prompt for d in shown)
+        assert prompt.endswith("review : the plot the movie was")
+    alone = Study(config(world, teacher=TeacherConfig(**lm)), cache)
+    assert {alone.identity(w) for w in ("pretrained", "tuned")} & {
+        study.identity(w) for w in ("pretrained", "tuned")
+    } == set()
+    with pytest.raises(ValueError, match="leave nothing to tune on of 6 a class"):
+        split_shown(study.few.train, 6)
+    with pytest.raises(ValueError, match="a sentence encoder reads one text"):
+        TeacherConfig(asset="e", demonstrations=1)
 
 
 def test_unknown_method(study):
