@@ -17,6 +17,7 @@ from core.evaluate.rows import Row
 
 MODULES = ("core.state", "core.evolve.loop", "core.evaluate.rows")
 KILLS, BLOCK = 20, 4  # a flow, and a cell
+DEARER = [flow for flow in FLOWS if flow != CHEAPEST]
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ def cells(size: str) -> list[Cell]:
     if size == "smoke":
         return found[:4] + faults_readers.cells("smoke")
     found += [_cell("torn results", 2, CHEAPEST), _cell("torn part", 4, CHEAPEST)]
-    found += [_cell("kill", BLOCK, flow) for flow in FLOWS[1:]] + faults_readers.cells("default")
+    found += [_cell("kill", BLOCK, flow) for flow in DEARER] + faults_readers.cells("default")
     found += [_cell("load", 8), _cell("disk full", 0.8), _cell("Prefect killed", 285)]
-    found += [_cell("torn results", 2, flow) for flow in FLOWS[1:]]
+    found += [_cell("torn results", 2, flow) for flow in DEARER]
     found += [_cell(fault, 2, flow) for flow in FLOWS for fault in ("random state", "threads")]
     found += [_cell("kill", BLOCK, flow, seed) for seed in range(1, KILLS // BLOCK) for flow in FLOWS]
     return found if size == "default" else found + faults_readers.cells("full")

@@ -22,7 +22,7 @@ from core.state import MANIFEST, StateError, home, verify
 PROGRAM = "from flows.cli import main; main()"
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 1800
-TIMINGS = ("seconds", "minutes", "hours", "time")  # parts of a metric's or budget unit's name
+TIMINGS = ("second", "minute", "hour", "time")  # parts of the name of a metric or a budget unit
 NOTES = ("commit", "hardware", "inputs")
 Child = subprocess.Popen | Forked
 KEPT = (".safetensors", ".yaml", ".onnx")  # weights and recipes
