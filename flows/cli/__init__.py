@@ -1,5 +1,7 @@
 """The command ``transferopt``. A command's module is imported only when it is called, so that light ones start fast."""
 
+import copy
+import errno
 import importlib
 import logging
 import os
@@ -68,12 +70,30 @@ def transferopt(
         os.environ["TRANSFEROPT_DEBUG"] = "1"
 
 
+class OneLine(logging.Formatter):
+    """A log line without the traceback that a library adds to it; other handlers still get that."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        plain = copy.copy(record)
+        plain.exc_info = plain.exc_text = plain.stack_info = None
+        return super().format(plain)
+
+
+def quiet_logs() -> None:
+    """Warnings on the terminal, a line each. Prefect keeps the root handler it finds instead of its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    logging.raiseExceptions = False  # of handlers whose server is away
+
+
 def main() -> None:
     """Entry point: an error is one readable line and exit code 1 (2: wrong call); ``--debug`` shows the traceback."""
     if "--debug" in sys.argv[1:]:
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
         os.environ["TRANSFEROPT_DEBUG"] = "1"
-    logging.raiseExceptions = bool(os.environ.get("TRANSFEROPT_DEBUG"))  # of handlers whose server is away
+    if not os.environ.get("TRANSFEROPT_DEBUG"):
+        quiet_logs()
     try:
         app()
     except KeyboardInterrupt:
@@ -93,6 +113,13 @@ def message(error: BaseException) -> str:
             text = e["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {text}" if where else text)
         return "; ".join(lines)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        from core.state import home
+
+        return (
+            f"{error}; make room for {home()} (transferopt cache --prune removes what is old) and repeat the command: "
+            "what is finished is kept"
+        )
     if isinstance(error, (ValueError, RuntimeError, OSError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"

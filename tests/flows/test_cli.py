@@ -1,12 +1,17 @@
 """The command line in a process of its own: messages, exit codes, and what it does not import."""
 
+import errno
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 import yaml
+
+from flows.cli import OneLine, message
 
 
 def call(*arguments, env=None, code=0):
@@ -65,6 +70,28 @@ def test_bad_configuration_files(tmp_path):
     assert "is not valid YAML" in call("run", "merge", "--config", str(tmp_path / "bad.yaml"), code=1)
     (tmp_path / "list.yaml").write_text("[1, 2]")
     assert "must hold keys and values" in call("run", "merge", "--config", str(tmp_path / "list.yaml"), code=1)
+
+
+def test_what_a_library_logs_of_an_error_is_one_line_on_the_terminal_and_whole_elsewhere(caplog):
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    handler.setFormatter(OneLine("%(message)s"))
+    log = logging.getLogger("a library")
+    log.addHandler(handler)
+    try:
+        log.exception("broken", exc_info=ValueError("because"))
+    finally:
+        log.removeHandler(handler)
+    assert shown.getvalue() == "broken\n"
+    assert "because" in caplog.text
+
+
+def test_a_full_disk_is_one_line_with_the_remedy():
+    text = message(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors"))
+    assert "No space left" in text
+    assert "model.safetensors" in text
+    assert "make room" in text
+    assert "\n" not in text
 
 
 def test_a_prefect_that_stays_away_is_one_line_with_the_remedy(monkeypatch):
