@@ -11,9 +11,10 @@ from core.config import Config
 from core.distill.interface import Batch, Context, LossSpec, Teaching, build_losses, needed, total
 from core.distill.signals import Signals
 from core.distill.transfer_set import PhraseConfig, TransferSet
-from core.distill.words import only_used_words
+from core.models.prompt import PromptedEncoder
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train
+from core.models.used_words import only_used_words
 from core.transfer.budget import Budget
 
 SCHEDULE = TrainConfig(lr=2e-4, steps=240, batch_size=32)
@@ -87,7 +88,8 @@ def distill(
             )
             return total(losses, batch)
 
-    with only_used_words(student, tokens):
+    encoder = student.encoder.backbone if isinstance(student, PromptedEncoder) else None
+    with only_used_words(encoder, tokens):
         report = train(
             Objective(student, losses),
             objective,

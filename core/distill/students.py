@@ -8,12 +8,12 @@ from torch import nn
 
 from core.data.examples import Examples
 from core.distill.teachers import ModelConfig, TeacherConfig, check_labels, tune
-from core.distill.words import only_used_words
 from core.models.heads import linear_head
 from core.models.load import kind_of
 from core.models.prompt import PromptedEncoder
 from core.models.score import score
 from core.models.train import TrainConfig, train
+from core.models.used_words import only_used_words
 from core.transfer.budget import Budget
 
 MINILM = ModelConfig(asset="all-minilm-l6-v2")
@@ -75,7 +75,7 @@ def setfit(
         a, b = vectors[place[: len(indices)]], vectors[place[len(indices) :]]
         return nn.functional.mse_loss((a * b).sum(-1).float(), target[indices])
 
-    with only_used_words(student, tokens):
+    with only_used_words(student.encoder.backbone, tokens):
         train(student.encoder, loss, len(left), config, seed=seed, budget=budget, description="setfit")
     linear_probe(student, examples, budget)
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from core.config import Config
 from core.data.examples import Examples
-from core.distill.words import only_used_words
 from core.hashing import code_version, content_key
 from core.models.load import kind_of, layer_list, load_causal, load_encoder, load_masked, locate, shape
 from core.models.prompt import Demonstration, Prompt, PromptedEncoder, PromptedLM, body_and_head, prompted
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train
+from core.models.used_words import only_used_words
 from core.state import Cache
 from core.transfer.budget import Budget
 
@@ -188,7 +188,8 @@ def tune(
         return nn.functional.cross_entropy(model(tokens.batch(indices, model.device)), target[indices])
 
     stop = None if config.patience is None else EarlyStopping(model, dev, config.patience)
-    with only_used_words(model, tokens if stop is None else tokens + stop.tokens):
+    encoder = model.encoder.backbone if isinstance(model, PromptedEncoder) else None
+    with only_used_words(encoder, tokens if stop is None else tokens + stop.tokens):
         report = train(
             model,
             loss,

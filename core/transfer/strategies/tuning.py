@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from core.models.train import TrainConfig, train
+from core.models.used_words import only_used_words
 from core.transfer.budget import Budget
 from core.transfer.cost import Cost
 from core.transfer.modalities import seeded
@@ -12,7 +13,6 @@ from core.transfer.nets import HeadNet, LanguageNet
 from core.transfer.sources import Source
 from core.transfer.strategies import Fitted, StrategyConfig
 from core.transfer.strategies.linear_probe import probe_weights
-from core.transfer.strategies.used_words import only_used_words
 from core.transfer.target import Target
 
 ALL = ("classification", "regression", "generation")
@@ -62,7 +62,8 @@ def tune(
         warmup=config.warmup,
         precision=config.precision,
     )
-    with only_used_words(body, inputs):
+    encoder = body.backbone if body.modality == "text" else None
+    with only_used_words(encoder, inputs):
         report = train(net, loss, lengths, settings, seed=seed, budget=budget, description=f"tune {source.name}")
     return Fitted("", net.eval().predict, _cost(net, report), net, tuple(report.losses))
 

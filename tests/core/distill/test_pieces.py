@@ -17,10 +17,10 @@ from core.distill.signals import Signals, cached_signals
 from core.distill.study import weighted
 from core.distill.teachers import EarlyStopping, TeacherConfig, check_labels, prepare_tuning, tune
 from core.distill.transfer_set import PhraseConfig, cut_phrases, transfer_set
-from core.distill.words import only_used_words
 from core.models.classifier import TextClassifier
 from core.models.prompt import Prompt, prompted
 from core.models.train import TrainConfig
+from core.models.used_words import only_used_words
 from core.state import Cache, StateError
 from core.transfer.budget import Budget
 from tests import tiny_models as tiny
@@ -148,7 +148,7 @@ def test_words_that_do_not_occur_are_left_alone():
     table = model.encoder.backbone.get_input_embeddings()
     before = table.weight.detach().clone()
     tokens = model.tokenize(["good film"])
-    with only_used_words(model, tokens):
+    with only_used_words(model.encoder.backbone, tokens):
         part = model.encoder.backbone.get_input_embeddings().weight
         assert part.shape == (5, before.shape[1])  # padding, start, end, two words
         with torch.no_grad():

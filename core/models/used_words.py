@@ -29,24 +29,26 @@ class UsedWords(nn.Module):
 
 
 @contextmanager
-def only_used_words(model: nn.Module, tokens: Tokenized) -> Iterator[None]:
-    """Inside, a prompted encoder trains the word embeddings that ``tokens`` use; afterwards they are back in the table.
+def only_used_words(encoder: nn.Module | None, tokens: Tokenized) -> Iterator[None]:
+    """Inside, an encoder trains the word embeddings that ``tokens`` use; afterwards they stand in the whole table.
 
-    Equal to training the whole table, but for the weight decay of words that never occur. Does nothing to a language
-    model (it answers with its words) and where the embeddings are frozen or wrapped.
+    Equal to training the whole table, but for the weight decay of words that never occur.
+
+    Args:
+        encoder: a transformer backbone that does not answer with its words; None does nothing, and so do embeddings
+            that are frozen or wrapped.
     """
-    body = model.encoder.backbone if getattr(model, "kind", "") == "encoder" else None
-    whole = None if body is None else body.get_input_embeddings()
+    whole = None if encoder is None else encoder.get_input_embeddings()
     if type(whole) is not nn.Embedding or not whole.weight.requires_grad:
         yield
         return
     ids = {i for row in tokens.ids for i in row} | {tokens.pad, whole.padding_idx or 0}
     used = torch.from_numpy(np.array(sorted(ids))).to(whole.weight.device)
     part = UsedWords(whole, used)
-    body.set_input_embeddings(part)
+    encoder.set_input_embeddings(part)
     try:
         yield
     finally:
-        body.set_input_embeddings(whole)
+        encoder.set_input_embeddings(whole)
         with torch.no_grad():
             whole.weight[used] = part.weight
