@@ -7,7 +7,7 @@ FLOWS ?= merge distill evolve-merge search transfer
 FLOW ?=
 export TRANSFEROPT_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help install run test test-ui lint serve overhead lock licences clean FORCE
+.PHONY: help install run test test-ui lint serve overhead bench-overhead lock licences clean FORCE
 
 help:
 	@echo "make install          create .venv from the lock"
@@ -53,6 +53,7 @@ bench-%: install FORCE
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 # In a home of its own, whose cache is emptied between runs; assets are those of the user.
+bench-overhead: overhead
 overhead: install
 	home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
 	TRANSFEROPT_ASSETS=$${TRANSFEROPT_ASSETS:-$${TRANSFEROPT_HOME:-$$HOME/.transferopt}/assets} \
