@@ -199,6 +199,8 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
 
 def page(rows: Sequence[Row], folder: Path) -> str:
     lines = ["Flow and plain loop take turns in one warm process, each from an empty cache.", ""]
+    if not rows:
+        return "\n".join([*lines, "Nothing was measured with these versions of Prefect and MLflow yet."])
     lines += ["| work | pairs | flow s (median) | plain loop s (median) | difference s |", "|---|---|---|---|---|"]
     for name, method, settings in works_shown(rows):
         flow, loop = (of(rows, method, settings, m) for m in ("flow_s", "plain_s"))
