@@ -138,9 +138,9 @@ def test_the_form_explains_and_refuses(servers, browser):
     see(browser, "training examples an expert (empty: by size); at least 8")  # description and bound
     assert browser.find_element("xpath", f"{field('base')}//textarea").get_attribute("value") == "all-minilm-l6-v2"
     assert browser.find_element("xpath", f"{field('size')}//select").text.split() == ["smoke", "default", "full"]
-    enter(browser, "examples", 2)
+    enter(browser, "seed", -1)
     button(browser, "Submit").click()
-    see(browser, "2 is less than the minimum of 8")
+    see(browser, "-1 is less than the minimum of 0")
     shoot(browser, "refused")
     assert runs_of(prefect) == []
 
