@@ -21,6 +21,7 @@ SERVER = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_
 APPLICATION, HOST = "prefect.server.api.server:create_app", "127.0.0.1"
 STOP_S = 5.0
 _process: subprocess.Popen | None = None
+_answered = False
 
 
 def begin() -> None:
@@ -69,6 +70,7 @@ def wait() -> None:
     Raises:
         RuntimeError: it ended, or did not answer in ``PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS``.
     """
+    global _answered
     if _process is None:
         return
     import httpx
@@ -84,6 +86,7 @@ def wait() -> None:
                 )
             try:
                 if client.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=limit).status_code == 200:
+                    _answered = True
                     return
             except httpx.ConnectError:
                 time.sleep(0.05)
@@ -92,7 +95,7 @@ def wait() -> None:
 
 def stop() -> None:
     """End the server, its own or Prefect's, before the interpreter exits, so that it prints no traceback then."""
-    global _process
+    global _process, _answered
     if "prefect.server.api.server" in sys.modules:
         from prefect.server.api.server import SubprocessASGIServer
 
@@ -100,11 +103,14 @@ def stop() -> None:
             server.stop()
     if _process is None:
         return
-    _process.terminate()
+    if _answered:
+        _process.terminate()
+    else:  # nobody used it, and asked to end while it starts it would print a traceback
+        _process.kill()
     try:
         _process.wait(STOP_S)
     except subprocess.TimeoutExpired:
         _process.kill()
         _process.wait()
-    _process = None
+    _process, _answered = None, False
     del os.environ["PREFECT_API_URL"]

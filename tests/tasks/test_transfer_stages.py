@@ -197,8 +197,8 @@ def test_more_classes_than_examples_is_named(place, task, model, data):
 
 def test_form_and_problem(task):
     form = TransferForm(target=task, size="smoke").resolved()
-    assert form.examples == 32
-    assert "32 train_labels" in problem(form).budget
+    assert form.examples == 24
+    assert "24 train_labels" in problem(form).budget
     assert curve_sizes(1000, 5) == (62, 125, 250, 500, 1000)
     assert curve_sizes(32, 1) == (32,)
     assert modality_of(task) == "text"
