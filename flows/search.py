@@ -32,8 +32,9 @@ class SearchForm(Form):
             "labels": 400,
             "images": 60,
             "epochs": 1,
-            "encoder_steps": 20,
-            "encoder_cells": 200,
+            "encoder_steps": 10,
+            "encoder_cells": 60,
+            "population": 200,
         },
         "default": {
             "graph": "arxiv",
@@ -45,6 +46,7 @@ class SearchForm(Form):
             "epochs": 8,
             "encoder_steps": 200,
             "encoder_cells": 2000,
+            "population": 1500,
         },
         "full": {
             "graph": "arxiv",
@@ -56,6 +58,7 @@ class SearchForm(Form):
             "epochs": 20,
             "encoder_steps": 2000,
             "encoder_cells": 8000,
+            "population": 4000,
         },
     }
 
@@ -79,6 +82,9 @@ class SearchForm(Form):
     epochs: int | None = Field(None, ge=1, description="longest training of a query in epochs (empty: by size)")
     encoder_steps: int | None = Field(None, ge=1, description="most training steps of an encoder (empty: by size)")
     encoder_cells: int | None = Field(None, ge=50, description="cells an encoder learns from (empty: by size)")
+    population: int | None = Field(
+        None, ge=100, description="cells drawn of a space that is not enumerated (empty: by size)"
+    )
     seed: int = Field(0, ge=0, description="weights, draws and order")
 
 
@@ -152,7 +158,8 @@ def _trainings(form: SearchForm, sources: list[Artifact]) -> list[tuple[SearchCo
     """With source, without, at random; every query is a training."""
     training = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
     oracle = OracleConfig(name="training", settings={"space": form.target, "data": form.data, "settings": training})
-    shared = {"oracle": oracle, "closed": False, "queries": form.queries, "metric": "test", "seed": form.seed}
+    shared = {"oracle": oracle, "closed": False, "queries": form.queries, "population": form.population}
+    shared |= {"metric": "test", "seed": form.seed}
     runs = [("transfer", "transfer", sources), ("no source", "predictor_eager", []), ("random", "random", [])]
     runs += [("pareto", "pareto", sources)] if form.pareto else []
     return [

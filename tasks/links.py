@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 def mlflow_url(run_id: str) -> str | None:
     """Address of a run in the MLflow UI; None for the embedded store, which has no server, and while that is away."""
-    from mlflow.exceptions import MlflowException
-
     base = link_base(os.environ["MLFLOW_TRACKING_URI"])
     if base is None:
         return None
+    from mlflow.exceptions import MlflowException
+
     try:
         experiment = spool.client().get_run(run_id).info.experiment_id
     except MlflowException as error:
