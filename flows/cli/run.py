@@ -20,6 +20,9 @@ def run(
     log_examples: Annotated[
         bool, typer.Option("--log-examples", help="quote texts: confidently wrong test examples, in MLflow and report")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="write a trace of each strategy's first fit, which chrome://tracing opens")
+    ] = False,
     runner: Annotated[
         str | None, typer.Option(help="threads (default), ray, ray:WORKERS, or HOST:PORT of a Ray cluster")
     ] = None,
@@ -41,10 +44,8 @@ def run(
     from flows.runtime import FLOWS
 
     chosen = FLOWS.get(flow)
-    if log_examples and "log_examples" not in chosen.form.model_fields:
-        raise ValueError(f"the flow {flow} has no analysis that quotes texts; leave --log-examples out")
-    quote = ["log_examples=true"] if log_examples else []
-    parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_, *quote])
+    asked = {"log_examples": log_examples, "profile": profile}
+    parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_, *_switched_on(chosen, asked)])
     if plan:
         show_plan(chosen, parameters)
         return
@@ -62,6 +63,18 @@ def run(
     show_summary(summary, chosen.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
+
+
+def _switched_on(flow, asked: dict[str, bool]) -> list[str]:
+    """Settings for the switches that were given.
+
+    Raises:
+        ValueError: the flow has no such part.
+    """
+    lacking = {"log_examples": "analysis that quotes texts", "profile": "training that writes a trace"}
+    for name in (n for n, on in asked.items() if on and n not in flow.form.model_fields):
+        raise ValueError(f"the flow {flow.name} has no {lacking[name]}; leave --{name.replace('_', '-')} out")
+    return [f"{name}=true" for name, on in asked.items() if on]
 
 
 def _preset(flow, size: str | None) -> list[str]:

@@ -50,6 +50,15 @@ def test_unknown_flow_is_one_line():
     assert "Traceback" in call("--debug", "run", "merg", code=1)
 
 
+def test_a_switch_that_the_flow_lacks_is_refused():
+    out = call("run", "merge", "--profile", code=1)
+    assert "the flow merge has no training that writes a trace; leave --profile out" in out
+    out = call("run", "search", "--log-examples", "--plan", code=1)
+    assert "leave --log-examples out" in out
+    assert "Traceback" not in out
+    call("run", "transfer", "--profile", "--size", "smoke", "--plan")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
