@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import transfer as bench
+from benchmarks import transfer_choice as bench
+from benchmarks.transfer_report import goals
 from core.evaluate.rows import Row
 
 SIZES = (16, 100)
@@ -50,7 +51,7 @@ def test_outcomes_of_the_target_do_not_reach_its_advice(target):
 
 
 def test_every_goal_is_there_without_rows():
-    few, many = bench.goals([]), bench.goals(rows())
+    few, many = goals([]), goals(rows())
     assert len(few) == len(many) == 8
     assert not any(g.holds for g in few)
     assert many[0].value == len(bench.TARGETS) * len(SIZES)
@@ -59,6 +60,6 @@ def test_every_goal_is_there_without_rows():
 
 def test_a_score_is_chosen_on_the_other_targets():
     found = {"a": dict.fromkeys(bench.TARGETS, 0.5), "b": dict.fromkeys(bench.TARGETS, 0.4) | {"cola": 1.0}}
-    chosen = bench._elsewhere(found)
+    chosen = bench.chosen_elsewhere(found)
     assert chosen["cola"] == 0.5, "b is best on cola alone, so it is not chosen for cola"
     assert chosen["trec"] == 0.4
