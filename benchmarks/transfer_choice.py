@@ -18,6 +18,7 @@ SIZES = {"minilm": (16, 100, 1000), "expert": (16, 100), "smollm2": (16, 100), "
 COMPARED = ("share", "linear_probe", "full", "lora", "freeze", "adapter", "scratch")
 ALSO = ("ia3", "prompt_tuning", "prefix_tuning")
 CHOOSERS = ("recommender", "without history", "history alone", "similarity rule")
+ORACLE = "the other seeds"
 TAU_SIZE = 100
 
 Where = tuple[str, str, int]
@@ -97,6 +98,25 @@ def regrets(rows: Sequence[Row]) -> dict[str, dict[Where, float]]:
     out = {f"always {m}": {w: max(s.values()) - s[m] for w, s in table.items() if w in chosen} for m in COMPARED}
     for chooser in CHOOSERS:
         out[chooser] = {w: max(table[w].values()) - table[w][d[chooser]] for w, d in chosen.items()}
+    return out
+
+
+def single_seed_regrets(rows: Sequence[Row]) -> dict[str, dict[tuple[Where, int], float]]:
+    """The choosers of :func:`regrets` judged on every seed alone, beside one that may look at the cell itself.
+
+    "the other seeds" takes what is best on the mean of the cell's other seeds: nobody who does not know the seed can be
+    expected to do better, so it tells how much of a regret is noise of the table.
+    """
+    table, chosen = accuracies(rows), decisions(rows)
+    out: dict[str, dict[tuple[Where, int], float]] = defaultdict(dict)
+    for where, picks in chosen.items():
+        scores = table[where]
+        for seed in SEEDS:
+            best = max(scores[m][seed] for m in COMPARED)
+            elsewhere = {m: np.mean([v for s, v in scores[m].items() if s != seed]) for m in COMPARED}
+            told = {f"always {m}": m for m in COMPARED} | picks | {ORACLE: max(elsewhere, key=elsewhere.__getitem__)}
+            for chooser, pick in told.items():
+                out[chooser][where, seed] = best - scores[pick][seed]
     return out
 
 

@@ -63,3 +63,10 @@ def test_a_score_is_chosen_on_the_other_targets():
     chosen = bench.chosen_elsewhere(found)
     assert chosen["cola"] == 0.5, "b is best on cola alone, so it is not chosen for cola"
     assert chosen["trec"] == 0.4
+
+
+def test_choosers_are_judged_on_single_seeds_beside_one_that_knows_the_other_seeds():
+    alone = bench.single_seed_regrets(rows())
+    assert set(alone[bench.ORACLE].values()) == {0.0}, "the same strategy wins on every seed here"
+    assert len(alone["recommender"]) == len(bench.TARGETS) * len(SIZES) * len(bench.SEEDS)
+    assert max(alone["always scratch"].values()) > 0.1
