@@ -22,6 +22,7 @@ from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row, frame
 from core.evaluate.statistics import bootstrap_mean, paired_wilcoxon
 from core.hashing import code_version, content_key
+from core.heap import give_back
 from core.merge.candidate import InMemoryModel
 from core.merge.experts import CARD, Expert, ExpertConfig, load_expert, train_expert
 from core.merge.static import STATIC, static_deltas, static_methods, tune
@@ -72,6 +73,7 @@ def cells(size: str) -> list[Cell]:
 @lru_cache(maxsize=1)
 def world(size: str, names: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Experts of a seed, the merged delta of every method, the tasks' validation data, and one encoder to try in."""
+    give_back()  # the trainings' memory, before the merges take theirs
     s = SIZES[size]
     base = resolve(BASE)
     experts = [load_expert(train_expert(t, base, expert_config(size, seed))) for t in names]
@@ -110,6 +112,8 @@ def individual(experts: Sequence[Expert], limit: int | None, seed: int) -> dict[
 def measure(cell: Cell) -> list[Row]:
     size, names = cell.settings["size"], tuple(cell.inputs)
     if cell.method == TRAINING:
+        world.cache_clear()  # the seed before is done
+        give_back()
         return trained(cell)
     w, limit, seed = world(size, names, cell.seed), SIZES[size]["test"], cell.seed
     experts, scale = w["experts"], None

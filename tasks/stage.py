@@ -31,6 +31,7 @@ from pydantic import Field
 from core.config import Config
 from core.evaluate.rows import Row, read_rows, write_rows
 from core.hashing import code_version, content_key
+from core.heap import give_back
 from core.progress import listen
 from core.state import MANIFEST, Cache, home, verify, write_json
 from tasks import tracking
@@ -205,6 +206,7 @@ class Stage:
             _record(run, folder, self.keep)
             if built:
                 _remember(self.name, key, seconds, folder)
+                give_back()
         return artifact
 
 
