@@ -136,6 +136,24 @@ def taus(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return out
 
 
+def tau_of_other_seeds(rows: Sequence[Row]) -> dict[str, float]:
+    """Target -> tau that the accuracy itself reaches as a score: one seed against the mean of the others.
+
+    Mean over the seeds that at least eight sources have. A score that sees no fine-tuning can hardly do better.
+    """
+    realised, out = accuracies(rows), {}
+    for target in TARGETS:
+        found = [v["full"] for w, v in realised.items() if w[1] == target and w[2] == TAU_SIZE and len(v["full"]) > 1]
+        values = []
+        for seed in SEEDS:
+            pairs = [(s[seed], np.mean([v for k, v in s.items() if k != seed])) for s in found if seed in s]
+            if len(pairs) >= 8 and (value := weighted_tau(*zip(*pairs))) is not None:
+                values.append(value)
+        if values:
+            out[target] = float(np.mean(values))
+    return out
+
+
 def seconds_of(rows: Sequence[Row]) -> dict[tuple[Where, str], float]:
     values: dict[tuple[Where, str], list[float]] = defaultdict(list)
     for r in rows:

@@ -70,3 +70,15 @@ def test_choosers_are_judged_on_single_seeds_beside_one_that_knows_the_other_see
     assert set(alone[bench.ORACLE].values()) == {0.0}, "the same strategy wins on every seed here"
     assert len(alone["recommender"]) == len(bench.TARGETS) * len(SIZES) * len(bench.SEEDS)
     assert max(alone["always scratch"].values()) > 0.1
+
+
+def test_the_accuracy_of_another_seed_bounds_what_a_score_can_say():
+    def ran(source, seed, value):
+        settings = {"source": source, "target": "trec", "n": bench.TAU_SIZE}
+        return Row(method="full", metric="accuracy", value=value, seed=seed, settings=settings)
+
+    steady = [ran(f"s{i}", seed, 0.5 + 0.01 * i) for i in range(8) for seed in (0, 1)]
+    assert bench.tau_of_other_seeds(steady) == {"trec": pytest.approx(1.0)}
+    reversed_ = [ran(f"s{i}", seed, 0.5 + 0.01 * (i if seed else 7 - i)) for i in range(8) for seed in (0, 1)]
+    assert bench.tau_of_other_seeds(reversed_)["trec"] < 0
+    assert bench.tau_of_other_seeds(steady[:10]) == {}, "fewer than eight sources say nothing"
