@@ -24,6 +24,9 @@ TARGETS: dict[str, tuple[str, dict[str, str], str]] = {  # name -> oracle, its s
     "graph cora": ("nasbench-graph", {"dataset": "cora"}, "test"),
 }
 NB201 = tuple(t for t in TARGETS if t.startswith("nb201"))
+GAINS = dict(zip(NB201, (0.45, 0.8, 0.1), strict=True))  # points wanted at 25 queries
+LEVELS = dict(zip(NB201, (91.56, 73.40, 46.45), strict=True))  # accuracy wanted at 50
+BUDGETS = (25, 50, 100)
 TEN = [(s, t) for t in NB201 for s in ("nb101", "darts")]
 TEN += [("nb201 cifar10", "nb101"), ("darts", "nb101"), ("nb101", "darts"), ("nb201 cifar10", "darts")]
 HARD = [("graph cora", t) for t in (*NB201, "nb101", "darts")]
@@ -148,91 +151,83 @@ def harm(data: Frame, n: int, twin: str = TWIN) -> Interval | None:
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
     data = frame(rows)
-    out = head_goals(data)
-    for text, most, against in (
+    return [
+        *head_goals(data),
+        *budget_goals(data),
+        *early_goals(data),
+        *harm_goals(data),
+        *beside_goals(data),
+        *encoder_goals(data),
+    ]
+
+
+def budget_goals(data: Frame) -> list[Goal]:
+    """Queries to reach what searches without a source have at 100."""
+    rivals = (
         ("best of random, REA, local search", 25, ("random", "rea", "local_search")),
         ("no-source predictor, one-hot features", 33, ("predictor_onehot",)),
         ("no-source predictor, generic features", 50, (TWIN,)),
-    ):
-        found = ratio(data, against)
-        out.append(
-            goal(
-                f"queries to reach the {text} at 100, median of ten pairs",
-                f"<= {most}",
-                found,
-                lambda v, m=most: v <= m,
-            )
-        )
-    gains = dict(zip(NB201, (0.45, 0.8, 0.1), strict=True))
-    levels = dict(zip(NB201, (91.56, 73.40, 46.45), strict=True))
-    for t in NB201:
-        gain = paired(data, t, "nb101", False, 25)
-        text = f"{t}, 25 queries, prior off: nb101 as source against none"
-        found = bootstrap_mean(gain) if len(gain) else None
-        out.append(goal(text, f">= {gains[t]} points", found, lambda v, g=gains[t]: v >= g))
-    for t in NB201:
-        ours, size = (
-            get(data, OURS, t, "nb101", True, "score@25"),
-            get(data, "parameters_first", t, "", False, "score@25"),
-        )
-        m = min(len(ours), len(size))
-        found = bootstrap_mean(ours[:m] - size[:m]) if m else None
-        high = found.high if found and found.high is not None else -1.0
-        out.append(
-            goal(
-                f"{t}, 25 queries, prior on: minus parameters-first",
-                "interval reaches 0 or above",
-                found,
-                lambda v, h=high: h >= 0,
-            )
-        )
-    for t in NB201:
-        ours = get(data, OURS, t, "nb101", True, "score@50")
-        found = bootstrap_mean(ours) if len(ours) else None
-        out.append(
-            goal(
-                f"{t}, 50 queries, source nb101, prior on",
-                f">= {levels[t]}",
-                found,
-                lambda v, g=levels[t]: v >= g,
-            )
-        )
-    for n in (25, 50, 100):
-        out.append(
-            goal(
-                f"harm at {n} queries, % of runs below the twin's 5th percentile, all pairs",
-                "<= 7.5",
-                harm(data, n),
-                lambda v: v <= 7.5,
-            )
-        )
-    below, seen = 0, 0
-    for s, t, p in pairs_present():
-        for n in (25, 50, 100):
-            gain = paired(data, t, s, p, n)
-            if len(gain) >= 2:
-                seen += 1
-                below += int(bootstrap_mean(gain).high < 0)
-    out.append(
-        goal(
-            "pairs whose mean gain lies wholly below zero (25, 50, 100 queries)",
-            "0",
-            Interval(below, None, None) if seen else None,
-            lambda v: v == 0,
-        )
     )
-    for t in NB201:
-        gain = paired(data, t, "nb101", False, 25, EAGER)
-        found = bootstrap_mean(gain) if len(gain) else None
-        out.append(
-            goal(
-                f"(beside) {t}, 25 queries: against no source and no random start",
-                f">= {gains[t]} points",
-                found,
-                lambda v, g=gains[t]: v >= g,
-            )
+    return [
+        goal(
+            f"queries to reach the {text} at 100, median of ten pairs",
+            f"<= {most}",
+            ratio(data, against),
+            lambda v, m=most: v <= m,
         )
-    return out + encoder_goals(data)
+        for text, most, against in rivals
+    ]
+
+
+def early_goals(data: Frame) -> list[Goal]:
+    """NB201 with NB101 as source: at 25 queries without and with the prior, at 50 with it."""
+    out = []
+    for t, least in GAINS.items():
+        found = _mean(paired(data, t, "nb101", False, 25))
+        text = f"{t}, 25 queries, prior off: nb101 as source against none"
+        out.append(goal(text, f">= {least} points", found, lambda v, g=least: v >= g))
+    for t in NB201:
+        ours = get(data, OURS, t, "nb101", True, "score@25")
+        size = get(data, "parameters_first", t, "", False, "score@25")
+        m = min(len(ours), len(size))
+        found = _mean(ours[:m] - size[:m])
+        high = found.high if found and found.high is not None else -1.0
+        text = f"{t}, 25 queries, prior on: minus parameters-first"
+        out.append(goal(text, "interval reaches 0 or above", found, lambda v, h=high: h >= 0))
+    for t, least in LEVELS.items():
+        found = _mean(get(data, OURS, t, "nb101", True, "score@50"))
+        text = f"{t}, 50 queries, source nb101, prior on"
+        out.append(goal(text, f">= {least}", found, lambda v, g=least: v >= g))
+    return out
+
+
+def harm_goals(data: Frame) -> list[Goal]:
+    """How often, and on which pairs, a source does harm."""
+    text = "harm at {} queries, % of runs below the twin's 5th percentile, all pairs"
+    out = [goal(text.format(n), "<= 7.5", harm(data, n), lambda v: v <= 7.5) for n in BUDGETS]
+    gains = [paired(data, t, s, p, n) for s, t, p in pairs_present() for n in BUDGETS]
+    seen = [bootstrap_mean(g) for g in gains if len(g) >= 2]
+    below = sum(found.high < 0 for found in seen)
+    text = "pairs whose mean gain lies wholly below zero (25, 50, 100 queries)"
+    return [*out, goal(text, "0", Interval(below, None, None) if seen else None, lambda v: v == 0)]
+
+
+def beside_goals(data: Frame) -> list[Goal]:
+    """The early gains against a searcher that does not start at random."""
+    text = "(beside) {}, 25 queries: against no source and no random start"
+    return [
+        goal(
+            text.format(t),
+            f">= {least} points",
+            _mean(paired(data, t, "nb101", False, 25, EAGER)),
+            lambda v, g=least: v >= g,
+        )
+        for t, least in GAINS.items()
+    ]
+
+
+def _mean(values: np.ndarray) -> Interval | None:
+    return bootstrap_mean(values) if len(values) else None
 
 
 def encoder_goals(data: Frame) -> list[Goal]:
