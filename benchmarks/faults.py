@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import faults_access, faults_files, faults_flows, faults_readers
+from benchmarks import faults_access, faults_files, faults_flows, faults_outages, faults_readers
 from benchmarks.faults_flows import CHEAPEST, FLOWS
 from benchmarks.flow_process import ROOT
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
@@ -69,25 +69,29 @@ FAULTS = {
         lambda s, n, _: faults_flows.same_output(s, n), "the second merge into a folder is told who holds it", 2
     ),
     "disk full": Fault(
-        lambda s, n, _: faults_flows.disk_full(s, n), "disk full: one clear error, results whole, resumed equal", 2
+        lambda s, n, _: faults_outages.disk_full(s, n), "disk full: one clear error, results whole, resumed equal", 2
     ),
     "MLflow down": Fault(
-        lambda s, n, _: faults_flows.mlflow_down(s, n), "MLflow down at the start, back after 60 s: all arrives once", 1
+        lambda s, n, _: faults_outages.mlflow_down(s, n),
+        "MLflow down at the start, back after 60 s: all arrives once",
+        1,
     ),
     "MLflow killed": Fault(
-        lambda s, n, _: faults_flows.mlflow_killed(s, n), "MLflow killed in a run, back after 60 s: all arrives once", 1
+        lambda s, n, _: faults_outages.mlflow_killed(s, n),
+        "MLflow killed in a run, back after 60 s: all arrives once",
+        1,
     ),
     "database locked": Fault(
-        lambda s, n, _: faults_flows.locked(s, n), "MLflow's database locked for 30 s: all arrives once", 1
+        lambda s, n, _: faults_outages.locked(s, n), "MLflow's database locked for 30 s: all arrives once", 1
     ),
     "Prefect down": Fault(
-        lambda s, n, _: faults_flows.prefect_down(s, n), "Prefect down at the start: embedded server, said so", 1
+        lambda s, n, _: faults_outages.prefect_down(s, n), "Prefect down at the start: embedded server, said so", 1
     ),
     "Prefect killed": Fault(
-        lambda s, n, _: faults_flows.prefect_killed(s, n), "Prefect killed in a run, back within 5 minutes: equal", 2
+        lambda s, n, _: faults_outages.prefect_killed(s, n), "Prefect killed in a run, back within 5 minutes: equal", 2
     ),
     "Prefect gone": Fault(
-        lambda s, n, _: faults_flows.prefect_gone(s, n), "Prefect gone for good: readable stop, next run continues", 1
+        lambda s, n, _: faults_outages.prefect_gone(s, n), "Prefect gone for good: readable stop, next run continues", 1
     ),
     "scheduled": Fault(
         lambda s, n, _: faults_access.scheduled(s, n),
@@ -101,7 +105,7 @@ FAULTS = {
         lambda s, n, f: faults_flows.another_state(f, s, n), "another global random state: equal rows and weights", 5
     ),
     "threads": Fault(lambda s, n, f: faults_flows.more_threads(f, s, n), "", 5),
-    "load": Fault(lambda s, n, _: faults_flows.load(s, int(n), 42), "", 8),
+    "load": Fault(lambda s, n, _: faults_outages.load(s, int(n), 42), "", 8),
 }
 
 
@@ -127,7 +131,7 @@ def cells(size: str) -> list[Cell]:
     ]
     if size == "smoke":
         return found[:4] + faults_readers.cells("smoke")
-    found += [_cell("torn results", 2, CHEAPEST), _cell("torn part", 4, CHEAPEST)]
+    found += [_cell("torn results", 2, CHEAPEST), _cell("torn part", 4, CHEAPEST), _cell("torn part", 4, "merge")]
     found += [_cell("kill", BLOCK, flow) for flow in DEARER] + faults_readers.cells("default")
     found += [_cell("load", 8), _cell("disk full", 0.8), _cell("Prefect killed", 285)]
     found += [_cell("torn results", 2, flow) for flow in DEARER]
