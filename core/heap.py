@@ -4,13 +4,11 @@ Training leaves hundreds of megabytes of freed but kept pages behind; what comes
 """
 
 import ctypes
-import gc
 import sys
 
 
 def give_back() -> None:
-    """Collect what is unreachable and let the C library return free pages (glibc; elsewhere only the former)."""
-    gc.collect()
+    """Let the C library return free pages (glibc; elsewhere nothing happens)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:

@@ -39,6 +39,7 @@ from tasks import tracking
 log = logging.getLogger(__name__)
 LONGEST_S = 12 * 3600.0
 SHARE = 0.02  # of the time may be spent on telling progress
+LONG_S = 20.0  # after a stage that took longer, freed memory is given back; taking it again costs a short one too much
 AWAY_S = 30.0  # how long no progress is shown after the server did not answer
 ROWS, METRICS, CURVES, DATA = "rows.jsonl", "metrics.json", "curves.json", "data.json"
 
@@ -206,7 +207,8 @@ class Stage:
             _record(run, folder, self.keep)
             if built:
                 _remember(self.name, key, seconds, folder)
-                give_back()
+                if seconds > LONG_S:
+                    give_back()
         return artifact
 
 
