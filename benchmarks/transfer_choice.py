@@ -155,6 +155,7 @@ def tau_of_other_seeds(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def seconds_of(rows: Sequence[Row]) -> dict[tuple[Where, str], float]:
+    """(where, strategy) -> median seconds of a fit."""
     values: dict[tuple[Where, str], list[float]] = defaultdict(list)
     for r in rows:
         if r.metric == "seconds" and r.value is not None:
@@ -163,6 +164,7 @@ def seconds_of(rows: Sequence[Row]) -> dict[tuple[Where, str], float]:
 
 
 def where_of(r: Row) -> Where:
+    """Source, target and training size of a row."""
     return r.settings["source"], r.settings["target"], r.settings["n"]
 
 
@@ -177,4 +179,5 @@ def chosen_elsewhere(found: dict[str, dict[str, float]]) -> dict[str, float]:
 
 @cache
 def feature_scores() -> list[str]:
+    """Registered scores that need features and labels alone."""
     return [e.name for e in SCORES if e.facts["needs"] == "features"]

@@ -58,7 +58,7 @@ class SearchForm(Form):
             "epochs": 20,
             "encoder_steps": 2000,
             "encoder_cells": 8000,
-            "population": 4000,
+            "population": 1500,
         },
     }
 
