@@ -3,12 +3,11 @@
 import shutil
 from collections.abc import Mapping
 
-import yaml
-
 from core.merge.baselines import SEARCHES
 from core.merge.problem import merge_problem
+from core.merge.recipe import write_recipe
 from core.merge.relation import RelationGraph
-from core.state import write_bytes, write_json
+from core.state import write_json
 from core.transfer.budget import Budget
 from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig
 from tasks.merge_static import experts_of
@@ -48,7 +47,7 @@ def evolve_recipes(
         checkpoint=out.folder,
     )
     recipe = problem.recipe(outcome.coefficients)
-    write_bytes(out.folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
+    write_recipe(out.folder / RECIPE, recipe)
     curve = best_so_far(outcome)
     facts = {
         "method": config.method,

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Mapping
 
-import yaml
 from pydantic import Field
 
 from core.config import Config
+from core.merge.recipe import write_recipe
 from core.merge.static import STATIC
-from core.state import write_bytes
 from tasks.merge_static import CHOICE, experts_of
 from tasks.stage import Artifact, Output, stage
 
@@ -32,5 +31,5 @@ def merge_recipe(
     folders = [e.folder for e in experts_of(experts)]
     scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
     recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
-    write_bytes(out.folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
+    write_recipe(out.folder / RECIPE, recipe)
     merge(recipe, out.folder / MODEL, threads=1)  # an SVD of an embedding matrix a thread is too much memory

@@ -39,6 +39,7 @@ from tasks import tracking
 log = logging.getLogger(__name__)
 LONGEST_S = 12 * 3600.0
 SHARE = 0.02  # of the time may be spent on telling progress
+EVERY_S = 3.0  # between two tellings: each costs the server as much again, on cores that the work would use
 LONG_S = 20.0  # after a stage that took longer, freed memory is given back; taking it again costs a short one too much
 AWAY_S = 30.0  # how long no progress is shown after the server did not answer
 ROWS, METRICS, CURVES, DATA = "rows.jsonl", "metrics.json", "curves.json", "data.json"
@@ -319,7 +320,7 @@ def _progress_in_prefect(name: str) -> Iterator[None]:
                 ids[description] = create_progress_artifact(100 * fraction, description=f"{name}: {description}")
             else:
                 update_progress_artifact(ids[description], 100 * fraction)
-            due[description] = now + max(1, (time.monotonic() - now) / SHARE)
+            due[description] = now + max(EVERY_S, (time.monotonic() - now) / SHARE)
         except (httpx.HTTPError, PrefectException) as error:
             due[description] = now + AWAY_S
             log.warning("Prefect shows no progress of %s for now: %s", name, type(error).__name__)

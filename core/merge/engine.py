@@ -171,7 +171,7 @@ def manifest(plan: Plan, folder: Path, key: str, digests: Any) -> dict[str, Any]
     return {
         "schema": MANIFEST_SCHEMA,
         "key": key,
-        "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True),
+        "recipe": plan.recipe.written(),
         "method": plan.recipe.merge_method,
         "seed": plan.recipe.seed,
         "compat": plan.recipe.compat,

@@ -129,7 +129,7 @@ def model_card(recipe: Recipe, title: str, models: Sequence[str], source: str, v
     """README.md of the result: what was merged, how, and the recipe that repeats it."""
     base = str(recipe.base_model) if recipe.base_model else None
     head = {"library_name": "transformers", "tags": ["merge", "transferopt"], "base_model": list(models)}
-    text = recipe.model_dump(mode="json", exclude_defaults=True)
+    text = recipe.written()
     lines = ["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", f"# {title}", ""]
     lines += [
         f"Merged with transferopt {version}, method `{recipe.merge_method}`" + (f" ({source})." if source else ".")

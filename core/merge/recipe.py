@@ -9,7 +9,7 @@ whose first match (part of the tensor's name, none or ``*`` for all) counts; it 
 or the whole recipe, the innermost that has a value for the tensor wins.
 
 Own keys: ``compat: mergekit`` (arithmetic in the tensors' format instead of exact), ``seed``, ``out_shard_size``,
-``missing``.
+``missing``, ``schema_version`` (of this format; recipes without it, such as mergekit's, are of the first).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,9 @@ from core.config import Config
 from core.merge.dtypes import NAMES
 from core.registry import nearest
 from core.safe_yaml import load_yaml
+from core.state import write_bytes
 
+SCHEMA = 1
 Scalar = bool | int | float | str
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
@@ -151,6 +153,16 @@ class Recipe(Config):
     seed: int = Field(0, ge=0, description="of the random operators")
     out_shard_size: int = Field(5 * 10**9, gt=0, description="bytes of a shard at most; 500M, 5B and the like")
     missing: Literal["error", "keep"] = Field("error", description="tensors that not every model has: refuse or copy")
+    schema_version: int = Field(SCHEMA, ge=1, description="of the format; a newer one is refused")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, data: Any) -> Any:
+        """Refuse a newer format at once: its unknown keys are no mistakes of the user's."""
+        found = data.get("schema_version") if isinstance(data, Mapping) else None
+        if isinstance(found, int) and found > SCHEMA:
+            raise ValueError(f"a recipe of schema {found}, and this version reads up to {SCHEMA}; update transferopt")
+        return data
 
     @field_validator("dtype", "out_dtype")
     @classmethod
@@ -180,6 +192,10 @@ class Recipe(Config):
         if self.tokenizer_source and self.tokenizer:
             raise ValueError("give tokenizer_source or tokenizer, not both")
         return self
+
+    def written(self) -> dict[str, Any]:
+        """What the user wrote, in order, with the version of the format."""
+        return {"schema_version": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
 
     def parts(self) -> dict[str, Module]:
         """``modules``; models or slices as the one module ``default``."""
@@ -220,6 +236,14 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     if not isinstance(data, Mapping):
         raise ValueError(f"{source} holds {type(data).__name__}, expected keys such as merge_method and models")
     return _recipe(data, str(source))
+
+
+def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Write a recipe's keys as YAML, whole or not at all, with the version of the format."""
+    import yaml
+
+    text = yaml.safe_dump({"schema_version": SCHEMA, **recipe}, sort_keys=False)
+    write_bytes(Path(path), text.encode())
 
 
 def _recipe(data: Mapping[Any, Any], name: str) -> Recipe:

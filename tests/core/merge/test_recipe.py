@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from core.merge.recipe import ModelRef, Recipe, evaluate, load_recipe, lookup
+from core.merge.recipe import SCHEMA, ModelRef, Recipe, evaluate, load_recipe, lookup, write_recipe
 
 TIES = """
 merge_method: ties
@@ -111,3 +111,16 @@ def test_shard_sizes_in_words():
     data = {"merge_method": "linear", "models": [{"model": "a"}]}
     assert load_recipe({**data, "out_shard_size": "500M"}).out_shard_size == 500_000_000
     assert load_recipe({**data, "out_shard_size": "2b"}).out_shard_size == 2_000_000_000
+
+
+def test_written_recipes_carry_their_schema_and_a_newer_one_is_refused(tmp_path, ties):
+    path = tmp_path / "recipe.yaml"
+    write_recipe(path, ties.model_dump(mode="json", exclude_defaults=True))
+    written = yaml.safe_load(path.read_text())
+    assert next(iter(written.items())) == ("schema_version", SCHEMA)
+    assert load_recipe(path) == ties
+    assert written == ties.written()
+
+    path.write_text(yaml.safe_dump(written | {"schema_version": SCHEMA + 1, "something": "new"}))
+    with pytest.raises(ValueError, match=f"recipe.yaml: a recipe of schema {SCHEMA + 1}.*update transferopt$"):
+        load_recipe(path)
