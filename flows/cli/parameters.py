@@ -14,6 +14,15 @@ def read(model: type[Config], config: Path | None, settings: list[str]) -> Confi
     Raises:
         ValueError: unreadable file, a setting without ``=``, unknown key or wrong type.
     """
+    return model(**given(config, settings))
+
+
+def given(config: Path | None, settings: list[str]) -> dict[str, Any]:
+    """What the file and the settings say, not yet checked against a flow (which takes seconds to import).
+
+    Raises:
+        ValueError: unreadable file, or a setting that is not ``key=value``.
+    """
     values: dict[str, Any] = {}
     if config is not None:
         if not config.is_file():
@@ -28,8 +37,12 @@ def read(model: type[Config], config: Path | None, settings: list[str]) -> Confi
         key, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes key=value, got {setting!r}")
-        _put(values, key.strip().split("."), yaml.safe_load(text))
-    return model(**values)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {key}: {text!r} is not valid YAML; quote what is meant as text") from None
+        _put(values, key.strip().split("."), value)
+    return values
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

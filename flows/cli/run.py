@@ -1,5 +1,6 @@
 """``transferopt run FLOW``"""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -37,15 +38,20 @@ def run(
     from tasks.addresses import choose_prefect, without_password
     from tasks.runner import configured
 
+    values = reader.given(config, [*_preset(size), *set_])
     prefect = "" if plan else choose_prefect()
-    if not plan and configured().kind == "threads":  # Ray's workers are told of theirs by the flow
+    file = flow.replace("-", "_")
+    ours = file.isidentifier() and importlib.util.find_spec(f"flows.{file}") is not None
+    # Begun here, beside the import of the flow; not for a name that may be a slip of the pen. Ray's workers are told of
+    # theirs by the flow.
+    if ours and not plan and configured().kind == "threads":
         embedded.begin()
         courier.begin()
     from flows.runtime import FLOWS
 
     chosen = FLOWS.get(flow)
-    asked = {"log_examples": log_examples, "profile": profile}
-    parameters = reader.read(chosen.form, config, [*_preset(chosen, size), *set_, *_switched_on(chosen, asked)])
+    switches = _switched_on(chosen, {"log_examples": log_examples, "profile": profile})
+    parameters = chosen.form(**{**values, **switches})
     if plan:
         show_plan(chosen, parameters)
         return
@@ -65,8 +71,8 @@ def run(
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
 
 
-def _switched_on(flow, asked: dict[str, bool]) -> list[str]:
-    """Settings for the switches that were given.
+def _switched_on(flow, asked: dict[str, bool]) -> dict[str, bool]:
+    """Parameters for the switches that were given.
 
     Raises:
         ValueError: the flow has no such part.
@@ -74,10 +80,10 @@ def _switched_on(flow, asked: dict[str, bool]) -> list[str]:
     lacking = {"log_examples": "analysis that quotes texts", "profile": "training that writes a trace"}
     for name in (n for n, on in asked.items() if on and n not in flow.form.model_fields):
         raise ValueError(f"the flow {flow.name} has no {lacking[name]}; leave --{name.replace('_', '-')} out")
-    return [f"{name}=true" for name, on in asked.items() if on]
+    return {name: True for name, on in asked.items() if on}
 
 
-def _preset(flow, size: str | None) -> list[str]:
+def _preset(size: str | None) -> list[str]:
     size = size or os.environ.get("SIZE")
     if not size or size == "default":
         return []

@@ -51,7 +51,7 @@ def test_unknown_flow_is_one_line():
 
 
 def test_a_switch_that_the_flow_lacks_is_refused():
-    out = call("run", "merge", "--profile", code=1)
+    out = call("run", "merge", "--profile", "--plan", code=1)
     assert "the flow merge has no training that writes a trace; leave --profile out" in out
     out = call("run", "search", "--log-examples", "--plan", code=1)
     assert "leave --log-examples out" in out
@@ -60,15 +60,16 @@ def test_a_switch_that_the_flow_lacks_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "message", "switches"),
     [
-        ("densty=3", "unknown key 'densty'"),
-        ("size=huge", "size: "),
-        ("size", "--set takes key=value"),
+        ("densty=3", "unknown key 'densty'", ()),
+        ("size=huge", "size: ", ("--plan",)),
+        ("size", "--set takes key=value", ()),
+        ("size=[1", "--set size: '[1' is not valid YAML", ()),
     ],
 )
-def test_bad_parameters_are_refused_before_work(setting, message):
-    out = call("run", "merge", "--set", setting, code=1)
+def test_bad_parameters_are_refused_before_work(setting, message, switches):
+    out = call("run", "merge", "--set", setting, *switches, code=1)
     assert message in out
     assert "Traceback" not in out
 
