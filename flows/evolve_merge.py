@@ -2,11 +2,12 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.merge.baselines import SEARCHES
 from core.merge.basis import BASES
 from core.merge.emfto import EmftoConfig
+from core.merge.front import preference_weights
 from core.merge.problem import ProblemConfig
 from core.merge.recipe_space import SpaceConfig
 from core.merge.solver import SolverConfig
@@ -15,6 +16,7 @@ from core.transfer.problem import Problem
 from flows.merge import MergeForm, make_experts, merge_statically, quoted, task_names
 from flows.runtime import transfer_flow
 from tasks.build_subproblems import EvolveConfig, build_subproblems
+from tasks.choose_recipe import ChooseConfig, choose_recipe
 from tasks.earlier import LATEST, latest
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evolve_recipes import evolve_recipes
@@ -77,7 +79,21 @@ class EvolveMergeForm(MergeForm):
         "none",
         description="latest: start from the relation graph of the latest finished run with this base",
     )
+    front: int = Field(
+        0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget of emfto (0: no front)"
+    )
+    preference: dict[str, float] = Field(
+        {},
+        description="weights of tasks, others weigh 1: the front's best recipe for them becomes the model 'preferred'; "
+        "another preference in a later run costs no search",
+    )
     searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
+
+    @model_validator(mode="after")
+    def _preference_needs_a_front(self) -> "EvolveMergeForm":
+        if self.preference and not self.front:
+            raise ValueError("preference chooses from a Pareto front; give front=N, the number of its points")
+        return self
 
 
 def problem(form: EvolveMergeForm) -> Problem:
@@ -106,6 +122,7 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
         search=EmftoConfig(forms_share=form.forms_share, solver=SolverConfig(finalists=3)),
         method=SEARCHES.entry(method).name,
         budget=form.budget,
+        front=form.front if method == "emfto" else 0,
         seed=form.seed,
     )
 
@@ -120,6 +137,7 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
 )
 def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
+    preference_weights(tuple(names), form.preference)  # a wrong name is refused before any work
     base, experts = make_experts(form, names)
     tuned, merged = merge_statically(form, base, experts)
     earlier = {}
@@ -133,10 +151,14 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
             for m in dict.fromkeys(("emfto", *form.searches))
         }
     )
-    merged |= gather({m: execute_recipe.submit(ExecuteConfig(), evolved=e) for m, e in evolved.items()})
+    recipes = dict(evolved)
+    if form.preference:
+        recipes["preferred"] = choose_recipe(ChooseConfig(preference=form.preference), evolved=evolved["emfto"])
+    merged |= gather({m: execute_recipe.submit(ExecuteConfig(), evolved=r) for m, r in recipes.items()})
+    searches = {m: evolved.get(m, evolved["emfto"]) for m in recipes}
     test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
     evaluated = evaluate_merges(
-        test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(merged, tuned), **evolved}
+        test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(merged, tuned), **searches}
     )
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}

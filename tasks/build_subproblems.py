@@ -23,7 +23,22 @@ class EvolveConfig(Config):
     search: EmftoConfig = Field(EmftoConfig(), description="settings of the multi-form search")
     method: str = Field("emfto", description="which search spends the budget")
     budget: int = Field(100_000, ge=1, description="task-examples, everything included")
+    front: int = Field(0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget")
     seed: int = Field(0, description="of the search")
+
+    def searched(self, price: int) -> int:
+        """What the search may spend: the budget without the points of the front, ``price`` task-examples each.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        kept = self.front * price
+        if kept >= self.budget:
+            raise ValueError(
+                f"a front of {self.front} points takes {kept} task-examples ({price} each), the budget is "
+                f"{self.budget}: raise the budget, or ask for fewer points"
+            )
+        return self.budget - kept
 
 
 @stage("build-subproblems", modules=MODULES)
@@ -36,7 +51,7 @@ def build_subproblems(
 ) -> None:
     """Solve forms until their share of the budget is spent; write the relation graph and its picture."""
     problem = merge_problem(base.folder, experts_of(experts), config.problem)
-    budget = Budget("task_examples", config.budget)
+    budget = Budget("task_examples", config.searched(problem.fitness.validation_size))
     known = None if source is None else RelationGraph.load(source.folder / GRAPH)
     state = solve_forms(
         problem.fitness,

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 
 from core.merge.baselines import SEARCHES
+from core.merge.front import pareto_front
 from core.merge.problem import merge_problem
 from core.merge.recipe import write_recipe
 from core.merge.relation import RelationGraph
@@ -16,9 +17,10 @@ from tasks.runner import executor
 from tasks.stage import Artifact, Output, stage
 
 RECIPE, OUTCOME = "recipe.yaml", "outcome.json"
+FRONT, CHOICES = "front.ckpt", "front.json"  # the Pareto front, and the recipe of each of its points
 
 
-@stage("evolve-recipes", modules=["core.merge.baselines", "core.merge.problem"])
+@stage("evolve-recipes", modules=["core.merge.baselines", "core.merge.front", "core.merge.problem"])
 def evolve_recipes(
     out: Output,
     config: EvolveConfig,
@@ -31,7 +33,7 @@ def evolve_recipes(
     problem = merge_problem(base.folder, experts_of(experts), config.problem)
     place = ProblemPlace(base=base, experts=dict(experts), config=config.problem)
     fitness, space = on_workers(problem, place, config.search.solver.racing_parts, executor())
-    budget = Budget("task_examples", config.budget)
+    budget = Budget("task_examples", config.searched(fitness.validation_size))
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
         shutil.copyfile(subproblems.folder / FORMS, forms)
@@ -46,8 +48,12 @@ def evolve_recipes(
         source=known,
         checkpoint=out.folder,
     )
-    recipe = problem.recipe(outcome.coefficients)
-    write_recipe(out.folder / RECIPE, recipe)
+    write_recipe(out.folder / RECIPE, problem.recipe(outcome.coefficients))
+    if config.front:
+        budget.limit = config.budget
+        front = pareto_front(outcome, fitness, space, budget, config.front, trust=config.search.trust, seed=config.seed)
+        front.save(out.folder / FRONT)
+        write_json(out.folder / CHOICES, [problem.recipe(c) for c in front.recipes])
     curve = best_so_far(outcome)
     facts = {
         "method": config.method,
@@ -57,7 +63,7 @@ def evolve_recipes(
         "validation": outcome.validation.mean,
         "start": outcome.start_validation.mean,
         "start_scale": float(outcome.start.mean()),
-        "spent": outcome.spent,
+        "spent": budget.spent,
         "candidates": len(outcome.answers),
         "merging_share": fitness.clock.merging_share,
         "curve": curve,

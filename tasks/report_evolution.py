@@ -11,12 +11,13 @@ from core.config import Config
 from core.evaluate import plots
 from core.evaluate.rows import Row
 from core.evaluate.statistics import bootstrap_mean
+from core.merge.front import Front
 from core.merge.relation import RelationGraph
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.build_subproblems import GRAPH
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
-from tasks.evolve_recipes import OUTCOME
+from tasks.evolve_recipes import FRONT, OUTCOME
 from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
@@ -74,6 +75,7 @@ def report_evolution(
             Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)]),
             Section("Search", _search_words(found), [_spent(found)], [curves]),
             Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
+            *_front(evolved[config.transfer]),
             Section("Relations", "Learned from forms; also kept as graph.ckpt for the next run.", [], [synergy]),
             *quotes(quoted),
         ],
@@ -100,6 +102,21 @@ def gain_of(hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], f
         values.append(100 * difference / individual[t])
     weight = np.mean([len(v) for v in values])
     return bootstrap_mean(np.concatenate([v * weight / len(v) for v in values]))
+
+
+def _front(evolved: Artifact) -> list[Section]:
+    """Scores of the Pareto front's recipes by task; nothing where no front was asked for."""
+    if not (evolved.folder / FRONT).exists():
+        return []
+    front = Front.load(evolved.folder / FRONT)
+    order = np.argsort(-front.scores.mean(axis=1))
+    names = [f"recipe {i}" for i in order]
+    picture = plots.heat_map(100 * front.scores[order], names, front.tasks, "Pareto front over tasks", form="{:.1f}")
+    text = (
+        f"{len(order)} recipes of which none is beaten on every task: validation score in % of each task's own expert, "
+        "the best mean first. Run the flow again with a preference to merge the one that suits it; the search is kept."
+    )
+    return [Section("Preferences", text, [], [picture])]
 
 
 def _value(rows: list[Row], method: str, task: str, metric: str) -> float:
