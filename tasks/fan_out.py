@@ -9,6 +9,7 @@ computed again elsewhere and takes up its own checkpoints.
 """
 
 from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +27,6 @@ class Remote:
     """A stage that runs on a worker."""
 
     def __init__(self, stage: Stage, config: Config, inputs: Mapping[str, Any]):
-        from prefect_ray.context import remote_options
-
         self.stage, self.config, self.run, self.started = stage, config, tracking.current(), now_ms()
         parent = ParentRun(
             id=self.run.id,
@@ -36,7 +35,7 @@ class Remote:
             folder=str(self.run.spool.folder),
             problem=self.run.problem.model_dump(),
         )
-        with remote_options(max_retries=RETRIES, num_gpus=gpus_per_task()):
+        with _options():
             self.future = stage.prefect_task(on_worker).submit(stage, config, dict(inputs), parent)
 
     def result(self) -> Artifact:
@@ -60,6 +59,15 @@ class Remote:
         spool.append("start", run, **head, tags=tags, time=self.started)
         spool.append("values", run, params=tracking.flatten(self.config.model_dump(mode="json")))
         spool.append("end", run, status="FAILED", time=now_ms())
+
+
+def _options() -> AbstractContextManager:
+    """What Ray is told of a stage; a process pool needs to be told nothing."""
+    if configured().kind == "processes":
+        return nullcontext()
+    from prefect_ray.context import remote_options
+
+    return remote_options(max_retries=RETRIES, num_gpus=gpus_per_task())
 
 
 class ParentRun(Config):

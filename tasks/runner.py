@@ -1,13 +1,15 @@
-"""Where stages and candidates run: in this process, on Ray workers of this machine, or on a Ray cluster.
+"""Where stages and candidates run: in this process, in worker processes of this machine, or on Ray workers.
 
 ``TRANSFEROPT_RUNNER``, or ``transferopt run --runner``:
 
     threads           one stage after the other in this process, torch's threads on every core (default)
+    processes:2       stages side by side in 2 processes of this machine (processes: as many as cores)
     ray, ray:4        Ray workers of this machine for the time of the run, as many as cores, or 4
     HOST:PORT, auto   a running Ray cluster
 
 Two trainings never share a process: torch draws dropout from one generator a process, so trainings in threads would
-change each other's results. Several at a time therefore means several processes, and that is what Ray is for.
+change each other's results. Several at a time therefore means several processes: on one machine a plain pool of them,
+and Ray for candidates side by side, for GPUs and for more machines.
 """
 
 import os
@@ -31,9 +33,16 @@ RETRIES = 5  # of a task whose worker or machine was lost; an error of the task 
 class RunnerConfig(Config):
     """Where a flow's fan-out runs."""
 
-    kind: Literal["threads", "ray", "cluster"] = Field("threads", description="this process, Ray here, or a cluster")
-    workers: int | None = Field(None, ge=1, description="Ray workers on this machine; as many as cores when empty")
+    kind: Literal["threads", "processes", "ray", "cluster"] = Field(
+        "threads", description="this process, several of this machine, Ray here, or a cluster"
+    )
+    workers: int | None = Field(None, ge=1, description="workers on this machine; as many as cores when empty")
     address: str = Field("", description="address of a running Ray cluster")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether a server that the command begins itself, on loopback, is enough."""
+        return self.kind in ("threads", "processes")
 
 
 def configured(text: str | None = None) -> RunnerConfig:
@@ -45,10 +54,12 @@ def configured(text: str | None = None) -> RunnerConfig:
     text = (text if text is not None else os.environ.get(VARIABLE, "")).strip() or "threads"
     if text == "threads":
         return RunnerConfig()
-    if found := re.fullmatch(r"ray(?::(\d+))?", text):
-        return RunnerConfig(kind="ray", workers=int(found[1]) if found[1] else None)
+    if found := re.fullmatch(r"(processes|ray)(?::(\d+))?", text):
+        return RunnerConfig(kind=found[1], workers=int(found[2]) if found[2] else None)
     if text != "auto" and not re.fullmatch(r"(ray://)?[\w.-]+:\d+", text):
-        raise ValueError(f"{VARIABLE}={text}: allowed are threads, ray, ray:WORKERS, auto, HOST:PORT of a Ray cluster")
+        raise ValueError(
+            f"{VARIABLE}={text}: allowed are threads, processes[:N], ray[:N], auto, HOST:PORT of a cluster"
+        )
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         raise ValueError(
             f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: whoever reaches a cluster without authentication runs code "
@@ -65,6 +76,10 @@ def prefect_runner(config: RunnerConfig) -> Any:
     """
     if config.kind == "threads":
         return None
+    if config.kind == "processes":
+        from tasks.processes import process_runner
+
+        return process_runner(config.workers)
     try:
         from prefect_ray import RayTaskRunner
     except ImportError:

@@ -16,7 +16,7 @@ def resume(
     from tasks.runner import configured
 
     prefect = choose_prefect()
-    if configured().kind == "threads":
+    if configured().embeds:
         embedded.begin()
         courier.begin()
     from flows.cli.show import console, show_summary

@@ -25,7 +25,7 @@ def run(
         bool, typer.Option("--profile", help="write a trace of each strategy's first fit, which chrome://tracing opens")
     ] = False,
     runner: Annotated[
-        str | None, typer.Option(help="threads (default), ray, ray:WORKERS, or HOST:PORT of a Ray cluster")
+        str | None, typer.Option(help="threads (default), processes[:N], ray[:N], or HOST:PORT of a Ray cluster")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
 ) -> None:
@@ -44,7 +44,7 @@ def run(
     ours = file.isidentifier() and importlib.util.find_spec(f"flows.{file}") is not None
     # Begun here, beside the import of the flow; not for a name that may be a slip of the pen. Ray's workers are told of
     # theirs by the flow.
-    if ours and not plan and configured().kind == "threads":
+    if ours and not plan and configured().embeds:
         embedded.begin()
         courier.begin()
     from flows.runtime import FLOWS

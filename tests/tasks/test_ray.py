@@ -124,10 +124,11 @@ def test_settings_of_the_runner(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert configured("threads").kind == "threads"
     assert prefect_runner(configured("")) is None
+    assert (configured("processes").kind, configured("processes:3").workers) == ("processes", 3)
     assert configured("ray:3").workers == 3
     assert prefect_runner(configured("ray:3")).init_kwargs["num_cpus"] == 3
     assert prefect_runner(configured("10.0.0.7:6379")).address == "10.0.0.7:6379"
-    with pytest.raises(ValueError, match="allowed are threads, ray, ray:WORKERS"):
+    with pytest.raises(ValueError, match=r"allowed are threads, processes\[:N\], ray\[:N\]"):
         configured("dask")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with (
