@@ -12,6 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Address of one Prefect server for this process, its workers and the flow that is killed."""
+    from prefect.settings import PREFECT_API_URL
+
+    from tasks.runner import configured, reachable_server
+
+    with reachable_server(configured("processes")):
+        yield PREFECT_API_URL.value()
+
+
 @pytest.fixture
 def marks(tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSFEROPT_RUNNER", "processes:2")
@@ -76,8 +87,9 @@ def test_a_stopped_flow_ends_its_workers_at_once(home, marks):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process dies with its parent on Linux only")
-def test_workers_of_a_killed_flow_die_with_it(home, marks):
-    flow = subprocess.Popen([sys.executable, "-m", "tests.tasks.process_stages", str(marks)], cwd=ROOT)
+def test_workers_of_a_killed_flow_die_with_it(home, marks, server):
+    command = [sys.executable, "-m", "tests.tasks.process_stages", str(marks)]
+    flow = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": server})
     until = time.monotonic() + 90
     while len(workers(marks)) < 2 and time.monotonic() < until:
         time.sleep(0.1)
