@@ -30,7 +30,7 @@ def evolve_recipes(
     """Spend the budget with one search method, from the sub-problems' state where it has one."""
     problem = merge_problem(base.folder, experts_of(experts), config.problem)
     place = ProblemPlace(base=base, experts=dict(experts), config=config.problem)
-    fitness, space = on_workers(problem, place, config.search.solver.racing_parts, executor())
+    fitness = on_workers(problem.fitness, place, executor())
     budget = Budget("task_examples", config.budget)
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
@@ -38,7 +38,7 @@ def evolve_recipes(
     known = None if source is None else RelationGraph.load(source.folder / GRAPH)
     outcome = SEARCHES.get(config.method)(
         fitness,
-        space,
+        problem.space,
         budget,
         config.search,
         problem.owners,
