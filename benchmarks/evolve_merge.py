@@ -35,7 +35,7 @@ from core.merge.predictors import PREDICTORS
 from core.merge.problem import MergeProblem, ProblemConfig, individual_scores, merge_problem
 from core.merge.recipe_space import SpaceConfig
 from core.merge.relation import RelationGraph
-from core.merge.solver import SolverConfig
+from core.merge.solver import Evaluator, SolverConfig
 from core.merge.static import STATIC, static_deltas
 from core.merge.suite import objectives
 from core.models.train import TrainConfig
@@ -51,7 +51,11 @@ SEARCH = EmftoConfig(solver=SolverConfig(finalists=3))
 SPACES = {8: "global", 24: "blocks:3", 48: "layers"}
 SMOKE = ("rt_fresh", "chat_reply")
 MANY = (*MIX, "subj", "ag_news", "cola", "cr")
-TIMES = frozenset({"cpu_seconds", "merging_share", "train_seconds", "write_seconds", "peer_seconds", "peer_ratio"})
+TIMES = frozenset(
+    {"cpu_seconds", "merging_share", "train_seconds", "write_seconds", "peer_seconds", "peer_ratio"}
+    | {"alone_per_second", "together_per_second"}
+)
+GENERATION = 24  # candidates: those of CMA-ES on 24 coefficients and the injected ones
 
 
 def settings(mix: str = "eight", granularity: str = GRANULARITY, budget: int = BUDGET, n: int = 8) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def cells(size: str) -> list[Cell]:
         return [cell(m, 0, **small) for m in ("tsv_m", "emfto", "cold_cma")]
     tried = [(m, s) for s in range(8) for m in ("emfto", "cold_cma", "forms")]
     found = [Cell(m, settings(**ARTIFICIAL), s, FORMULA) for m, s in tried]
-    found.append(cell("speed", 0))
+    found += [cell("speed", 0), cell("together", 0)]
     for seed in range(8):
         found += [cell(m, seed) for m in (*STATICS, "greedy_soup", "best_single", "frozen_probe")]
         found += [cell(m, seed) for m in ("emfto", "cold_cma")]
@@ -112,9 +116,9 @@ def world(names: tuple[str, ...]) -> World:
     return World(experts, locate(BASE).path)
 
 
-def problem_of(names: tuple[str, ...], granularity: str, seed: int) -> MergeProblem:
+def problem_of(names: tuple[str, ...], granularity: str, seed: int, together: int | None = None) -> MergeProblem:
     space = SpaceConfig(granularity=granularity)
-    config = ProblemConfig(space=space, batch=BATCH, validation_examples=VALIDATION, seed=seed)
+    config = ProblemConfig(space=space, batch=BATCH, validation_examples=VALIDATION, seed=seed, together=together)
     return merge_problem(world(names).base, world(names).experts, config)
 
 
@@ -171,6 +175,7 @@ def measure(cell: Cell) -> list[Row]:
     special = {
         "predictors": predicted,
         "speed": speed,
+        "together": rates,
         "warm_start": warm_start,
         "greedy_soup": soup,
         "joint": trained,
@@ -326,6 +331,23 @@ def speed(cell: Cell, names: tuple[str, ...]) -> list[Row]:
     mine, peers = float(np.median(ours)), float(np.median(theirs))
     found = {"write_seconds": mine, "peer_seconds": peers, "peer_ratio": peers / mine}
     return [cell.row(m, v) for m, v in found.items()]
+
+
+def rates(cell: Cell, names: tuple[str, ...]) -> list[Row]:
+    """Candidates a second that a search gets through, one by one and together; only where there is a CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print(f"{cell.method}: no CUDA device", file=sys.stderr)
+        return []
+    rows = []
+    for metric, together in (("alone_per_second", 1), ("together_per_second", None)):
+        problem = problem_of(names, cell.settings["granularity"], cell.seed, together)
+        generation = list(np.random.default_rng(0).uniform(0.5, 1.5, (GENERATION, problem.space.dimensions)))
+        evaluate = Evaluator(problem.fitness, problem.space, SEARCH.solver)
+        seconds = [_timed(lambda e=evaluate, g=generation: e(g)) for _ in range(8)]
+        rows.append(cell.row(metric, GENERATION / float(np.median(seconds[1:]))))
+    return rows
 
 
 def _timed(action: Any) -> float:

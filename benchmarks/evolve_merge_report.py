@@ -211,7 +211,7 @@ def artificial(rows: Sequence[Row]) -> str:
 
 def extra(rows: Sequence[Row]) -> list[str]:
     """Prediction of unseen sets, speed, and whatever else was measured beside the main comparison."""
-    kept = [r for r in rows if r.method in ("predictors", "speed", "warm_start") and r.value is not None]
+    kept = [r for r in rows if r.method in ("predictors", "speed", "together", "warm_start") and r.value is not None]
     if not kept:
         return []
     lines = [f"| {r.method} | {r.metric} | {r.seed} | {r.value:.4g} |" for r in kept]

@@ -32,7 +32,7 @@ def evolve_recipes(
     """Spend the budget with one search method, from the sub-problems' state where it has one."""
     problem = merge_problem(base.folder, experts_of(experts), config.problem)
     place = ProblemPlace(base=base, experts=dict(experts), config=config.problem)
-    fitness, space = on_workers(problem, place, config.search.solver.racing_parts, executor())
+    fitness = on_workers(problem.fitness, place, executor())
     budget = Budget("task_examples", config.searched(fitness.validation_size))
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
@@ -40,7 +40,7 @@ def evolve_recipes(
     known = None if source is None else RelationGraph.load(source.folder / GRAPH)
     outcome = SEARCHES.get(config.method)(
         fitness,
-        space,
+        problem.space,
         budget,
         config.search,
         problem.owners,
@@ -51,7 +51,8 @@ def evolve_recipes(
     write_recipe(out.folder / RECIPE, problem.recipe(outcome.coefficients))
     if config.front:
         budget.limit = config.budget
-        front = pareto_front(outcome, fitness, space, budget, config.front, trust=config.search.trust, seed=config.seed)
+        trust = config.search.trust
+        front = pareto_front(outcome, fitness, problem.space, budget, config.front, trust=trust, seed=config.seed)
         front.save(out.folder / FRONT)
         write_json(out.folder / CHOICES, [problem.recipe(c) for c in front.recipes])
     curve = best_so_far(outcome)

@@ -7,7 +7,7 @@ variate: candidates of different rounds become comparable and most of the sampli
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,12 @@ class Clock:
     merging: float = 0.0
     scoring: float = 0.0
     candidates: int = 0
+
+    def add(self, other: "Clock") -> None:
+        """Count what another clock has counted."""
+        self.merging += other.merging
+        self.scoring += other.scoring
+        self.candidates += other.candidates
 
     @property
     def merging_share(self) -> float:
@@ -112,6 +118,34 @@ class Fitness:
         size, total = self.sizes[task], self.objectives[task].size
         at = (round_ * size + np.arange(size)) % total
         return self.order[task][at]
+
+    def pieces(self, round_: int, parts: int) -> list[dict[str, np.ndarray]]:
+        """Task -> indices for each of ``parts`` pieces of the round's mini-batch."""
+        split = {t: np.array_split(self.indices(t, round_), parts) for t in self.tasks}
+        return [{t: s[n] for t, s in split.items()} for n in range(parts)]
+
+    def in_pieces(
+        self, candidates: Sequence[np.ndarray], round_: int, parts: int
+    ) -> Iterable[Iterable[dict[str, Scored]]]:
+        """Scores of each candidate on one piece of the round's mini-batch after the other.
+
+        Read candidates and their pieces in order: here a candidate is merged, and a piece scored, when it is read.
+        """
+        pieces = self.pieces(round_, parts)
+        return (self._piece_by_piece(c, pieces, round_) for c in candidates)
+
+    def _piece_by_piece(
+        self, candidate: np.ndarray, pieces: Sequence[Mapping[str, np.ndarray]], round_: int
+    ) -> Iterator[dict[str, Scored]]:
+        started = time.perf_counter()
+        network = self.model.write(candidate)
+        self.clock.merging += time.perf_counter() - started
+        self.clock.candidates += 1
+        for number, wanted in enumerate(pieces):
+            started = time.perf_counter()
+            scored = self._scored(network, wanted, (round_, "piece", number, len(pieces)))
+            self.clock.scoring += time.perf_counter() - started
+            yield scored
 
     def forward(self, coefficients: np.ndarray, wanted: Mapping[str, np.ndarray], key: tuple | None = None) -> dict:
         """Merge and score: task -> :class:`Scored`; ``key`` names a set of examples whose batches are kept."""
@@ -205,33 +239,23 @@ class Racing:
 
 def race(fitness: Fitness, candidates: Sequence[np.ndarray], round_: int, rule: Racing | None) -> list[Answer]:
     """Answers of a generation on one round's mini-batch, with early dropping when ``rule`` is given."""
-    if rule is None or rule.parts == 1:
-        return [fitness.evaluate(c, round_) for c in candidates]
-    pieces = [dict(zip(fitness.tasks, split, strict=True)) for split in _pieces(fitness, round_, rule.parts)]
+    parts = 1 if rule is None else rule.parts
+    pieces = fitness.pieces(round_, parts)
     finished: list[tuple[float, list[np.ndarray]]] = []
     answers = []
-    for candidate in candidates:
-        seen: dict[str, list[Scored]] = {t: [] for t in fitness.tasks}
+    for told in fitness.in_pieces(candidates, round_, parts):
+        seen: list[dict[str, Scored]] = []
         values: list[np.ndarray] = []
         stopped = False
-        started = time.perf_counter()
-        network = fitness.model.write(candidate)
-        fitness.clock.merging += time.perf_counter() - started
-        started = time.perf_counter()
-        for number, wanted in enumerate(pieces):
-            scored = fitness._scored(network, wanted, (round_, "piece", number))
-            for t in fitness.tasks:
-                seen[t].append(scored[t])
+        for scored in told:
+            seen.append(scored)
             values.append(_weighted(fitness, scored))
-            if number + 1 < len(pieces) and _loses(values, finished, rule):
+            if len(seen) < parts and _loses(values, finished, rule):
                 stopped = True
                 break
-        fitness.clock.scoring += time.perf_counter() - started
-        fitness.clock.candidates += 1
-        done = len(values)
-        wanted = {t: np.concatenate([p[t] for p in pieces[:done]]) for t in fitness.tasks}
+        wanted = {t: np.concatenate([p[t] for p in pieces[: len(seen)]]) for t in fitness.tasks}
         joined = {
-            t: Scored(np.concatenate([s.correct for s in seen[t]]), np.concatenate([s.soft for s in seen[t]]))
+            t: Scored(np.concatenate([s[t].correct for s in seen]), np.concatenate([s[t].soft for s in seen]))
             for t in fitness.tasks
         }
         answer = fitness.summary(fitness.tasks, joined, wanted)
@@ -239,11 +263,6 @@ def race(fitness: Fitness, candidates: Sequence[np.ndarray], round_: int, rule: 
         if not stopped and np.isfinite(answer.mean):
             finished.append((float(np.concatenate(values).mean()), values))
     return answers
-
-
-def _pieces(fitness: Fitness, round_: int, parts: int) -> list[list[np.ndarray]]:
-    split = [np.array_split(fitness.indices(t, round_), parts) for t in fitness.tasks]
-    return [[s[i] for s in split] for i in range(parts)]
 
 
 def _weighted(fitness: Fitness, scored: Mapping[str, Scored]) -> np.ndarray:

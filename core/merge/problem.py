@@ -10,6 +10,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.merge.basis import in_basis
+from core.merge.batched import together
 from core.merge.candidate import InMemoryModel
 from core.merge.experts import Expert, check_tasks
 from core.merge.fitness import Fitness
@@ -30,6 +31,9 @@ class ProblemConfig(Config):
     smooth: bool = Field(True, description="score by margin-smoothed hits (plain hits decide among finalists)")
     precision: str = Field("auto", description="dtype of scoring: auto, float32, bfloat16")
     seed: int = Field(0, description="draw and order of validation examples")
+    together: int | None = Field(
+        None, ge=1, description="candidates scored in one forward; by the hardware when empty (many on CUDA, else one)"
+    )
 
 
 @dataclass
@@ -74,7 +78,7 @@ def merge_problem(
         tasks[task].reference = max(value, 1e-6)
     model = InMemoryModel(encoder, vectors, space.groups, dtype)
     size = min(config.batch, min(t.size for t in tasks.values()))
-    fitness = Fitness(model, tasks, size, config.seed, config.smooth)
+    fitness = together(Fitness(model, tasks, size, config.seed, config.smooth), config.together)
     owners: list[int | None] = [raw.names.index(t) for t in fitness.tasks]
     return MergeProblem(fitness, space, owners, raw, folders, Path(base))
 

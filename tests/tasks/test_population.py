@@ -8,6 +8,7 @@ from core.merge.basis import in_basis
 from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig, emfto
 from core.merge.fitness import Fitness
+from core.merge.population import PopulationFitness
 from core.merge.problem import MergeProblem, ProblemConfig
 from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.solver import SolverConfig
@@ -53,7 +54,8 @@ def test_the_search_is_the_same(world, monkeypatch, method):
 
     def run(executor):
         budget = Budget("task_examples", 2600)
-        fitness, space = population.on_workers(problem(world), place, SOLVER.racing_parts, executor)
+        own = problem(world)
+        fitness, space = population.on_workers(own.fitness, place, executor), own.space
         if method == "cma":
             return plain_search("cma", fitness, space, budget, SOLVER, seed=1), budget, fitness
         config = EmftoConfig(solver=SOLVER, forms_share=0.2, form_candidates=2)
@@ -62,7 +64,7 @@ def test_the_search_is_the_same(world, monkeypatch, method):
     here, spent_here, _ = run(Here())
     workers = Elsewhere()
     there, spent_there, fitness = run(workers)
-    assert isinstance(fitness, population.PopulationFitness)
+    assert isinstance(fitness, PopulationFitness)
     np.testing.assert_array_equal(there.coefficients, here.coefficients)
     assert spent_there.counts == spent_here.counts
     assert len(there.answers) == len(here.answers) > 12
@@ -76,6 +78,6 @@ def test_the_search_is_the_same(world, monkeypatch, method):
 
 
 def test_this_process_needs_no_detour(world):
-    own = problem(world)
+    own = problem(world).fitness
     place = population.ProblemPlace(base=Artifact(name="b", path="", sha256=""), experts={}, config=ProblemConfig())
-    assert population.on_workers(own, place, 3, Here()) == (own.fitness, own.space)
+    assert population.on_workers(own, place, Here()) is own
