@@ -132,6 +132,7 @@ def cells(size: str) -> list[Cell]:
     if size == "smoke":
         return found[:4] + faults_readers.cells("smoke")
     found += [_cell("torn results", 2, CHEAPEST), _cell("torn part", 4, CHEAPEST), _cell("torn part", 4, "merge")]
+    found.append(_cell("torn part", 4, "evolve-merge"))  # its search leaves most unfinished files
     found += [_cell("kill", BLOCK, flow) for flow in DEARER] + faults_readers.cells("default")
     found += [_cell("load", 8), _cell("disk full", 0.8), _cell("Prefect killed", 285)]
     found += [_cell("torn results", 2, flow) for flow in DEARER]
