@@ -27,10 +27,14 @@ LanguageObjective = LikelihoodObjective | GenerationObjective
 
 
 class LanguageFitness(Fitness):
-    """Fitness of language objectives: their smooth values rank candidates, their hits decide among finalists."""
+    """Fitness of language objectives: their smooth values rank candidates, their hits decide among finalists.
+
+    Nothing is generated for mini-batches that smooth values rank; the answers' ``hits`` of such tasks are NaN.
+    """
 
     def _scored(self, network: Any, wanted: Mapping[str, np.ndarray], key: tuple | None) -> dict[str, Scored]:
-        return {task: self.objectives[task].judge(network, indices) for task, indices in wanted.items()}
+        hits = not self.smooth or key == ("full",)
+        return {task: self.objectives[task].judge(network, indices, hits) for task, indices in wanted.items()}
 
 
 def language_objectives(
@@ -70,7 +74,8 @@ def language_problem(
         config: ``max_length`` is not used; texts are cut as in training.
 
     Raises:
-        ValueError: experts of different bases, of another base than this one, or of one task (see also the parts).
+        ValueError: experts of different bases, of another base than this one, of one task, or one that answers nothing
+            rightly (see also the parts).
     """
     import torch
 
@@ -90,7 +95,12 @@ def language_problem(
     vectors = in_basis(raw, config.space.basis, cache)
     space = RecipeSpace(vectors, config.space)
     for task, value in own_scores(in_memory(lm.model, raw, space.groups, dtype), tasks).items():
-        tasks[task].reference = max(value, 1e-6)
+        if not value > 0:
+            raise ValueError(
+                f"expert {task!r} answers none of its {tasks[task].size} validation examples rightly, which leaves "
+                "nothing to normalise by; train it longer"
+            )
+        tasks[task].reference = value
     model = in_memory(lm.model, vectors, space.groups, dtype)
     size = min(config.batch, min(t.size for t in tasks.values()))
     fitness = LanguageFitness(model, tasks, size, config.seed, config.smooth)

@@ -68,7 +68,7 @@ class LikelihoodObjective:
     def score(self, model: Any, indices: np.ndarray) -> np.ndarray:
         return self.judge(model, indices).correct
 
-    def judge(self, model: Any, indices: np.ndarray) -> Scored:
+    def judge(self, model: Any, indices: np.ndarray, hits: bool = True) -> Scored:
         """Hits, and hits smoothed by the margin between the right answer's log-likelihood and the best other's."""
         prompts, answers = ([column[i] for i in indices] for column in self.tokens)
         pad = self.tokenizer.pad_token_id or 0
@@ -114,18 +114,23 @@ class GenerationObjective:
     def score(self, model: Any, indices: np.ndarray) -> np.ndarray:
         return self.judge(model, indices).correct
 
-    def judge(self, model: Any, indices: np.ndarray) -> Scored:
+    def judge(self, model: Any, indices: np.ndarray, hits: bool = True) -> Scored:
         """Hits, and the probability of the likeliest accepted text, which tells near misses from far ones.
 
         Both are NaN where that probability is not finite: a broken model writes something, too.
+
+        Args:
+            hits: False writes nothing, which is most of the time, and leaves the hits NaN.
         """
         prompts, accepted = ([column[i] for i in indices] for column in self.tokens)
         pad = self.tokenizer.pad_token_id or 0
         found = log_likelihoods(model, prompts, accepted, pad, self.batch_tokens)
         soft = np.exp([values.max() for values in found])
+        if not hits:
+            return Scored(np.full(len(soft), np.nan), soft)
         texts = written(model, self.tokenizer, prompts, self.max_new_tokens, self.batch_tokens)
-        hits = np.array([float(self.matches(text, i)) for text, i in zip(texts, indices, strict=True)])
-        return Scored(np.where(np.isfinite(soft), hits, np.nan), soft)
+        right = np.array([float(self.matches(text, i)) for text, i in zip(texts, indices, strict=True)])
+        return Scored(np.where(np.isfinite(soft), right, np.nan), soft)
 
     def matches(self, text: str, index: int) -> bool:
         """Whether a generated text counts for example ``index``."""

@@ -130,6 +130,9 @@ def test_smooth_values_follow_the_hits_and_tell_near_misses(problem):
         scored = objective.judge(problem.fitness.model.write(alone(problem, 0)), np.arange(objective.size))
         assert ((scored.soft >= 0) & (scored.soft <= 1)).all()
         assert len(np.unique(scored.soft)) > 2, name
+    quick = problem.fitness.evaluate(alone(problem, 2), 0)
+    assert np.isnan(quick.hits).tolist() == [False, False, True]  # nothing is written for a mini-batch
+    assert np.isfinite(quick.score).all()
     mood = problem.fitness.objectives["mood"]
     scored = mood.judge(problem.fitness.model.model, np.arange(mood.size))
     np.testing.assert_array_equal(scored.soft > 0.5, scored.correct == 1)
@@ -214,6 +217,13 @@ def test_wrong_settings_are_named(language, tmp_path):
         adapter_vectors(language.base, {"mood": language.folders["mood"]}, language.cache)
     with pytest.raises(ValueError, match="of kind 'regression'"):
         train_adapter(mood.model_copy(update={"kind": "regression"}), language.base, tl.CONFIG, language.cache)
+
+
+def test_an_expert_that_answers_nothing_is_no_reference(language, tmp_path):
+    config = tl.CONFIG.model_copy(update={"examples": 8, "train": tl.CONFIG.train.model_copy(update={"lr": 1e-9})})
+    untrained = load_expert(train_adapter(tl.task(tmp_path, "light"), language.base, config, language.cache))
+    with pytest.raises(ValueError, match="'light' answers none of its 40 validation examples"):
+        language_problem(language.base, [*language.experts[:2], untrained], CONFIG, language.cache)
 
 
 def test_prompts_are_cut_and_end_where_the_answer_begins(tmp_path):
