@@ -63,7 +63,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         count("seeds of the smallest cell of the scaling table (4, 8, 12 experts; 8 and 48 coefficients)", ">= 4",
               _scaling_seeds(rows), 4),
     ]  # fmt: skip
-    return [*found, *prediction_goals(rows), *speed_goals(rows), warm_goal(rows), *open_goals()]
+    return [*found, *prediction_goals(rows), *speed_goals(rows), warm_goal(rows)]
 
 
 def above_cold(rows: Sequence[Row], emfto: dict[int, float], cold: dict[int, float]) -> Goal:
@@ -131,11 +131,6 @@ def warm_goal(rows: Sequence[Row]) -> Goal:
     warm = values(rows, "warm_start", "normalised warm half", mix="exchanged")
     cold = values(rows, "warm_start", "normalised cold", mix="exchanged")
     return difference(goal, ">= 0 (median of eight seeds)", *paired(warm, cold), 0.0)
-
-
-def open_goals() -> list[Goal]:
-    text = "language models: three LoRA experts of SmolLM2-135M, one generative, all merge baselines, three seeds"
-    return [Goal(text, "rows present", None, None, None, False)]
 
 
 def page(rows: Sequence[Row], folder: Path) -> str:

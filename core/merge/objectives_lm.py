@@ -1,16 +1,20 @@
 """Objectives of merged language models: log-likelihood of answers, generation with exact match, lm-eval tasks.
 
-Each has ``name``, ``size``, ``reference`` and ``score(model, indices) -> per-example array``; the model is the causal
-language model itself (a module that gives ``logits``), merged in memory.
+Each has ``name``, ``size``, ``reference`` and ``score(model, indices) -> per-example array``; the first two also
+``judge(model, indices)`` with hits and a smooth value. The model is the causal language model itself, merged in memory.
 """
 
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from core.merge.answers import BATCH_TOKENS, log_likelihoods, written
+from core.merge.objectives import Scored, judge
 
 WORDS = re.compile(r"\W+")
 
@@ -20,13 +24,15 @@ class LikelihoodObjective:
     """Multiple choice: the answer of highest log-likelihood after the prompt, per token when ``normalise``.
 
     Args:
-        tokenizer: of the model; right padding is done here.
+        tokenizer: of the model; every text is tokenised once.
         prompts: one an example, ending where the answer begins.
-        answers: one list of answers for all examples, or one list an example.
+        answers: one list of answers for all examples, or one list an example; two or more.
         labels: index of the right answer.
+        batch_tokens: padded size of a batch.
 
     Raises:
-        ValueError: unequal lengths, a label without answer, or labels of one class only.
+        ValueError: unequal lengths, a label without answer, fewer than two answers, labels of one class only, or
+            (when first scored) a prompt or answer without tokens.
     """
 
     name: str
@@ -36,7 +42,7 @@ class LikelihoodObjective:
     labels: Sequence[int]
     reference: float = 1.0
     normalise: bool = False
-    batch: int = 16
+    batch_tokens: int = BATCH_TOKENS
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.labels) or not len(self.prompts):
@@ -45,6 +51,8 @@ class LikelihoodObjective:
             self.answers = [list(self.answers)] * len(self.prompts)
         if any(not 0 <= label < len(a) for label, a in zip(self.labels, self.answers, strict=True)):
             raise ValueError(f"task {self.name!r}: a label has no answer")
+        if min(map(len, self.answers)) < 2:
+            raise ValueError(f"task {self.name!r}: an example has one answer only; there is nothing to choose")
         if len(set(self.labels)) < 2:
             raise ValueError(f"task {self.name!r}: all {len(self.labels)} validation examples are of one class")
 
@@ -52,43 +60,23 @@ class LikelihoodObjective:
     def size(self) -> int:
         return len(self.prompts)
 
+    @cached_property
+    def tokens(self) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Token ids of the prompts and of each one's answers."""
+        return prompt_ids(self.tokenizer, self.prompts, self.name), answer_ids(self.tokenizer, self.answers, self.name)
+
     def score(self, model: Any, indices: np.ndarray) -> np.ndarray:
-        rows = [(i, k) for i in indices for k in range(len(self.answers[i]))]
-        values = self._loglikelihood(model, rows)
-        found: dict[int, list[float]] = {}
-        for (i, _), value in zip(rows, values, strict=True):
-            found.setdefault(int(i), []).append(value)
-        return np.array([_hit(found[int(i)], self.labels[i]) for i in indices])
+        return self.judge(model, indices).correct
 
-    def _loglikelihood(self, model: Any, rows: Sequence[tuple[int, int]]) -> list[float]:
-        import torch
-
-        ids, starts = [], []
-        for i, k in rows:
-            prompt = self.tokenizer(self.prompts[i])["input_ids"]
-            answer = self.tokenizer(" " + self.answers[i][k].strip(), add_special_tokens=False)["input_ids"]
-            ids.append([*prompt, *answer])
-            starts.append(len(prompt))
-        out = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda r: -len(ids[r]))
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            for at in range(0, len(order), self.batch):
-                part = order[at : at + self.batch]
-                longest = max(len(ids[r]) for r in part)
-                pad = self.tokenizer.pad_token_id or 0
-                tokens = torch.tensor([ids[r] + [pad] * (longest - len(ids[r])) for r in part], device=device)
-                mask = torch.tensor([[1] * len(ids[r]) + [0] * (longest - len(ids[r])) for r in part], device=device)
-                logp = model(input_ids=tokens, attention_mask=mask).logits.float().log_softmax(-1)
-                for row, r in enumerate(part):
-                    span = range(starts[r], len(ids[r]))
-                    value = sum(float(logp[row, t - 1, ids[r][t]]) for t in span)
-                    out[r] = value / max(len(span), 1) if self.normalise else value
-        return out
-
-
-def _hit(values: Sequence[float], label: int) -> float:
-    return float(np.argmax(values) == label) if np.isfinite(values).all() else float("nan")
+    def judge(self, model: Any, indices: np.ndarray, hits: bool = True) -> Scored:
+        """Hits, and hits smoothed by the margin between the right answer's log-likelihood and the best other's."""
+        prompts, answers = ([column[i] for i in indices] for column in self.tokens)
+        pad = self.tokenizer.pad_token_id or 0
+        values = np.full((len(prompts), max(map(len, answers))), -np.inf)
+        for row, found in enumerate(log_likelihoods(model, prompts, answers, pad, self.batch_tokens)):
+            tokens = np.array([len(a) for a in answers[row]]) if self.normalise else 1.0
+            values[row, : len(found)] = found / tokens
+        return judge(values, np.array([self.labels[i] for i in indices], dtype=np.int64))
 
 
 @dataclass
@@ -107,6 +95,7 @@ class GenerationObjective:
     max_new_tokens: int = 16
     stop: Sequence[str] = ("\n",)
     reference: float = 1.0
+    batch_tokens: int = BATCH_TOKENS
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.targets) or not len(self.prompts):
@@ -116,24 +105,32 @@ class GenerationObjective:
     def size(self) -> int:
         return len(self.prompts)
 
-    def score(self, model: Any, indices: np.ndarray) -> np.ndarray:
-        import torch
+    @cached_property
+    def tokens(self) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Token ids of the prompts and of each one's accepted texts."""
+        accepted = [[t] if isinstance(t, str) else list(t) for t in self.targets]
+        return prompt_ids(self.tokenizer, self.prompts, self.name), answer_ids(self.tokenizer, accepted, self.name)
 
-        device = next(model.parameters()).device
-        out = []
-        with torch.inference_mode():
-            for i in indices:
-                tokens = self.tokenizer(self.prompts[i], return_tensors="pt").to(device)
-                tokens.pop("token_type_ids", None)
-                made = model.generate(
-                    **tokens,
-                    max_new_tokens=self.max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=self.tokenizer.pad_token_id or 0,
-                )
-                text = self.tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-                out.append(float(self.matches(text, i)))
-        return np.array(out)
+    def score(self, model: Any, indices: np.ndarray) -> np.ndarray:
+        return self.judge(model, indices).correct
+
+    def judge(self, model: Any, indices: np.ndarray, hits: bool = True) -> Scored:
+        """Hits, and the probability of the likeliest accepted text, which tells near misses from far ones.
+
+        Both are NaN where that probability is not finite: a broken model writes something, too.
+
+        Args:
+            hits: False writes nothing, which is most of the time, and leaves the hits NaN.
+        """
+        prompts, accepted = ([column[i] for i in indices] for column in self.tokens)
+        pad = self.tokenizer.pad_token_id or 0
+        found = log_likelihoods(model, prompts, accepted, pad, self.batch_tokens)
+        soft = np.exp([values.max() for values in found])
+        if not hits:
+            return Scored(np.full(len(soft), np.nan), soft)
+        texts = written(model, self.tokenizer, prompts, self.max_new_tokens, self.batch_tokens)
+        right = np.array([float(self.matches(text, i)) for text, i in zip(texts, indices, strict=True)])
+        return Scored(np.where(np.isfinite(soft), right, np.nan), soft)
 
     def matches(self, text: str, index: int) -> bool:
         """Whether a generated text counts for example ``index``."""
@@ -142,6 +139,32 @@ class GenerationObjective:
         target = self.targets[index]
         accepted = [target] if isinstance(target, str) else target
         return fold(text) in {fold(t) for t in accepted}
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[str], name: str) -> list[list[int]]:
+    """Token ids of prompts.
+
+    Raises:
+        ValueError: a prompt without tokens (an answer would have nothing to follow).
+    """
+    ids = [list(row) for row in tokenizer(list(prompts))["input_ids"]]
+    if not all(ids):
+        raise ValueError(f"task {name!r}: prompt {ids.index([])} tokenizes to nothing")
+    return ids
+
+
+def answer_ids(tokenizer: Any, answers: Sequence[Sequence[str]], name: str) -> list[list[list[int]]]:
+    """Token ids of each example's answers as they follow a prompt: after a space, without special tokens.
+
+    Raises:
+        ValueError: an answer without tokens.
+    """
+    known: dict[str, list[int]] = {}
+    for text in {t for listed in answers for t in listed}:
+        known[text] = list(tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"])
+        if not known[text]:
+            raise ValueError(f"task {name!r}: answer {text!r} tokenizes to nothing")
+    return [[known[t] for t in listed] for listed in answers]
 
 
 def fold(text: str) -> str:

@@ -9,3 +9,11 @@ def world(tmp_path_factory):
     from tests import tiny_experts
 
     return tiny_experts.world(tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture(scope="session")
+def language(tmp_path_factory):
+    """A tiny causal base with three adapters (:class:`tests.tiny_language.Language`)."""
+    from tests import tiny_language
+
+    return tiny_language.language(tmp_path_factory.mktemp("language"))

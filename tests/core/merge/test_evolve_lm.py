@@ -26,7 +26,7 @@ def test_likelihood_follows_the_model_and_not_the_batch():
     lm = tiny.causal()
     task = likelihood(lm.tokenizer)
     hits = task.score(lm.model, np.arange(4))
-    alone = likelihood(lm.tokenizer, batch=1)
+    alone = likelihood(lm.tokenizer, batch_tokens=1)
     np.testing.assert_array_equal(hits, [alone.score(lm.model, np.array([i]))[0] for i in range(4)])
     ids = lm.tokenizer([f"{PROMPTS[0]} yes", f"{PROMPTS[0]} no"], return_tensors="pt")
     with torch.inference_mode():

@@ -1,0 +1,113 @@
+"""Task vectors of LoRA adapters: the exact deltas they mean, flat, without writing a merged model.
+
+Only tensors that some adapter changes take part, so a model of hundreds of megabytes is searched in a fraction of them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from core.hashing import content_key, sha256_file
+from core.merge.dtypes import decode
+from core.merge.lora import Adapter, Change, open_adapter, read_all
+from core.merge.task_vectors import TaskVectors, Tensor, write_layout
+from core.merge.tensors import Checkpoint, FileSource, open_checkpoint
+from core.state import Cache
+
+VERSION = 1
+
+
+def adapter_vectors(
+    base: str | Path, adapters: Mapping[str, str | Path], cache: Cache | None = None, far: float = 0.9
+) -> TaskVectors:
+    """Raw task vectors of adapters, cached by the hashes of their files and of the base's.
+
+    Args:
+        base: folder of the base model.
+        adapters: name -> folder of a peft adapter.
+        far: largest relative distance ``|delta| / |base|`` over the matrices an adapter changes.
+
+    Raises:
+        ValueError: fewer than two adapters, one of another model (tensors missing, of another shape, too far away), one
+            that changes tied embeddings, holds NaN, or changes nothing.
+    """
+    if len(adapters) < 2:
+        raise ValueError(f"a merge needs at least two experts, got {sorted(adapters)}")
+    checkpoint = open_checkpoint(base)
+    opened = {name: _opened(name, path, checkpoint) for name, path in adapters.items()}
+    shas = {name: [sha256_file(f) for f in adapter.files] for name, adapter in opened.items()}
+    key = content_key("adapter vectors", VERSION, [sha256_file(f) for f in checkpoint.files], shas, list(opened))
+
+    def build(folder: Path) -> None:
+        layout = _layout(checkpoint, {t for adapter in opened.values() for t in adapter.names})
+        starts = [read_all(checkpoint.tensors[t.name]).ravel() for t in layout]
+        np.save(folder / "base.npy", np.concatenate(starts).astype(np.float32))
+        shape = (len(opened), layout[-1].stop)
+        deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, shape)
+        for row, (name, adapter) in zip(deltas, opened.items(), strict=True):
+            _fill(row, name, adapter, checkpoint, layout, far)
+        deltas.flush()
+        write_layout(folder, list(opened), layout, "raw", {}, key)
+
+    return TaskVectors((cache or Cache()).compute("task-vectors", key, build))
+
+
+def _opened(name: str, path: str | Path, checkpoint: Checkpoint) -> Adapter:
+    adapter = open_adapter(path)
+    if checkpoint.tied:
+        rows = checkpoint.config.get("vocab_size")
+        ends = [own for own, change in adapter.changes.items() if change.embedding or _rows(change) == rows]
+        if ends:
+            raise ValueError(
+                f"expert {name!r} changes {ends[0]!r}, but this base ties embeddings and head: one tensor cannot "
+                "follow the change of one end; adapt the layers only"
+            )
+    return adapter.bind(checkpoint.tensors)
+
+
+def _rows(change: Change) -> int | None:
+    """Outputs of the layer a change belongs to."""
+    whole = change.replacement or change.factors.get("lora_B")
+    return None if whole is None else whole.shape[0]
+
+
+def _layout(checkpoint: Checkpoint, names: set[str]) -> list[Tensor]:
+    """Tensors by layer and name, those outside the layers first: groups of layers lie side by side."""
+
+    def place(name: str) -> tuple[int, str]:
+        layer = Tensor(name, (), 0).layer
+        return (-1 if layer is None else layer, name)
+
+    tensors: list[Tensor] = []
+    for name in sorted(names, key=place):
+        tensors.append(Tensor(name, checkpoint.tensors[name].shape, tensors[-1].stop if tensors else 0))
+    return tensors
+
+
+def _fill(
+    row: np.ndarray, name: str, adapter: Adapter, checkpoint: Checkpoint, layout: list[Tensor], far: float
+) -> None:
+    """Write an adapter's deltas into its row [P], checking each; tensors it leaves alone stay zero."""
+    distance = norm = 0.0
+    for t in layout:
+        if not adapter.touches(t.name):
+            continue
+        info = checkpoint.tensors[t.name]
+        start, source = read_all(info).ravel(), adapter.source(t.name, FileSource(info))
+        try:
+            delta = decode(source.read(0, t.size), source.dtype).ravel() - start
+        finally:
+            source.close()
+        if not np.isfinite(delta).all():
+            raise ValueError(f"expert {name!r}: tensor {t.name!r} holds NaN or infinite values")
+        if len(t.shape) > 1:
+            distance, norm = distance + float(delta @ delta), norm + float(start @ start)
+        row[t.start : t.stop] = delta
+    ratio = float(np.sqrt(distance / max(norm, 1e-30)))
+    if not row.any():
+        raise ValueError(f"expert {name!r} equals the base; there is nothing to merge")
+    if ratio > far:
+        raise ValueError(
+            f"expert {name!r} is {ratio:.2f} of the base's norm away from it: trained on another base, or diverged"
+        )
