@@ -24,6 +24,7 @@ from benchmarks.flow_process import (
     left_by,
     one_line,
     records_of,
+    telling,
     wait_until,
 )
 from benchmarks.warm import NOTE, Warm
@@ -164,7 +165,7 @@ def torn_part(flow: str, seed: int, count: int) -> Outcome:
         if code:
             refused += 1
             if not (one_line(output) and path.name in output):
-                failures.append(f"{path}: {output[-500:]}")
+                failures.append(f"{path}: {telling(output)}")
             path.unlink(missing_ok=True)
         result_of(here, smoke(flow), whole, failures)
     return outcome(trials, failures) | {"refused": float(refused)}

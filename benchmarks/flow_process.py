@@ -245,6 +245,12 @@ def intact(folder: Path) -> tuple[int, list[str]]:
     return count, faults
 
 
+def telling(output: str, most: int = 1500) -> str:
+    """The part of an output that says what went wrong: from the first traceback on, else its end."""
+    at = output.find("Traceback")
+    return output[-most:] if at < 0 else output[max(0, at - 300) : at + most]
+
+
 def one_line(output: str) -> bool:
     """Whether a failed command said why in one line and showed no traceback."""
     lines = [line for line in output.splitlines() if line.startswith("error:")]
