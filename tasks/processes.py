@@ -19,9 +19,13 @@ PR_SET_PDEATHSIG = 1  # prctl(2): the signal a process gets when the one that ma
 class ProcessRunner(ProcessPoolTaskRunner):
     """Prefect's pool; when the flow is stopped or fails, its workers are ended at once instead of waited for."""
 
+    def __enter__(self) -> "ProcessRunner":
+        self._others = set(multiprocessing.active_children())
+        return super().__enter__()
+
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         if exc_type is not None:  # unfinished stages keep their checkpoints
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - self._others:
                 process.kill()
         super().__exit__(exc_type, exc_value, traceback)
 
@@ -43,7 +47,7 @@ def begin_worker(flow: int, threads: int) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # strictly, when the thread that made it is gone: one of the pool, which lives as long
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != flow:  # it ended before it could be noticed
         os._exit(1)

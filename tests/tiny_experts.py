@@ -7,8 +7,13 @@ import numpy as np
 import torch
 
 from core.data.examples import Examples, Splits
+from core.merge.basis import in_basis
+from core.merge.candidate import InMemoryModel
 from core.merge.experts import ExpertConfig, load_expert, train_expert
+from core.merge.fitness import Fitness
 from core.merge.objectives import EncoderObjective
+from core.merge.problem import MergeProblem
+from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.task_vectors import task_vectors
 from core.models.load import load_encoder
 from core.models.train import TrainConfig
@@ -93,3 +98,11 @@ def world(root: Path) -> World:
     base, cache = base_folder(root / "base"), Cache(root / "cache")
     folders = {t.name: train_expert(t, base, CONFIG, cache) for t in tasks()}
     return World(base, folders, cache)
+
+
+def problem(world: World) -> MergeProblem:
+    """The search problem of the world's three experts, a coefficient for every expert and layer."""
+    vectors = in_basis(world.vectors, "raw", world.cache)
+    space = RecipeSpace(vectors, SpaceConfig(basis="raw", granularity="layers"))
+    fitness = Fitness(InMemoryModel(world.encoder(), vectors, space.groups), world.objectives(), batch=15, seed=3)
+    return MergeProblem(fitness, space, [0, 1, 2], vectors, world.folders, world.base)

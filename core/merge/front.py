@@ -57,7 +57,7 @@ class Front:
 
 
 def preference_weights(tasks: tuple[str, ...], preference: Mapping[str, float]) -> np.ndarray:
-    """Weights [tasks] that sum to one; tasks that are not named weigh as much as a weight of 1 says.
+    """Weights [tasks] scaled to a sum of one; before that, tasks that are not named weigh 1.
 
     Raises:
         ValueError: an unknown task, a negative weight, or no task with a weight.

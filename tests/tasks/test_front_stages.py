@@ -5,14 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from core.merge.basis import in_basis
-from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig
-from core.merge.fitness import Fitness
 from core.merge.front import Front
-from core.merge.problem import MergeProblem
 from core.merge.recipe import load_recipe
-from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.solver import SolverConfig
 from tasks import build_subproblems, choose_recipe, evolve_recipes
 from tasks.stage import Artifact, Output
@@ -27,18 +22,11 @@ def world(tmp_path_factory):
     return te.world(tmp_path_factory.mktemp("world"))
 
 
-def problem(world) -> MergeProblem:
-    vectors = in_basis(world.vectors, "raw", world.cache)
-    space = RecipeSpace(vectors, SpaceConfig(basis="raw", granularity="layers"))
-    fitness = Fitness(InMemoryModel(world.encoder(), vectors, space.groups), world.objectives(), batch=15, seed=3)
-    return MergeProblem(fitness, space, [0, 1, 2], vectors, world.folders, world.base)
-
-
 @pytest.fixture
 def run(world, tmp_path, monkeypatch):
     """Calls a stage's body on the tiny experts: (stage, name of the folder, configuration, inputs) -> artifact."""
     for module in (build_subproblems, evolve_recipes):
-        monkeypatch.setattr(module, "merge_problem", lambda *_: problem(world))
+        monkeypatch.setattr(module, "merge_problem", lambda *_: te.problem(world))
         monkeypatch.setattr(module, "experts_of", lambda _: [])
 
     def call(stage, name, config, **inputs):

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 
 from core.merge.baselines import plain_search
-from core.merge.basis import in_basis
-from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig, emfto
-from core.merge.fitness import Fitness
 from core.merge.population import PopulationFitness
-from core.merge.problem import MergeProblem, ProblemConfig
-from core.merge.recipe_space import RecipeSpace, SpaceConfig
+from core.merge.problem import ProblemConfig
 from core.merge.solver import SolverConfig
 from core.transfer.budget import Budget
 from tasks import population
@@ -27,13 +23,6 @@ def world(tmp_path_factory):
     return te.world(tmp_path_factory.mktemp("world"))
 
 
-def problem(world) -> MergeProblem:
-    vectors = in_basis(world.vectors, "raw", world.cache)
-    space = RecipeSpace(vectors, SpaceConfig(basis="raw", granularity="layers"))
-    fitness = Fitness(InMemoryModel(world.encoder(), vectors, space.groups), world.objectives(), batch=15, seed=3)
-    return MergeProblem(fitness, space, OWNERS, vectors, world.folders, world.base)
-
-
 class Elsewhere:
     """Stands for workers: they have a problem of their own and get nothing but what is sent."""
 
@@ -47,14 +36,14 @@ class Elsewhere:
 
 @pytest.mark.parametrize("method", ["cma", "emfto"])
 def test_the_search_is_the_same(world, monkeypatch, method):
-    opened = problem(world)
+    opened = te.problem(world)
     monkeypatch.setattr(population, "_opened", lambda place: opened)
     nowhere = Artifact(name="base", path="", sha256="")
     place = population.ProblemPlace(base=nowhere, experts={}, config=ProblemConfig())
 
     def run(executor):
         budget = Budget("task_examples", 2600)
-        own = problem(world)
+        own = te.problem(world)
         fitness, space = population.on_workers(own.fitness, place, executor), own.space
         if method == "cma":
             return plain_search("cma", fitness, space, budget, SOLVER, seed=1), budget, fitness
@@ -78,6 +67,6 @@ def test_the_search_is_the_same(world, monkeypatch, method):
 
 
 def test_this_process_needs_no_detour(world):
-    own = problem(world).fitness
+    own = te.problem(world).fitness
     place = population.ProblemPlace(base=Artifact(name="b", path="", sha256=""), experts={}, config=ProblemConfig())
     assert population.on_workers(own, place, Here()) is own
