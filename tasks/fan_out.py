@@ -9,6 +9,7 @@ computed again elsewhere and takes up its own checkpoints.
 """
 
 from collections.abc import Hashable, Mapping
+from concurrent.futures import BrokenExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,10 @@ from tasks.spool import now_ms
 from tasks.stage import Artifact, Stage
 
 K = TypeVar("K", bound=Hashable)
+LOST_WORKER = (
+    "a worker process was ended from outside (short of memory?), which ends the others; finished stages are kept, "
+    "and the same command continues, with fewer workers if memory was short (--runner processes:N)"
+)
 
 
 class Remote:
@@ -42,6 +47,9 @@ class Remote:
         """Wait; the worker's records are told to the flow's run."""
         try:
             artifact, records = self.future.result()
+        except BrokenExecutor as error:
+            self._tell_failure(error)
+            raise RuntimeError(LOST_WORKER) from error
         except BaseException as error:
             self._tell_failure(error)
             raise

@@ -1,8 +1,10 @@
 """Worker processes of a fan-out: side by side, the same artifacts, and none of them outlives its flow."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -74,6 +76,22 @@ def test_an_error_is_told_and_the_other_stage_is_kept(home, marks):
     with pytest.raises(ValueError, match=r"0.1 s is no nap"):
         naps(str(marks), [0.1, 0.5])
     assert Cache().find("nap", nap.key(Nap(seconds=0.5, marks=str(marks)), {})) is not None
+
+
+def test_a_worker_ended_from_outside_is_said_with_the_remedy(home, marks):
+    from tests.tasks.process_stages import naps
+
+    def kill():
+        while not workers(marks):
+            time.sleep(0.05)
+        os.kill(workers(marks)[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RuntimeError, match=r"ended from outside .* the same command continues"):
+        naps(str(marks), [60.0, 61.0])
+    killer.join()
+    assert gone(workers(marks), 5)
 
 
 def test_a_stopped_flow_ends_its_workers_at_once(home, marks):
