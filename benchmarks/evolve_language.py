@@ -28,8 +28,8 @@ from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig
 from core.merge.experts import Expert, load_expert
 from core.merge.fitness import Clock, Fitness
-from core.merge.language import in_memory, language_objectives, language_problem, own_scores
-from core.merge.problem import MergeProblem, ProblemConfig
+from core.merge.language import in_memory, language_objectives, language_problem
+from core.merge.problem import MergeProblem, ProblemConfig, own_scores
 from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC, static_deltas

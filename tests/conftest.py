@@ -10,6 +10,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole flows and benchmarks first: begun last, the longest file would run alone beside an idle process."""
+    slow = ("flows", "tasks", "benchmarks")
+    items.sort(key=lambda item: Path(item.nodeid).parts[1] not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_environment(tmp_path_factory):
     """Tests never touch the user's home: caches, tracking database and Prefect state go to a session folder.

@@ -42,7 +42,7 @@ def plain_search(
     checkpoint: Path | None = None,
 ) -> Outcome:
     """One optimizer on the full problem, started at the tuned static recipe of the basis."""
-    start, start_answer = tune_static(fitness, space, budget)
+    start, start_answer = tune_static(fitness, space, budget, config)
     scale = float(np.abs(start).mean())
     box = space.box(start, config.step * scale)
     settings: dict[str, Any] = {}

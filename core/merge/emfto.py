@@ -135,7 +135,7 @@ def _key(fitness: Fitness, space: RecipeSpace, budget: Budget, config: EmftoConf
 
 
 def _begin(fitness, space, budget, config, owners, seed, priors) -> State:
-    start, answer = tune_static(fitness, space, budget)
+    start, answer = tune_static(fitness, space, budget, config.solver)
     names = [None if o is None else space.experts[o] for o in owners]
     scale = float(np.abs(start).mean())
     planner = Planner(

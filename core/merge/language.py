@@ -18,7 +18,7 @@ from core.merge.experts import Expert, check_tasks
 from core.merge.fitness import Fitness
 from core.merge.objectives import Scored
 from core.merge.objectives_lm import GenerationObjective, LikelihoodObjective
-from core.merge.problem import MergeProblem, ProblemConfig
+from core.merge.problem import MergeProblem, ProblemConfig, own_scores
 from core.merge.recipe_space import RecipeSpace
 from core.merge.task_vectors import TaskVectors
 from core.state import Cache
@@ -118,16 +118,3 @@ def in_memory(network: Any, vectors: TaskVectors, groups: Sequence[int], dtype: 
         owner, _, own = name.rpartition(".")
         setattr(network.get_submodule(owner), own, buffer)
     return model
-
-
-def own_scores(model: InMemoryModel, tasks: Mapping[str, LanguageObjective]) -> dict[str, float]:
-    """Share of right answers of each task's own expert (``model`` on raw task vectors)."""
-    groups = 1 + max(group for group, *_ in model.slices)
-    found = {}
-    for row, name in enumerate(model.vectors.names):
-        if name in tasks:
-            alone = np.zeros((len(model.vectors.names), groups))
-            alone[row] = 1.0
-            hits = tasks[name].judge(model.write(alone), np.arange(tasks[name].size)).correct
-            found[name] = float(hits.mean())
-    return found

@@ -14,7 +14,7 @@ from core.merge.batched import together
 from core.merge.candidate import InMemoryModel
 from core.merge.experts import Expert, check_tasks
 from core.merge.fitness import Fitness
-from core.merge.objectives import EncoderObjective, score_encoder
+from core.merge.objectives import Objective
 from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.suite import objectives
 from core.merge.task_vectors import TaskVectors, task_vectors
@@ -74,7 +74,7 @@ def merge_problem(
     dtype = getattr(torch, resolve_dtype(config.precision, encoder.device.type))
     vectors = in_basis(raw, config.space.basis, cache)
     space = RecipeSpace(vectors, config.space)
-    for task, value in individual_scores(InMemoryModel(encoder, raw, space.groups, dtype), tasks).items():
+    for task, value in own_scores(InMemoryModel(encoder, raw, space.groups, dtype), tasks).items():
         tasks[task].reference = max(value, 1e-6)
     model = InMemoryModel(encoder, vectors, space.groups, dtype)
     size = min(config.batch, min(t.size for t in tasks.values()))
@@ -83,7 +83,7 @@ def merge_problem(
     return MergeProblem(fitness, space, owners, raw, folders, Path(base))
 
 
-def individual_scores(model: InMemoryModel, tasks: Mapping[str, EncoderObjective]) -> dict[str, float]:
+def own_scores(model: InMemoryModel, tasks: Mapping[str, Objective]) -> dict[str, float]:
     """Share of right answers of each task's own expert (``model`` on raw task vectors)."""
     groups = 1 + max(group for group, *_ in model.slices)
     found = {}
@@ -91,6 +91,5 @@ def individual_scores(model: InMemoryModel, tasks: Mapping[str, EncoderObjective
         if name in tasks:
             alone = np.zeros((len(model.vectors.names), groups))
             alone[row] = 1.0
-            wanted = {name: np.arange(tasks[name].size)}
-            found[name] = float(score_encoder(model.write(alone), {name: tasks[name]}, wanted)[name].correct.mean())
+            found[name] = float(tasks[name].score(model.write(alone), np.arange(tasks[name].size)).mean())
     return found

@@ -37,6 +37,9 @@ class SolverConfig(Config):
     racing_z: float = Field(1.65, gt=0, description="standard errors below the parents at which a candidate is dropped")
     restart_after: int = Field(12, ge=0, description="generations without a better mean until a restart with half step")
     finalists: int = Field(4, ge=1, description="recipes scored on the whole validation data at the end")
+    start_share: float = Field(
+        0.1, ge=0, lt=1, description="part of the budget for tuning the static start beyond one mini-batch a scale"
+    )
 
 
 @dataclass
@@ -61,26 +64,46 @@ class Outcome:
 
 
 def tune_static(
-    fitness: Fitness, space: RecipeSpace, budget: Budget, scales: Sequence[float] | None = None
+    fitness: Fitness, space: RecipeSpace, budget: Budget, config: SolverConfig, scales: Sequence[float] | None = None
 ) -> tuple[np.ndarray, Answer]:
-    """The best uniform recipe of the basis on one mini-batch, then scored on the whole validation data.
+    """The best uniform recipe of the basis, by successive halving, then scored on the whole validation data.
 
-    It becomes the control variate of the fitness, and the start of every search.
+    Every scale is scored on one mini-batch, the better half on two further ones, of these the better half on four
+    more, until one is left or ``start_share`` of the budget is spent (Karnin et al., ICML 2013). The winner becomes the
+    control variate of the fitness, and the start of every search.
 
     Raises:
-        ValueError: the budget does not afford it.
+        ValueError: the budget does not afford it, or every scale failed.
     """
     scales = scales or SCALES.get(space.config.basis, OTHER_SCALES)
     need = len(scales) * fitness.price + fitness.validation_size
     if not budget.affords(need):
         raise ValueError(f"tuning the static start takes {need} task-examples, the budget leaves {budget.left:g}")
     recipes = [np.full(space.shape, float(s)) for s in scales]
-    answers = [fitness.evaluate(r, 0) for r in recipes]
-    budget.spend(sum(a.cost for a in answers))
-    best = recipes[int(np.nanargmax([a.mean for a in answers]))]
+    share = np.inf if budget.limit is None else config.start_share * budget.limit
+    best = recipes[_halved(fitness, recipes, budget, min(share, budget.left - fitness.validation_size))]
     answer = fitness.set_control(best)
     budget.spend(answer.cost)
     return best, answer
+
+
+def _halved(fitness: Fitness, recipes: Sequence[np.ndarray], budget: Budget, limit: float) -> int:
+    """Index of the recipe that successive halving leaves, or that leads when ``limit`` task-examples are spent."""
+    seen: list[list[float]] = [[] for _ in recipes]
+    lead, left, spent, round_, batches = 0, list(range(len(recipes))), 0.0, 0, 1
+    while len(left) > 1 and (not round_ or spent + len(left) * batches * fitness.price <= limit):
+        for i in left:
+            answers = [fitness.evaluate(recipes[i], round_ + k) for k in range(batches)]
+            seen[i] += [a.mean for a in answers]
+            cost = sum(a.cost for a in answers)
+            budget.spend(cost)
+            spent += cost
+        round_, batches = round_ + batches, 2 * batches
+        left = sorted((i for i in left if np.isfinite(seen[i]).all()), key=lambda i: -np.mean(seen[i]))
+        if not left:
+            raise ValueError("no scale of the static start has a score: every one of them gave NaN")
+        lead, left = left[0], left[: (len(left) + 1) // 2]
+    return lead
 
 
 class Evaluator:

@@ -6,7 +6,7 @@ import pytest
 from core.merge.baselines import SEARCHES
 from core.merge.emfto import EmftoConfig
 from core.merge.landscape import artificial_problem
-from core.merge.solver import SolverConfig
+from core.merge.solver import SolverConfig, tune_static
 from core.transfer.budget import Budget
 
 CONFIG = EmftoConfig(form_candidates=2, solver=SolverConfig(finalists=2))
@@ -49,3 +49,31 @@ def test_searches_gain_over_the_static_start_on_average():
     for method in ("emfto", "cold_cma"):
         gains = [land.truth(o.coefficients) - land.truth(o.start) for land, o, _ in (run(method, s) for s in range(4))]
         assert np.mean(gains) > 0.3, method
+
+
+def tuned(seed, budget, **settings):
+    fitness, space = artificial_problem(4, "global", seed, size=200, batch=8)
+    spent = Budget("task_examples", budget)
+    start, answer = tune_static(fitness, space, spent, SolverConfig(**settings))
+    assert answer.cost == fitness.validation_size
+    return fitness.landscape.truth(start), spent.spent - answer.cost
+
+
+def test_the_static_start_is_tuned_on_more_examples_where_the_budget_allows():
+    few = [tuned(s, 50_000, start_share=0.0) for s in range(12)]
+    many = [tuned(s, 50_000) for s in range(12)]
+    scales, price = 6, 4 * 8
+    assert {cost for _, cost in few} == {scales * price}  # one mini-batch a scale
+    assert {cost for _, cost in many} == {(scales * 1 + 3 * 2 + 2 * 4) * price}  # six, three, two, one
+    assert np.mean([score for score, _ in many]) > np.mean([score for score, _ in few])
+
+
+def test_a_scale_without_a_score_is_not_the_start():
+    fitness, space = artificial_problem(4, "global", 0, size=100, batch=16)
+    honest = fitness.landscape.margins
+    fitness.landscape.margins = lambda a: honest(a) * (np.nan if a.max() > 0.7 else 1.0)
+    start, _ = tune_static(fitness, space, Budget("task_examples", 5000), SolverConfig())
+    assert start.max() <= 0.7
+    fitness.landscape.margins = lambda a: honest(a) * np.nan
+    with pytest.raises(ValueError, match="every one of them gave NaN"):
+        tune_static(fitness, space, Budget("task_examples", 5000), SolverConfig())

@@ -92,7 +92,7 @@ def test_causal_models_are_searched_like_encoders(tmp_path):
         InMemoryModel(base.model, vectors, space.groups), {"mood": likelihood(base.tokenizer), "say": say}, 2
     )
     budget, config = Budget("task_examples", 120), SolverConfig(finalists=1, racing_parts=1)
-    start, _ = tune_static(fitness, space, budget, scales=(0.3, 0.6))
+    start, _ = tune_static(fitness, space, budget, config, scales=(0.3, 0.6))
     optimizer = OPTIMIZERS.get("cma")(space.box(start, 0.2), seed=0)
     result = run_search(optimizer, Evaluator(fitness, space, config), budget, config)
     assert result.best is not None

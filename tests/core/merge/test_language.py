@@ -17,8 +17,8 @@ from core.merge.emfto import EmftoConfig
 from core.merge.engine import merge
 from core.merge.experts import load_expert
 from core.merge.fitness import Racing, race
-from core.merge.language import in_memory, language_problem, own_scores
-from core.merge.problem import ProblemConfig
+from core.merge.language import in_memory, language_problem
+from core.merge.problem import ProblemConfig, own_scores
 from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.solver import SolverConfig
 from core.merge.static import static_deltas, static_methods
