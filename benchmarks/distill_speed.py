@@ -21,7 +21,7 @@ from core.distill.distiller import DistillConfig, distill
 from core.distill.interface import LossSpec
 from core.distill.prompts import task_prompt
 from core.distill.signals import Signals, compute_signals
-from core.distill.students import MINILM, SMOLLM2_8, answers
+from core.distill.students import MINILM, SMOLLM2_6, SMOLLM2_8, answers
 from core.distill.teachers import MINILM as MINILM_TEACHER
 from core.distill.teachers import MPNET, SMOLLM2, build
 from core.distill.transfer_set import transfer_set
@@ -35,6 +35,7 @@ MODULES = ("core.distill.distiller", "core.distill.signals", "core.models.train"
 PAIRS = {
     "mpnet to minilm": (MPNET, MINILM),
     "smollm2 to minilm": (SMOLLM2, MINILM),
+    "smollm2 to its first 6 layers": (SMOLLM2, SMOLLM2_6),
     "smollm2 to its first 8 layers": (SMOLLM2, SMOLLM2_8),
     "minilm to minilm": (MINILM_TEACHER, MINILM),
 }
@@ -45,7 +46,7 @@ def cells(size: str) -> list[Cell]:
     texts, repeats = (32, 1) if size == "smoke" else (256, 3)
     pair = "minilm to minilm" if size == "smoke" else "mpnet to minilm"
     made = [Cell(m, {"pair": pair, "texts": texts, "epochs": EPOCHS}, r, MODULES) for r in range(repeats) for m in WAYS]
-    serving = [pair] if size == "smoke" else list(PAIRS)[:3]
+    serving = [pair] if size == "smoke" else list(PAIRS)[:4]
     return made + [Cell("serve", {"pair": p, "texts": texts}, r, MODULES) for p in serving for r in range(repeats)]
 
 
@@ -154,7 +155,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         ratio("times a Trainer fed the same cached logits, signals not counted on either side", 1.0,
               median("trainer, cached logits", "seconds", pair), median("distil, cached logits", "seconds", pair)),
     ]  # fmt: skip
-    for name in list(PAIRS)[:3]:
+    for name in list(PAIRS)[:4]:
         served = [median("serve", f"{who} texts a second", name) for who in ("student", "teacher")]
         least = 5.0 if name != "smollm2 to its first 8 layers" else 4.0
         made.append(ratio(f"{name}: the student serves times the teacher's texts a second", least, *served))

@@ -69,7 +69,7 @@ class DistillForm(Form):
         None, description="smollm2, minilm, mpnet (405 MB), or any asset, folder, hub repository (empty: by size)"
     )
     student: str | None = Field(
-        None, description="minilm, minilm3 (first layers), smollm2-8, or any asset, folder (empty: by size)"
+        None, description="minilm, minilm3, smollm2-8 or -6 (first layers), or any asset, folder (empty: by size)"
     )
     splits: Literal["drawn", "lmbff"] = Field("drawn", description="draw the few, or take LM-BFF's published files")
     tuning: Literal["full", "lora", "prompt"] = Field("full", description="what of the teacher is trained")

@@ -19,7 +19,8 @@ from core.transfer.budget import Budget
 MINILM = ModelConfig(asset="all-minilm-l6-v2")
 MINILM_3 = ModelConfig(asset="all-minilm-l6-v2", layers=3)
 SMOLLM2_8 = ModelConfig(asset="smollm2-135m-instruct", kind="causal", layers=8)
-STUDENTS = {"minilm": MINILM, "minilm3": MINILM_3, "smollm2-8": SMOLLM2_8}
+SMOLLM2_6 = ModelConfig(asset="smollm2-135m-instruct", kind="causal", layers=6)
+STUDENTS = {"minilm": MINILM, "minilm3": MINILM_3, "smollm2-8": SMOLLM2_8, "smollm2-6": SMOLLM2_6}
 
 FINE_TUNING = TrainConfig(lr=5e-5, epochs=15, batch_size=8)
 PAIRS = TrainConfig(lr=2e-5, steps=100, batch_size=16, schedule="linear")
