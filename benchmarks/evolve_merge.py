@@ -9,11 +9,12 @@ the best accuracy on all validation examples. Static operators are tuned on all 
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ from core.data.tasks import TaskError
 from core.evaluate.benchmark import Benchmark, Cell, main
 from core.evaluate.rows import Row
 from core.hashing import content_key
+from core.merge.align import Head, embed
 from core.merge.baselines import SEARCHES, greedy_soup
 from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig
 from core.merge.experts import Expert, ExpertConfig, load_expert, train_expert
 from core.merge.landscape import artificial_problem
-from core.merge.objectives import mixed_batches, score_encoder
+from core.merge.objectives import mixed_batches
 from core.merge.predictors import PREDICTORS
 from core.merge.problem import MergeProblem, ProblemConfig, merge_problem, own_scores
 from core.merge.recipe_space import SpaceConfig
@@ -121,7 +123,7 @@ def problem_of(names: tuple[str, ...], granularity: str, seed: int, together: in
 
 
 class Tester:
-    """Scores recipes on every available test row; answers are kept by recipe."""
+    """Scores recipes on every available test row; embeddings are kept by recipe."""
 
     def __init__(self, names: tuple[str, ...]):
         from core.models.load import load_encoder
@@ -131,19 +133,23 @@ class Tester:
         self.encoder.max_length = ExpertConfig().max_length
         limit = 200 if names[0] in SMOKE else None
         self.tasks = objectives(self.encoder, found.experts, "test", limit)
-        self.probes = objectives(self.encoder, found.experts, "test", limit, probe=True)
-        self.wanted = {t: np.arange(o.size) for t, o in self.tasks.items()}
-        self.batches = mixed_batches(self.tasks, self.wanted, self.encoder.device)
+        wanted = {t: np.arange(o.size) for t, o in self.tasks.items()}
+        self.batches = mixed_batches(self.tasks, wanted, self.encoder.device)
         self.individual: dict[str, float] = {}
-        self._kept: dict[str, dict[str, float]] = {}
+        self._kept: dict[str, dict[str, np.ndarray]] = {}
 
-    def accuracy(self, model: InMemoryModel, coefficients: np.ndarray, probe: bool = False) -> dict[str, float]:
-        key = content_key(model.vectors.sha256, np.asarray(coefficients), model.slices, probe)
+    def accuracy(
+        self, model: InMemoryModel, coefficients: np.ndarray, heads: Mapping[str, Head] = MappingProxyType({})
+    ) -> dict[str, float]:
+        """Test accuracy of a recipe by task, with aligned heads where some are given."""
+        key = content_key(model.vectors.sha256, np.asarray(coefficients), model.slices)
         if key not in self._kept:
-            network = model.write(coefficients)
-            scored = score_encoder(network, self.probes if probe else self.tasks, self.wanted, self.batches)
-            self._kept[key] = {t: float(s.correct.mean()) for t, s in scored.items()}
-        return self._kept[key]
+            self._kept[key] = embed(model.write(coefficients), self.tasks, self.batches)
+        found = {}
+        for t, x in self._kept[key].items():
+            head = heads.get(t) or Head(self.tasks[t].weight, self.tasks[t].bias)
+            found[t] = float((head.logits(x).argmax(axis=1) == self.tasks[t].labels).mean())
+        return found
 
     def normalised(self, accuracy: dict[str, float]) -> dict[str, float]:
         return {t: 100 * accuracy[t] / self.individual[t] for t in accuracy}
@@ -182,10 +188,12 @@ def measure(cell: Cell) -> list[Row]:
     return special.get(cell.method, static)(cell, names)
 
 
-def score_rows(cell: Cell, names: tuple[str, ...], accuracy: dict[str, float], spent: dict[str, float]) -> list[Row]:
+def score_rows(
+    cell: Cell, names: tuple[str, ...], accuracy: dict[str, float], spent: dict[str, float], prefix: str = ""
+) -> list[Row]:
     normalised = tester(names).normalised(accuracy)
-    rows = [cell.row(f"normalised {t}", v, spent, "test") for t, v in normalised.items()]
-    return [cell.row("normalised", float(np.mean(list(normalised.values()))), spent, "test"), *rows]
+    rows = [cell.row(f"{prefix}normalised {t}", v, spent, "test") for t, v in normalised.items()]
+    return [cell.row(f"{prefix}normalised", float(np.mean(list(normalised.values()))), spent, "test"), *rows]
 
 
 def searched(cell: Cell, names: tuple[str, ...], source: RelationGraph | None = None, method: str = "") -> list[Row]:
@@ -196,11 +204,14 @@ def searched(cell: Cell, names: tuple[str, ...], source: RelationGraph | None = 
         problem.fitness, problem.space, budget, SEARCH, problem.owners, seed=cell.seed, source=source
     )
     seconds = time.process_time() - started
-    accuracy = tester(names).accuracy(problem.fitness.model, outcome.coefficients)
-    start = tester(names).normalised(tester(names).accuracy(problem.fitness.model, outcome.start))
+    found = {}
+    for which, recipe in (("", outcome.coefficients), ("start", outcome.start)):
+        for aligned, heads in (("own heads", {}), ("", problem.fitness.heads(recipe))):
+            found[f"{which} {aligned}".strip()] = tester(names).accuracy(problem.fitness.model, recipe, heads)
+    accuracy = found.pop("")
     facts = {
         "validation": 100 * outcome.validation.mean,
-        "start": float(np.mean(list(start.values()))),
+        **{k: float(np.mean(list(tester(names).normalised(a).values()))) for k, a in found.items()},
         "candidates": float(len(outcome.answers)),
         "forms": float(outcome.facts.get("forms", 0)),
         "cpu_seconds": seconds,
@@ -223,14 +234,17 @@ def artificial(cell: Cell) -> list[Row]:
 
 
 def static(cell: Cell, names: tuple[str, ...]) -> list[Row]:
-    """Static operators with the scale tuned on the whole validation data, the best single expert, the frozen probe."""
+    """Static operators, their scale tuned on the whole validation data: with the experts' heads, and with aligned ones.
+
+    Also the best single expert and the frozen probe.
+    """
     problem = problem_of(names, "global", cell.seed)
     fitness, spent = problem.fitness, Budget("task_examples")
     dtype = fitness.model.dtype
     if cell.method == "frozen_probe":
         base = InMemoryModel(fitness.model.model, problem.raw, problem.space.groups, dtype)
-        zero = np.zeros(problem.space.shape)
-        return score_rows(cell, names, tester(names).accuracy(base, zero, probe=True), {})
+        probes = {e.task: Head(*e.head(probe=True)) for e in world(names).experts}
+        return score_rows(cell, names, tester(names).accuracy(base, np.zeros(problem.space.shape), probes), {})
     if cell.method == "best_single":
         vectors, tried = problem.raw, [np.eye(len(names))[:, [i]] for i in range(len(names))]
     else:
@@ -238,19 +252,24 @@ def static(cell: Cell, names: tuple[str, ...]) -> list[Row]:
         vectors = static_deltas(problem.raw, chosen, seed=0)
         tried = [np.full((1, 1), s) for s in STATIC[cell.method].scales]
     fitness.model = InMemoryModel(fitness.model.model, vectors, problem.space.groups, dtype)
-    answers = [fitness.full(c) for c in tried]
-    spent.spend(sum(a.cost for a in answers))
-    best = int(np.argmax([a.mean for a in answers]))
-    accuracy = tester(names).accuracy(fitness.model, tried[best])
-    scale = float(np.max(tried[best]))
-    rows = [cell.row("scale", scale), cell.row("validation", 100 * answers[best].mean)]
-    return score_rows(cell, names, accuracy, dict(spent.counts)) + rows
+    targets, rows = fitness.targets, []
+    for prefix, wanted in (("", {}), ("aligned ", targets)):
+        fitness.targets = wanted
+        answers = [fitness.full(c) for c in tried]
+        spent.spend(sum(a.cost for a in answers))
+        best = int(np.argmax([a.mean for a in answers]))
+        accuracy = tester(names).accuracy(fitness.model, tried[best], fitness.heads(tried[best]))
+        rows += score_rows(cell, names, accuracy, dict(spent.counts), prefix)
+        rows.append(cell.row(f"{prefix}scale", float(np.max(tried[best]))))
+        rows.append(cell.row(f"{prefix}validation", 100 * answers[best].mean))
+    return rows
 
 
 def soup(cell: Cell, names: tuple[str, ...]) -> list[Row]:
     problem, spent = problem_of(names, "global", cell.seed), Budget("task_examples")
     fitness = problem.fitness
     fitness.model = InMemoryModel(fitness.model.model, problem.raw, problem.space.groups, fitness.model.dtype)
+    fitness.targets = {}
     recipe, _ = greedy_soup(fitness, problem.space, spent)
     return score_rows(cell, names, tester(names).accuracy(fitness.model, recipe), dict(spent.counts))
 

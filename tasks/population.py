@@ -1,13 +1,14 @@
 """A generation of merge candidates scored side by side on workers (see :mod:`core.merge.population`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from pydantic import Field
 
 from core.config import Config
+from core.merge.align import Head
 from core.merge.fitness import Clock, Fitness
 from core.merge.objectives import Scored
 from core.merge.population import PopulationFitness
@@ -27,11 +28,12 @@ class ProblemPlace(Config):
 
 @dataclass(frozen=True)
 class Piece:
-    """One candidate's work: its coefficients [n, g], the round, and how many pieces the mini-batch has."""
+    """One candidate's work: its coefficients [n, g], the round, the pieces of its mini-batch, and aligned heads."""
 
     coefficients: np.ndarray
     round: int
     pieces: int
+    heads: dict[str, Head] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=1)
@@ -46,6 +48,7 @@ def score(place: str, piece: Piece) -> tuple[list[dict[str, Scored]], Clock]:
     """Per-example scores of every part of the round's mini-batch, and the seconds they took."""
     fitness = _opened(place).fitness
     fitness.clock = Clock()
+    fitness.use(piece.heads)
     (parts,) = fitness.in_pieces([piece.coefficients], piece.round, piece.pieces)
     return list(parts), fitness.clock
 
@@ -60,7 +63,9 @@ class OnWorkers:
     def __call__(
         self, fitness: Fitness, candidates: Sequence[np.ndarray], round_: int, parts: int
     ) -> list[list[dict[str, Scored]]]:
-        answers = self.executor.map(score, [Piece(c, round_, parts) for c in candidates], self.place)
+        tasks = {t: fitness.objectives[t] for t in fitness.targets}
+        heads = {t: Head(o.weight, o.bias) for t, o in tasks.items()}
+        answers = self.executor.map(score, [Piece(c, round_, parts, heads) for c in candidates], self.place)
         for _, clock in answers:
             fitness.clock.add(clock)
         return [scored for scored, _ in answers]

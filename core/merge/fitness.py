@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from core.merge.align import Aligned, Head, align, embed
 from core.merge.candidate import InMemoryModel
-from core.merge.objectives import EncoderObjective, Objective, Scored, mixed_batches, score_all, score_encoder
+from core.merge.objectives import EncoderObjective, Objective, Scored, judge, mixed_batches, score_all, score_encoder
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Fitness:
         seed: order of the validation examples.
         smooth: use margin-smoothed hits; plain hits otherwise.
         blocks: a candidate's fitness is the median of the means over this many parts of its mini-batch.
+        targets: task -> its expert's own logits [n, C] on all examples; then heads are aligned (encoder tasks).
 
     Raises:
         ValueError: no task, or a mini-batch larger than a task's validation set.
@@ -84,6 +86,7 @@ class Fitness:
     smooth: bool = True
     blocks: int = 1
     clock: Clock = field(default_factory=Clock)
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -97,6 +100,7 @@ class Fitness:
         rng = np.random.default_rng(self.seed)
         self.order = {t: rng.permutation(self.objectives[t].size) for t in self.tasks}
         self.control: dict[str, np.ndarray] = {}
+        self.own = {t: Head(self.objectives[t].weight, self.objectives[t].bias) for t in self.targets}
         self._batches: dict[tuple, list] = {}
 
     def _size(self, task: str) -> int:
@@ -173,7 +177,12 @@ class Fitness:
 
     def set_control(self, coefficients: np.ndarray) -> Answer:
         """Score the reference recipe on all validation examples; later answers are differences to it plus its mean."""
-        answer, scored = self._full(coefficients)
+        found = self._aligned(coefficients) if self.targets else None
+        answer, scored = self._full(coefficients, found)
+        if found is not None:
+            self.use({t: aligned.head for t, (_, aligned) in found.items()})
+            labels = {t: self.objectives[t].labels for t in found}
+            scored = {t: judge(aligned.head.logits(x), labels[t]) for t, (x, aligned) in found.items()}
         self.control = {t: self.values(scored[t]) for t in self.tasks}
         return answer
 
@@ -181,9 +190,32 @@ class Fitness:
         """Score a recipe on all validation examples (finalists), by plain hits."""
         return self._full(coefficients)[0]
 
-    def _full(self, coefficients: np.ndarray) -> tuple[Answer, dict[str, Scored]]:
+    def heads(self, coefficients: np.ndarray) -> dict[str, Head]:
+        """The aligned heads of a recipe; none where the experts' own logits are not known."""
+        found = self._aligned(coefficients) if self.targets else {}
+        return {t: aligned.head for t, (_, aligned) in found.items()}
+
+    def use(self, heads: Mapping[str, Head]) -> None:
+        """Score mini-batches with these heads from now on."""
+        for task, head in heads.items():
+            self.objectives[task].weight, self.objectives[task].bias = head.weight, head.bias
+
+    def _aligned(self, coefficients: np.ndarray) -> dict[str, tuple[np.ndarray, Aligned]]:
+        """Task -> its embeddings [n, H] under a recipe, and the head aligned on them."""
+        network, key = self.model.write(coefficients), ("embed",)
+        if key not in self._batches:
+            everything = {t: np.arange(self.objectives[t].size) for t in self.targets}
+            self._batches[key] = mixed_batches(self.objectives, everything, network.device)
+        embedded = embed(network, {t: self.objectives[t] for t in self.targets}, self._batches[key])
+        return {t: (x, align(x, self.targets[t], self.own[t], self.seed)) for t, x in embedded.items()}
+
+    def _full(self, coefficients: np.ndarray, found: dict | None = None) -> tuple[Answer, dict[str, Scored]]:
         wanted = {t: np.arange(self.objectives[t].size) for t in self.tasks}
-        scored = self.forward(coefficients, wanted, ("full",))
+        if self.targets:
+            found = found or self._aligned(coefficients)
+            scored = {t: judge(a.held_out, self.objectives[t].labels) for t, (_, a) in found.items()}
+        else:
+            scored = self.forward(coefficients, wanted, ("full",))
         hits = np.array([scored[t].correct.mean() for t in self.tasks])
         reference = np.array([self.objectives[t].reference for t in self.tasks])
         sizes = np.array([self.objectives[t].size for t in self.tasks])
