@@ -253,8 +253,10 @@ def static(cell: Cell, names: tuple[str, ...]) -> list[Row]:
         tried = [np.full((1, 1), s) for s in STATIC[cell.method].scales]
     fitness.model = InMemoryModel(fitness.model.model, vectors, problem.space.groups, dtype)
     targets, rows = fitness.targets, []
-    for prefix, wanted in (("", {}), ("aligned ", targets)):
+    further = [f * tried[-1] for f in (1.25, 1.5)] if len(tried) > 1 and cell.method != "best_single" else []
+    for prefix, wanted, more in (("", {}, []), ("aligned ", targets, further)):
         fitness.targets = wanted
+        tried += more  # what is aligned bears larger scales
         answers = [fitness.full(c) for c in tried]
         spent.spend(sum(a.cost for a in answers))
         best = int(np.argmax([a.mean for a in answers]))

@@ -13,8 +13,9 @@ from core.merge.recipe_space import SpaceConfig
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC
 from core.transfer.problem import Problem
-from flows.merge import MergeForm, make_experts, merge_statically, quoted, task_names
+from flows.merge import MergeForm, align_config, make_experts, merge_statically, quoted, task_names
 from flows.runtime import transfer_flow
+from tasks.align_heads import align_heads
 from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.choose_recipe import ChooseConfig, choose_recipe
 from tasks.earlier import LATEST, latest
@@ -117,6 +118,7 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
             batch=form.batch,
             validation_examples=form.validation_examples,
             max_length=form.max_length,
+            align=form.align,
             seed=form.seed,
         ),
         search=EmftoConfig(forms_share=form.forms_share, solver=SolverConfig(finalists=2)),
@@ -157,9 +159,11 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     merged |= gather({m: execute_recipe.submit(ExecuteConfig(), evolved=r) for m, r in recipes.items()})
     searches = {m: evolved.get(m, evolved["emfto"]) for m in recipes}
     test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
-    evaluated = evaluate_merges(
-        test, base=base, experts=experts, merged=merged, spent={**dict.fromkeys(merged, tuned), **searches}
-    )
+    aligned = {}
+    if form.align:
+        aligned["aligned"] = align_heads(align_config(form), experts=experts, merged=merged)
+    spent = {**dict.fromkeys(merged, tuned), **searches}
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=spent, **aligned)
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
     if earlier:

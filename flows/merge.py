@@ -13,6 +13,7 @@ from core.models.train import TrainConfig
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
+from tasks.align_heads import SUFFIX, AlignConfig, align_heads
 from tasks.diagnose import DiagnoseConfig, diagnose_experts
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.fan_out import gather
@@ -71,6 +72,9 @@ class MergeForm(Form):
     max_length: int | None = Field(None, ge=8, le=512, description="longest text in tokens (empty: by size)")
     validation_examples: int | None = Field(None, ge=20, description="a task, to choose scales (empty: by size)")
     test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
+    align: bool = Field(
+        True, description="fit the heads to the merged encoder, on the experts' answers to unlabelled validation texts"
+    )
     seed: int = Field(0, ge=0, description="draws, initialisation, batch order, random operators")
     log_examples: bool = LOG_EXAMPLES
 
@@ -131,6 +135,11 @@ def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifac
     )
 
 
+def align_config(form: MergeForm) -> AlignConfig:
+    """How heads are aligned: on the texts that chose the scales."""
+    return AlignConfig(examples=form.validation_examples, max_length=form.max_length, seed=form.seed)
+
+
 def quoted(form: MergeForm, names: list[str], model: str, evaluated: Artifact) -> dict[str, Artifact]:
     """The mistakes of a merged model for the report, where they are asked for."""
     if not form.log_examples:
@@ -151,12 +160,15 @@ def merge(form: MergeForm) -> Artifact:
     names = task_names(form)
     base, experts = make_experts(form, names)
     tuned, merged = merge_statically(form, base, experts)
-    test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
-    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=dict.fromkeys(merged, tuned))
-    package = package_merge(
-        PackageConfig(max_length=form.max_length), tuned=tuned, base=base, experts=experts, merged=merged
+    aligned = (
+        {"aligned": align_heads(align_config(form), experts=experts, merged=merged, tuned=tuned)} if form.align else {}
     )
-    best = "" if is_planning() else best_on_validation(tuned)
+    test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
+    spent = dict.fromkeys(merged, tuned)
+    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=spent, **aligned)
+    packing = PackageConfig(max_length=form.max_length)
+    package = package_merge(packing, tuned=tuned, base=base, experts=experts, merged=merged, **aligned)
+    best = "" if is_planning() else best_on_validation(tuned) + (SUFFIX if form.align else "")
     if not is_planning():
         register_model("merged-encoder", package, evaluated, best)
     facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}

@@ -9,10 +9,12 @@ from safetensors.numpy import save_file
 from core.config import Config
 from core.evaluate.rows import Row
 from core.hashing import code_version
+from core.merge.align import Head
 from core.merge.experts import Expert
 from core.merge.suite import Predictions, objectives, predict, rows_of
 from core.models.load import load_encoder
 from core.progress import progress
+from tasks.align_heads import SUFFIX, aligned_heads, model_folder
 from tasks.merge_static import experts_of
 from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
@@ -38,37 +40,50 @@ def evaluate_merges(
     experts: Mapping[str, Artifact],
     merged: Mapping[str, Artifact],
     spent: Mapping[str, Artifact],
+    aligned: Artifact | None = None,
 ) -> None:
     """Score every model on all tasks' test sets; accuracy, F1, ECE, and accuracy relative to the individual experts.
 
     ``spent``: for each merged model the artifact of the stage that chose its recipe; its budget is the row's.
+    ``aligned``: aligned heads of some merged models, which are scored with them, too.
     """
     found = experts_of(experts)
     results = {PROBE: _of(base, found, config, probe=True), BASE: _of(base, found, config)}
     singles = {e.task: _of(experts[e.task], found, config) for e in found}
     results[CEILING] = {e.task: singles[e.task][e.task] for e in found}
     results |= {f"expert {name}": r for name, r in singles.items()}
+    heads, source = aligned_heads(aligned) if aligned is not None else {}, {m: m for m in merged}
     for name in progress(merged, "test", unit="model"):
         results[name] = _of(merged[name], found, config)
+        if name in heads:
+            source[name + SUFFIX] = name
+            results[name + SUFFIX] = _of(merged[name], found, config, heads=heads[name])
     individual = {t: float(p.correct.mean()) for t, p in results[CEILING].items()}
     rows: list[Row] = []
     for method, r in results.items():
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
-        facts["budget"] = _labels(method, found) | (spent[method].facts()["budget"] if method in merged else {})
-        facts["inputs"] = {"model": merged[method].sha256} if method in merged else {"base": base.sha256}
+        facts["budget"] = _labels(method, found) | (spent[source[method]].facts()["budget"] if method in source else {})
+        facts["inputs"] = {"model": merged[source[method]].sha256} if method in source else {"base": base.sha256}
         rows += rows_of(method, r, individual, **facts)
     out.rows(rows)
     hits = {f"{m}/{t}": p.correct.astype(np.uint8) for m, r in results.items() for t, p in r.items()}
     save_file(hits, out.folder / CORRECT)
-    keep_answers(out.folder, {(m, t): p.probabilities for m in merged for t, p in results[m].items()})
+    keep_answers(out.folder, {(m, t): p.probabilities for m in source for t, p in results[m].items()})
     out.budget({"task_examples": float(sum(h.size for h in hits.values()))})
 
 
-def _of(model: Artifact, experts: list[Expert], config: EvaluateConfig, probe: bool = False) -> dict[str, Predictions]:
-    folder = model.folder / "model" if (model.folder / "model").is_dir() else model.folder
-    encoder = load_encoder(folder)
+def _of(
+    model: Artifact,
+    experts: list[Expert],
+    config: EvaluateConfig,
+    probe: bool = False,
+    heads: Mapping[str, Head] | None = None,
+) -> dict[str, Predictions]:
+    encoder = load_encoder(model_folder(model))
     encoder.max_length = min(config.max_length, encoder.max_length)
     tasks = objectives(encoder, experts, "test", config.test_examples, config.seed, probe)
+    for task, head in (heads or {}).items():
+        tasks[task].weight, tasks[task].bias = head.weight, head.bias
     return predict(encoder, tasks)
 
 

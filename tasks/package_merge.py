@@ -9,6 +9,7 @@ from core.config import Config
 from core.data.licences import licences
 from core.models.classifier import Head, save
 from core.state import write_bytes
+from tasks.align_heads import SUFFIX, aligned_heads
 from tasks.load_model import ASSET
 from tasks.merge_recipe import MODEL
 from tasks.merge_static import best_on_validation, experts_of
@@ -29,22 +30,29 @@ def package_merge(
     base: Artifact,
     experts: Mapping[str, Artifact],
     merged: Mapping[str, Artifact],
+    aligned: Artifact | None = None,
     also: Sequence[Artifact] = (),
 ) -> None:
     """Write the merge that was best on validation, with all heads and label names.
 
+    ``aligned``: its aligned heads, packaged instead of the experts'.
     ``also``: further models whose licences apply (teachers of the experts).
     """
     method = best_on_validation(tuned)
     heads = {}
     found = experts_of(experts)
+    fitted = {} if aligned is None else aligned_heads(aligned)[method]
     for expert in found:
         weight, bias = expert.head()
+        if expert.task in fitted:
+            weight, bias = fitted[expert.task].weight, fitted[expert.task].bias
         heads[expert.task] = Head(weight, bias, expert.definition.labels)
     origin = json.loads((base.folder / ASSET).read_text())
     further = [json.loads((a.folder / ASSET).read_text()) for a in also]
     parts = {origin["name"]: origin["licence"], **{a["name"]: a["licence"] for a in further}}
     terms = licences({**parts, **{e.task: e.definition.licence for e in found}})
-    card = f"# Merged encoder\n\nOne {origin['name']} encoder, {method} merge of experts on {', '.join(heads)}.\n\n"
+    method += SUFFIX if fitted else ""
+    model = merged[best_on_validation(tuned)].folder / MODEL
+    card = f"# Merged encoder\n\nOne {origin['name']} encoder, {method}, merge of experts on {', '.join(heads)}.\n\n"
     write_bytes(out.folder / "README.md", (card + terms.as_markdown()).encode())
-    save(out.folder, merged[method].folder / MODEL, heads, config.max_length, {"method": method})
+    save(out.folder, model, heads, config.max_length, {"method": method})

@@ -15,6 +15,7 @@ from core.merge.front import Front
 from core.merge.relation import RelationGraph
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
+from tasks.align_heads import SUFFIX
 from tasks.build_subproblems import GRAPH
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import FRONT, OUTCOME
@@ -23,9 +24,10 @@ from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
 TEXT = (
-    "One encoder with the experts' heads. Normalised accuracy is test accuracy relative to each task's own expert: 100 "
-    "is their ceiling. Every search had the same budget of validation examples, its forms included, and the recipe was "
-    "selected on validation data."
+    "One encoder with the experts' heads, or with heads aligned to it: fitted to the experts' answers to unlabelled "
+    "texts, as searches score their candidates. Normalised accuracy is test accuracy relative to each task's own "
+    "expert: 100 is their ceiling. Every search had the same budget of validation examples, its forms included, and "
+    "the recipe was selected on validation data."
 )
 
 
@@ -52,7 +54,7 @@ def report_evolution(
     rows = [with_search_budget(r, found) for r in evaluated.rows()]
     tasks = sorted({str(r.settings["task"]) for r in rows} - {"mean"})
     methods = [m for m in dict.fromkeys(r.method for r in rows) if not m.startswith("expert ")]
-    gain = gain_of(hits, rows, tasks, config.transfer, config.without)
+    gain = gain_of(hits, rows, tasks, *(_as_searched(m, methods) for m in (config.transfer, config.without)))
     curves = plots.curves_with_bands(
         {n: ([s for s, _ in f["curve"]], [100 * v for _, v in f["curve"]]) for n, f in found.items() if f["curve"]},
         "task-examples spent",
@@ -88,9 +90,15 @@ def report_evolution(
 
 def with_search_budget(row: Row, found: Mapping[str, dict]) -> Row:
     """The row with the validation examples its search spent beside what it has."""
-    if row.method not in found:
+    search = row.method.removesuffix(SUFFIX)
+    if search not in found:
         return row
-    return row.model_copy(update={"budget": {**row.budget, "task_examples": float(found[row.method]["spent"])}})
+    return row.model_copy(update={"budget": {**row.budget, "task_examples": float(found[search]["spent"])}})
+
+
+def _as_searched(name: str, methods: list[str]) -> str:
+    """The model with the heads it was searched with: aligned ones where there are any."""
+    return name + SUFFIX if name + SUFFIX in methods else name
 
 
 def gain_of(hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], first: str, second: str):

@@ -11,6 +11,7 @@ from core.evaluate.rows import Row, frame
 from core.evaluate.statistics import Interval, bootstrap_mean, holm, mcnemar
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
+from tasks.align_heads import SUFFIX
 from tasks.evaluate_merges import CEILING, CORRECT
 from tasks.merge_static import CHOICE, best_on_validation
 from tasks.quote_mistakes import sections as quotes
@@ -20,7 +21,9 @@ from tasks.stage import METRICS, Artifact, Output, stage
 TEXT = (
     "Every merged model is one encoder with the experts' heads. Normalised accuracy is the test accuracy relative to "
     "each task's own expert; 100 is the individual ceiling. The frozen base with a probe a task is what no transfer "
-    "between the experts' weights gives; a merge below it has not paid. Scales were chosen on validation data only."
+    "between the experts' weights gives; a merge below it has not paid. Scales were chosen on validation data only. "
+    "Aligned heads answer on the merged encoder as the expert does on its own: fitted to its answers to unlabelled "
+    "validation texts."
 )
 
 
@@ -56,6 +59,7 @@ def report_merges(
     merged = [m for m in methods if f"{m}/{tasks[0]}" in hits and not m.startswith("expert ") and m != CEILING]
     shown = {m: {t: _percent(intervals[m][t]) for t in tasks} for m in [*merged, CEILING]}
     best = best_on_validation(tuned)
+    best += SUFFIX if best + SUFFIX in methods else ""
     figure = plots.bars_with_intervals(shown, "test accuracy, %", "Accuracy by task, 95 % interval over test items")
     curves = json.loads((tuned.folder / CHOICE).read_text())
     lines = {n: ([x for x, _ in c["curve"]], [100 * y for _, y in c["curve"]]) for n, c in curves.items()}

@@ -12,7 +12,7 @@ from core.merge.candidate import InMemoryModel
 from core.merge.experts import ExpertConfig, load_expert, train_expert
 from core.merge.fitness import Fitness
 from core.merge.objectives import EncoderObjective
-from core.merge.problem import MergeProblem
+from core.merge.problem import MergeProblem, own_logits
 from core.merge.recipe_space import RecipeSpace, SpaceConfig
 from core.merge.task_vectors import task_vectors
 from core.models.load import load_encoder
@@ -104,5 +104,7 @@ def problem(world: World) -> MergeProblem:
     """The search problem of the world's three experts, a coefficient for every expert and layer."""
     vectors = in_basis(world.vectors, "raw", world.cache)
     space = RecipeSpace(vectors, SpaceConfig(basis="raw", granularity="layers"))
-    fitness = Fitness(InMemoryModel(world.encoder(), vectors, space.groups), world.objectives(), batch=15, seed=3)
+    targets = own_logits(InMemoryModel(world.encoder(), world.vectors, space.groups), world.objectives())
+    model = InMemoryModel(world.encoder(), vectors, space.groups)
+    fitness = Fitness(model, world.objectives(), batch=15, seed=3, targets=targets)
     return MergeProblem(fitness, space, [0, 1, 2], vectors, world.folders, world.base)
