@@ -185,7 +185,7 @@ def main_table(rows: Sequence[Row]) -> str:
         [
             "## Eight tasks, budget B = 100,000 task-examples",
             "",
-            "Heads: the experts' own, or aligned (`core/merge/align.py`: fitted to the experts' answers to the unlabelled",
+            "Heads: the experts' own, or aligned (`core/merge/align.py`: fitted to the experts' answers to unlabelled",
             "validation texts). Searches score their candidates with heads aligned at their start.",
             "",
             "| method | heads | normalised test score | 95 % interval | seeds | task-examples | labels | seconds |",
