@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.merge.linalg import one_thread
 from core.merge.objectives import EncoderObjective, mixed_batches
 
 FOLDS = 4
@@ -55,12 +56,13 @@ def align(x: np.ndarray, wanted: np.ndarray, own: Head, seed: int = 0) -> Aligne
         raise ValueError(f"{len(x)} texts to align a head on; at least {FOLDS} are needed")
     part = np.random.default_rng([seed, 23]).permutation(np.arange(len(x)) % FOLDS)
     held_out = np.empty((len(STRENGTHS), *wanted.shape))
-    for fold in range(FOLDS):
-        kept = part != fold
-        for k, head in enumerate(_ridge(x[kept], wanted[kept], own, STRENGTHS)):
-            held_out[k, ~kept] = head.logits(x[~kept])
-    best = int(np.argmin(((held_out - wanted) ** 2).mean(axis=(1, 2))))
-    return Aligned(_ridge(x, wanted, own, STRENGTHS[best : best + 1])[0], held_out[best], STRENGTHS[best])
+    with one_thread():  # sums in another order would differ in the last bit
+        for fold in range(FOLDS):
+            kept = part != fold
+            for k, head in enumerate(_ridge(x[kept], wanted[kept], own, STRENGTHS)):
+                held_out[k, ~kept] = head.logits(x[~kept])
+        best = int(np.argmin(((held_out - wanted) ** 2).mean(axis=(1, 2))))
+        return Aligned(_ridge(x, wanted, own, STRENGTHS[best : best + 1])[0], held_out[best], STRENGTHS[best])
 
 
 def _ridge(x: np.ndarray, wanted: np.ndarray, own: Head, strengths: Sequence[float]) -> list[Head]:
