@@ -22,6 +22,8 @@ def _quiet_environment(tmp_path_factory):
 
     Assets already downloaded are reused (they are large and checked by hash), so they stay where the user has them.
     """
+    import prefect.server.api.server  # noqa: F401  (two threads that import it at once can see it half made)
+
     from core.state import home
 
     patch = pytest.MonkeyPatch()
