@@ -290,6 +290,11 @@ class Study:
             signals = self._teaching(config, student.depth, data)
             self._loaded.clear()
         distill(student, data, config, seed=self.config.seed, checkpoint=checkpoint, budget=budget, **signals)
+        if spec.gate:
+            kept = self.taught_better(student)
+            facts |= {f"taught.{k}": float(v) for k, v in vars(kept).items()}
+            if kept.posterior <= self.config.gate.keep_above:
+                return self._alone(method_named("label_words"), budget), facts
         return student, facts
 
     def cache_signals(self, method: str, spec: Method | None = None) -> None:
@@ -343,6 +348,13 @@ class Study:
         teacher, student, labels = self.held_out_answers()
         pools = [a.pool.argmax(1) for a in (self.teacher_answers("tuned"), self.run("label_words"))]
         return head_room(teacher, student, labels, *pools, self.config.gate)
+
+    def taught_better(self, taught: Any) -> HeadRoom:
+        """A taught student against the label-word student on dev rows, which neither has learned from."""
+        alone, few = self.run("label_words"), self.few
+        dev, pool = (students.answers(taught, part).argmax(1) for part in (few.dev, few.pool))
+        others = (alone.dev.argmax(1), alone.pool.argmax(1))
+        return head_room(dev, others[0], few.dev.labels, pool, others[1], self.config.gate)
 
     def held_out_answers(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Answers of teacher and student on dev and the labels; cross-fitted also on train, tuned on dev."""

@@ -103,6 +103,28 @@ def test_gate_gives_the_baseline_where_it_hears_nobody(world, tmp_path, monkeypa
     assert answers.facts["weight"] == 0.0
 
 
+def test_a_taught_student_is_given_up_where_the_one_alone_is_probably_better(world, tmp_path, monkeypatch):
+    study = Study(config(world), Cache(tmp_path))
+    room = study.head_room()
+    monkeypatch.setattr(study, "head_room", lambda: type(room)(0.1, 4, 0, 0.95, 0.5, 1.0))
+    found = {}
+    for posterior in (0.29, 0.31):
+        monkeypatch.setattr(study, "taught_better", lambda _, p=posterior: type(room)(0.0, 1, 1, p, 0.5, 1.0))
+        study.cache = Cache(tmp_path / str(posterior))
+        found[posterior] = study.run("prompt_distiller")
+    alone = study.run("label_words")
+    np.testing.assert_array_equal(found[0.29].test, alone.test)
+    assert not np.array_equal(found[0.31].test, alone.test)
+    assert found[0.29].budget["train_steps"] > found[0.31].budget["train_steps"]  # both trainings count
+
+
+def test_the_taught_student_is_judged_on_dev_rows(world, study):
+    taught = study.train("vanilla_kd")[0]
+    kept = study.taught_better(taught)
+    assert 0 < kept.posterior < 1
+    assert kept.teacher_only + kept.student_only <= len(study.few.dev)
+
+
 def test_teacher_calibrations_and_reproducibility(world, study, tmp_path):
     raw, balanced = study.teacher_answers("pretrained"), study.teacher_answers("pretrained", "pool")
     shift = raw.test - balanced.test
