@@ -31,8 +31,6 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(BIN)/python -m tasks.prepared
 	@touch $@
 
-# Trainings hardly gain from a second core; two at a time do.
-run: export TRANSFEROPT_RUNNER ?= processes:2
 run: install
 	@for flow in $(or $(FLOW),$(FLOWS)); do $(BIN)/transferopt run $$flow || exit 1; done
 
