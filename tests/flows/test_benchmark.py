@@ -125,9 +125,9 @@ def _plant(monkeypatch):
 
     real = module._of
 
-    def worse(model, experts, config, probe=False):
-        found = real(model, experts, config, probe)
-        if model.name != "merge" or "task_arithmetic" not in Path(model.path, "recipe.yaml").read_text():
+    def worse(model, experts, config, probe=False, heads=None):
+        found = real(model, experts, config, probe, heads)
+        if heads or model.name != "merge" or "task_arithmetic" not in Path(model.path, "recipe.yaml").read_text():
             return found
         if "normalize: true" in Path(model.path, "recipe.yaml").read_text():
             return found  # the average is task arithmetic, normalised
