@@ -2,7 +2,8 @@
 
 The plain loop calls what the stages call, with the same configurations, into bare folders: no Prefect, no MLflow, no
 hashes, no cache of stages. Flow and loop take turns in one warm process, each from an empty cache. Starting the
-interpreter, the embedded server and Ray is measured apart.
+interpreter, the embedded server and Ray is measured apart. Fifty seeds are fanned out twice: in the flow's own process,
+and on two worker processes, whose start the flow's time includes; the loop beside them is the same.
 """
 
 import os
@@ -34,6 +35,7 @@ from tasks.adapt import AdaptConfig, adapt
 from tasks.fan_out import Records, gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
+from tasks.runner import VARIABLE, configured, prefect_runner, reachable_server
 from tasks.stage import Artifact, Output, Stage
 
 LIMIT = 1.05
@@ -48,6 +50,7 @@ CORE = {
     "merge": ["core.merge.static", "core.merge.suite"],
 }
 SHORTEST = ["transfer", "search"]
+RUNNERS = {"seeds": "threads", "seeds on workers": "processes:2"}
 PAIRS = 3
 
 
@@ -78,22 +81,26 @@ def seeds_body(seeds: int) -> dict[int, Artifact]:
 
 
 @cache
-def seeds_flow() -> Callable[[int], None]:
+def seeds_flow(runner: str) -> Callable[[int], None]:
     from prefect import flow
 
-    @flow(name="fifty-seeds")
+    @flow(name="fifty-seeds", task_runner=prefect_runner(configured(runner)))
     def run(seeds: int) -> None:
         with tracking.start("fifty-seeds", "operation", PROBLEM, None, {"flow": "fifty-seeds"}):
             seeds_body(seeds)
 
-    return run
+    def on_runner(seeds: int) -> None:
+        with patch.dict(os.environ, {VARIABLE: runner}), reachable_server(configured(runner)):
+            run(seeds)
+
+    return on_runner
 
 
 def works(cell: Cell, small: bool = False) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The cell's work as a flow and as a plain loop; ``small`` to warm up."""
-    if cell.method == "seeds":
+    if cell.method in RUNNERS:
         seeds = 2 if small else cell.settings["seeds"]
-        return lambda: seeds_flow()(seeds), lambda: seeds_body(seeds)
+        return lambda: seeds_flow(RUNNERS[cell.method])(seeds), lambda: seeds_body(seeds)
     flow = FLOWS.get(cell.method)
     form = flow.form(size="smoke" if small else cell.settings["size"])
     return lambda: flow.run(form), lambda: flow.body(form.resolved())
@@ -151,7 +158,7 @@ def starts(cell: Cell) -> list[Row]:
 
 def cells(size: str) -> list[Cell]:
     """smoke: does it run; default: the two shortest flows and 50 seeds, three pairs each; full: every flow."""
-    modules = {**CORE, "seeds": ["core.transfer.experiment"]}
+    modules = {**CORE, **{name: ["core.transfer.experiment"] for name in RUNNERS}}
 
     def pairs(method: str, number: int, **settings: Any) -> list[Cell]:
         return [Cell(method, settings, seed, modules[method], LAYER) for seed in range(number)]
@@ -160,7 +167,8 @@ def cells(size: str) -> list[Cell]:
         return [*pairs("transfer", 1, size="smoke"), *pairs("seeds", 1, seeds=2)]
     start = Cell("start", {}, 0, ["core.state"], LAYER)
     flows = list(CORE) if size == "full" else SHORTEST
-    measured = [*pairs("seeds", PAIRS, seeds=SEEDS), *(c for f in flows for c in pairs(f, PAIRS, size="default"))]
+    fanned = [c for name in RUNNERS for c in pairs(name, PAIRS, seeds=SEEDS)]
+    measured = [*fanned, *(c for f in flows for c in pairs(f, PAIRS, size="default"))]
     return [start, *sorted(measured, key=lambda c: c.seed)]  # a pair of everything before a second of anything
 
 
@@ -179,7 +187,8 @@ def works_shown(rows: Sequence[Row]) -> list[tuple[str, str, dict[str, Any]]]:
     """Name, method and settings: 50 seeds, the shortest flows, and the others that were measured."""
     flows = [f for f in CORE if f in SHORTEST or of(rows, f, {"size": "default"}, "ratio")]
     named = [(f"flow {f} at default size", f, {"size": "default"}) for f in flows]
-    return [(f"{SEEDS} seeds fanned out", "seeds", {"seeds": SEEDS}), *named]
+    fanned = [(f"{SEEDS} seeds fanned out ({runner})", method, {"seeds": SEEDS}) for method, runner in RUNNERS.items()]
+    return [*fanned, *named]
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
