@@ -16,6 +16,7 @@ from core.merge.suite import as_tasks
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
+from tasks.align_heads import SUFFIX, AlignConfig, align_heads
 from tasks.build_prompts import PromptsConfig, build_prompts
 from tasks.check_students import CheckConfig, check_students
 from tasks.cut_start import CutConfig, cut_start
@@ -109,6 +110,9 @@ class PipelineForm(Form):
         None, ge=20, description="a task, to judge structures and to choose scales (empty: by size)"
     )
     test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
+    align: bool = Field(
+        True, description="fit the heads to the merged encoder, on the students' answers to unlabelled validation texts"
+    )
     seed: int = Field(0, ge=0, description="draws, initialisation, batch order, search")
 
 
@@ -195,10 +199,13 @@ def run_arm(
         for m in names
     }
     merged = gather(merging)
+    fitting = AlignConfig(examples=form.validation_examples, max_length=length, seed=form.seed)
+    aligned = {"aligned": align_heads(fitting, experts=students, merged=merged, tuned=scales)} if form.align else {}
     test = EvaluateConfig(test_examples=form.test_examples, max_length=length, seed=form.seed)
     spent = dict.fromkeys(merged, scales)
-    evaluated = evaluate_merges(test, base=start, experts=students, merged=merged, spent=spent)
-    return Arm(students, merged, {"start": start, "checked": checked, "scales": scales, "evaluated": evaluated})
+    evaluated = evaluate_merges(test, base=start, experts=students, merged=merged, spent=spent, **aligned)
+    parts = {"start": start, "checked": checked, "scales": scales, "evaluated": evaluated, **aligned}
+    return Arm(students, merged, parts)
 
 
 @transfer_flow(
@@ -257,6 +264,7 @@ def pipeline(form: PipelineForm) -> Artifact:
 def package_best(form: PipelineForm, arm: Arm, teacher: Artifact) -> None:
     """Package the merge of the searched structure that was best on validation, and hand it to the registry."""
     scales = arm.parts["scales"]
+    aligned = {"aligned": arm.parts["aligned"]} if form.align else {}
     package = package_merge(
         PackageConfig(max_length=form.max_length),
         tuned=scales,
@@ -264,6 +272,8 @@ def package_best(form: PipelineForm, arm: Arm, teacher: Artifact) -> None:
         experts=arm.students,
         merged=arm.merged,
         also=[teacher],
+        **aligned,
     )
     if not is_planning():
-        register_model("pipeline-student", package, arm.parts["evaluated"], best_on_validation(scales))
+        best = best_on_validation(scales) + (SUFFIX if form.align else "")
+        register_model("pipeline-student", package, arm.parts["evaluated"], best)

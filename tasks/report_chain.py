@@ -15,6 +15,7 @@ from core.evaluate.statistics import Interval, bootstrap_mean
 from core.hashing import code_version
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
+from tasks.align_heads import SUFFIX
 from tasks.check_students import CHECKED
 from tasks.evaluate_merges import CEILING, CORRECT, PROBE
 from tasks.merge_static import best_on_validation
@@ -24,11 +25,21 @@ from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.chain.compare", "core.transfer.report", "core.evaluate.plots"]
 SEARCHED, TEACHERS, STUDENTS, FROZEN = "searched", "teachers", "students", "start, frozen"
+MERGED, ALIGNED = "merged", "merged" + SUFFIX
+WORDS = {
+    MERGED: "merged, best on validation",
+    ALIGNED: f"merged, best on validation,{SUFFIX}",
+    STUDENTS: "students before merging",
+}
 TEXT = (
     "One model answers all tasks: students of one structure, all begun at the same cut weights, are merged by static "
     "operators whose scale was chosen on validation data. Students are those before the merge, one a task; the frozen "
     "start has a probe a task and no distillation. Percentages of the teachers are test accuracy relative to each "
     "task's own teacher."
+)
+HEADS = (
+    " Aligned heads answer on the merged encoder as each student does on its own: they are fitted to its answers to "
+    "unlabelled validation texts, in both arms alike. The packaged model has them."
 )
 EQUAL = (
     "Both arms have the same teachers, labels, validation texts, distillation and merging. The texts that the search "
@@ -59,7 +70,10 @@ def report_chain(
     teacher: Artifact,
     base: Artifact,
 ) -> None:
-    """``arms``: arm -> its ``start``, ``checked``, ``scales`` and ``evaluated``; the first is the searched one."""
+    """``arms``: arm -> its ``start``, ``checked``, ``scales``, ``evaluated``; the first is the searched one.
+
+    Where heads were aligned, ``aligned``, too: the merge is then also reported with them.
+    """
     taught = load_file(teachers.folder / CORRECT)
     tasks = sorted(taught)
     spent = {arm: _spent(parts, students[arm], tuned, search if i == 0 else None)
@@ -67,27 +81,28 @@ def report_chain(
     hits = {TEACHERS: taught} | {
         f"{arm}: {name}": found for arm, parts in arms.items() for name, found in _hits(parts, tasks).items()
     }
-    best = {arm: best_on_validation(parts["scales"]) for arm, parts in arms.items()}
-    first, second = (f"{arm}: {best[arm]}" for arm in arms)
-    merged = compare(hits[first], hits[second])
-    single = compare(*(hits[f"{arm}: {STUDENTS}"] for arm in arms))
-    said = {
-        "merged, best on validation": verdict(merged, first, second),
-        "students before merging": verdict(single, *(f"{arm}: {STUDENTS}" for arm in arms)),
-    }
+    fitting = {arm: parts["aligned"].facts()["budget"] for arm, parts in arms.items() if "aligned" in parts}
+    pairs = _pairs(arms, aligned=bool(fitting))
+    compared = {what: compare(*(hits[m] for m in pair)) for what, pair in pairs.items()}
+    said = {WORDS[what]: verdict(compared[what], *pair) for what, pair in pairs.items()} | _gained(pairs, hits)
     inputs = {"teacher": teacher.sha256, "base": base.sha256}
-    out.rows(_rows(config, hits, taught, spent, arms, inputs) + _differences(config, merged, single, spent))
+    rows = _rows(config, hits, taught, spent, fitting, arms, inputs)
+    out.rows(rows + _differences(config, compared, next(iter(spent.values())), next(iter(fitting.values()), {})))
     shown = {m: {t: _interval(h[t]) for t in tasks} for m, h in hits.items()}
     figure = plots.bars_with_intervals(
-        {m: shown[m] for m in (TEACHERS, *(f"{a}: {STUDENTS}" for a in arms), first, second)},
+        {m: shown[m] for m in (TEACHERS, *pairs[STUDENTS], *pairs[MERGED], *pairs.get(ALIGNED, ()))},
         "test accuracy, %",
         "Accuracy by task, 95 % interval over test items",
     )
     found = read_structure(search.folder)
     sections = [
-        Section("Test accuracy", TEXT, [_accuracies(shown, hits, taught, tasks)], [figure]),
         Section(
-            "Searched structure against the first layers", EQUAL, [_compared(merged, single), _budgets(spent, config)]
+            "Test accuracy", TEXT + (HEADS if fitting else ""), [_accuracies(shown, hits, taught, tasks)], [figure]
+        ),
+        Section(
+            "Searched structure against the first layers",
+            EQUAL,
+            [_compared(compared), _budgets(spent, fitting, config)],
         ),
         Section("Structure", _structure_words(found), [_trials(found)]),
         Section("Lineage", "Hashes of what stands between teacher and metric.", [_lineage(arms, teacher, base)]),
@@ -95,7 +110,24 @@ def report_chain(
     page = render(config.title, {**config.facts, **said, **repeatable()}, sections)
     write_bytes(out.folder / "report.html", page.encode())
     write_bytes(out.folder / "accuracy.png", plots.png(figure))
-    out.metrics({"difference/merged": merged.mean.mean, "difference/students": single.mean.mean, "p/merged": merged.p})
+    out.metrics({f"difference/{what}": c.mean.mean for what, c in compared.items()})
+    out.metrics({f"p/{what}": c.p for what, c in compared.items()})
+
+
+def _pairs(arms: Mapping[str, Mapping[str, Artifact]], aligned: bool) -> dict[str, list[str]]:
+    """What is compared -> the model of each arm."""
+    merged = [f"{arm}: {best_on_validation(parts['scales'])}" for arm, parts in arms.items()]
+    fitted = {ALIGNED: [m + SUFFIX for m in merged]} if aligned else {}
+    return {MERGED: merged, **fitted, STUDENTS: [f"{arm}: {STUDENTS}" for arm in arms]}
+
+
+def _gained(pairs: Mapping[str, list[str]], hits: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, str]:
+    """What aligned heads changed in each arm, for the top of the page."""
+    both = zip(pairs.get(ALIGNED, ()), pairs[MERGED], strict=False)
+    return {
+        f"aligned heads, {fitted.partition(': ')[0]}": verdict(compare(hits[fitted], hits[plain]), fitted, plain)
+        for fitted, plain in both
+    }
 
 
 def _spent(
@@ -132,12 +164,15 @@ def _of_teacher(hits: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
     return float(np.mean([100 * hits[t].mean() / taught[t].mean() for t in taught]))
 
 
-def _rows(config, hits, taught, spent, arms, inputs) -> list[Row]:
+def _rows(config, hits, taught, spent, fitting, arms, inputs) -> list[Row]:
+    """``fitting``: arm -> what its aligned heads took, which no other model needs."""
     rows = []
     for method, found in hits.items():
         arm = method.partition(": ")[0]
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
         facts["budget"] = spent.get(arm, {"train_labels": next(iter(spent.values()))["train_labels"]})
+        if method.endswith(SUFFIX):
+            facts["budget"] = facts["budget"] | fitting[arm]
         facts["inputs"] = inputs | ({"start": arms[arm]["start"].facts()["start_sha256"]} if arm in arms else {})
         values = {("accuracy", t): float(h.mean()) for t, h in found.items()}
         values |= {("accuracy", "mean"): _mean(found), ("of_teacher", "mean"): _of_teacher(found, taught)}
@@ -145,13 +180,13 @@ def _rows(config, hits, taught, spent, arms, inputs) -> list[Row]:
     return rows
 
 
-def _differences(config, merged: Comparison, single: Comparison, spent: Mapping[str, dict]) -> list[Row]:
-    """Searched less first layers, in points; intervals and p beside it."""
+def _differences(config, compared: Mapping[str, Comparison], spent: dict, fitting: dict) -> list[Row]:
+    """Searched less first layers, in points; intervals and p beside it. The budgets are the searched arm's."""
     rows = []
-    for what, c in (("merged", merged), ("students", single)):
+    for what, c in compared.items():
         values = {"difference": c.mean.mean, "low": c.mean.low, "high": c.mean.high, "p": c.p}
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
-        facts["budget"] = next(iter(spent.values()))
+        facts["budget"] = spent | (fitting if what == ALIGNED else {})
         method = f"searched less first layers, {what}"
         rows += [Row(method=method, metric=m, value=v, settings={"task": "mean"}, **facts) for m, v in values.items()]
     return rows
@@ -162,20 +197,23 @@ def _accuracies(shown, hits, taught, tasks: list[str]) -> Table:
     return Table(["model", *tasks, "mean", "of the teachers, %"], lines, "accuracy in %, 95 % interval over items")
 
 
-def _compared(merged: Comparison, single: Comparison) -> Table:
+def _compared(compared: Mapping[str, Comparison]) -> Table:
     lines = []
-    for what, c in (("merged, best on validation", merged), ("students", single)):
-        lines.append([what, "all", c.mean, c.p])
-        lines += [[what, task, interval, p] for task, (interval, p) in c.tasks.items()]
+    for what, c in compared.items():
+        lines.append([WORDS[what], "all", c.mean, c.p])
+        lines += [[WORDS[what], task, interval, p] for task, (interval, p) in c.tasks.items()]
     columns = ["models", "task", "searched less first layers, points", "p (McNemar; tasks Holm-corrected)"]
     return Table(columns, lines, "same test items, paired")
 
 
-def _budgets(spent: Mapping[str, Mapping[str, float]], config: ChainReportConfig) -> Table:
-    units = sorted({u for budget in spent.values() for u in budget})
-    lines = [[u.replace("_", " "), *(budget.get(u, 0) for budget in spent.values())] for u in units]
+def _budgets(spent: Mapping[str, dict], fitting: Mapping[str, dict], config: ChainReportConfig) -> Table:
+    whole = {arm: budget | fitting.get(arm, {}) for arm, budget in spent.items()}
+    units = sorted({u for budget in whole.values() for u in budget})
+    lines = [[u.replace("_", " "), *(budget.get(u, 0) for budget in whole.values())] for u in units]
     lines.append(["validation labels", *[config.validation_labels] * len(spent)])
-    return Table(["spent", *spent], lines, "training texts of the search are part of train examples")
+    note = "training texts of the search are part of train examples"
+    note += "; unlabelled texts are those read by students and merge to align heads" if fitting else ""
+    return Table(["spent", *spent], lines, note)
 
 
 def _structure_words(found: dict) -> str:
@@ -197,5 +235,6 @@ def _lineage(arms: Mapping[str, Mapping[str, Artifact]], teacher: Artifact, base
         checked = json.loads((parts["checked"].folder / CHECKED).read_text())
         lines.append([f"{arm}: start", checked["structure"], checked["start_sha256"][:16]])
         lines += [[f"{arm}: student", task, sha[:16]] for task, sha in checked["students"].items()]
+        lines += [[f"{arm}: aligned heads", "", parts["aligned"].sha256[:16]]] if "aligned" in parts else []
         lines.append([f"{arm}: test answers", "", parts["evaluated"].sha256[:16]])
     return Table(["what", "which", "sha256"], lines)

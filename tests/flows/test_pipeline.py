@@ -3,24 +3,46 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from core.merge.experts import load_expert
 from core.models.classifier import TextClassifier
 from core.state import Cache
 from flows.cli import app
 from flows.pipeline import PipelineForm, problem, studies_of
 from flows.runtime import FLOWS
-from tasks import serving
+from tasks import align_heads, serving
+from tasks.align_heads import SUFFIX
 from tasks.check_students import CheckConfig, check_students
 from tasks.lineage import trace
+from tasks.merge_static import best_on_validation
 from tasks.stage import Artifact, Output, source
 from tests import tiny_chain
 
 STAGES = {"load-model", "load-data", "build-prompts", "tune-teacher", "search-structure", "cut-start",
-          "distill-student", "check-students", "tune-static-merges", "merge", "evaluate-merges", "evaluate-teachers",
-          "report-chain"}  # fmt: skip
+          "distill-student", "check-students", "tune-static-merges", "merge", "align-heads", "evaluate-merges",
+          "evaluate-teachers", "report-chain"}  # fmt: skip
 BATCH = 32
+ARMS = ("searched", "first layers")
+VALIDATION = 24  # texts a task at size smoke
+
+
+class Unreadable:
+    """Labels of which only the number can be known."""
+
+    def __init__(self, labels):
+        self.size = len(labels)
+
+    def __len__(self):
+        return self.size
+
+    def _refuse(self, *_, **__):
+        raise AssertionError("a label was read while heads were aligned")
+
+    __getitem__ = __iter__ = __array__ = __eq__ = __sub__ = __rsub__ = _refuse
+    __hash__ = None
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +54,26 @@ def form(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(form):
-    return FLOWS.get("pipeline").run(form)
+def asked():
+    """(split, task, texts) of everything that heads were aligned on."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def ran(form, asked):
+    """The chain, in which a look at a label while heads are aligned ends the run."""
+    original = align_heads.objectives
+
+    def unlabelled(encoder, experts, split, *given):
+        made = original(encoder, experts, split, *given)
+        for task in made.values():
+            task.labels = Unreadable(task.labels)
+            asked.append((split, task.name, task.size))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align_heads, "objectives", unlabelled)
+        return FLOWS.get("pipeline").run(form)
 
 
 def value(rows, method, metric, task="mean"):
@@ -42,7 +82,7 @@ def value(rows, method, metric, task="mean"):
 
 def test_both_arms_are_reported_with_an_interval(ran):
     rows = ran.rows
-    for arm in ("searched", "first layers"):
+    for arm in ARMS:
         for model in ("start, frozen", "students", "average", "task_arithmetic"):
             assert 0 <= value(rows, f"{arm}: {model}", "accuracy") <= 1
             assert value(rows, f"{arm}: {model}", "of_teacher") > 0
@@ -62,6 +102,38 @@ def test_budgets_are_equal(ran):
     assert searched["train_labels"] == first["train_labels"] == 2 * 16  # eight a class of two classes, two tasks
     assert abs(searched["train_examples"] - first["train_examples"]) <= 2 * BATCH
     assert searched["task_examples"] == first["task_examples"]
+
+
+def test_the_best_merge_of_both_arms_is_reported_with_heads_aligned_without_labels(ran, asked):
+    tasks = ("light", "mood")
+    assert set(asked) == {("validation", t, VALIDATION) for t in tasks}
+    budgets = {r.method: r.budget for r in ran.rows}
+    for arm, parts in _arms(ran).items():
+        plain = f"{arm}: {best_on_validation(parts['tune-static-merges'])}"
+        fitted = [m for m in budgets if m.startswith(f"{arm}: ") and m.endswith(SUFFIX)]
+        assert fitted == [plain + SUFFIX]
+        # every text is read by its student and by the merge
+        assert budgets[plain + SUFFIX] == budgets[plain] | {"unlabelled_texts": 2.0 * VALIDATION * len(tasks)}
+        for task in tasks:
+            scored = value(parts["evaluate-merges"].rows(), fitted[0].partition(": ")[2], "accuracy", task)
+            assert value(ran.rows, fitted[0], "accuracy", task) == scored
+    less = f"searched less first layers, merged{SUFFIX}"
+    means = [value(ran.rows, next(m for m in budgets if m.startswith(arm) and m.endswith(SUFFIX)), "accuracy")
+             for arm in ("searched: ", "first layers: ")]  # fmt: skip
+    assert value(ran.rows, less, "difference") == pytest.approx(100 * (means[0] - means[1]))
+    page = (Path(ran.artifact.path) / "report.html").read_text()
+    for words in (f"best on validation,{SUFFIX}", "unlabelled texts", "aligned heads, searched"):
+        assert words in page
+    assert all(parts["align-heads"].sha256[:16] in page for parts in _arms(ran).values())
+
+
+def _arms(ran):
+    """Arm -> stage -> its artifact, as the report read them."""
+    read = trace(ran.mlflow_run_id).inputs[0].inputs
+    names = ("tune-static-merges", "align-heads", "evaluate-merges")
+    found = {n: [source(n, Path(node.path)) for node in read if node.name == n] for n in names}
+    assert {len(both) for both in found.values()} == {len(ARMS)}
+    return {arm: {n: found[n][i] for n in names} for i, arm in enumerate(ARMS)}
 
 
 def test_one_lineage_leads_from_the_metric_to_the_teacher(ran):
@@ -90,7 +162,7 @@ def test_everything_is_found_again(ran, form):
     lines = FLOWS.get("pipeline").plan(form)
     assert {line.stage for line in lines} == STAGES | {"package-merge"}
     assert {line.state for line in lines} == {"cached"}
-    assert len(lines) == 28
+    assert len(lines) == 30
 
 
 def test_students_of_two_arms_are_refused(ran, tmp_path):
@@ -122,6 +194,21 @@ def test_the_model_is_registered_and_answers_every_task(ran):
     card = (Path(package) / "README.md").read_text()
     assert "## Licence" in card
     assert "cut to" in card
+
+
+def test_the_packaged_heads_are_the_aligned_ones(ran):
+    package = serving.package_of("pipeline-student@challenger")
+    classifier, parts = TextClassifier(package), _arms(ran)["searched"]
+    best = best_on_validation(parts["tune-static-merges"])
+    fitted = align_heads.aligned_heads(parts["align-heads"])[best]
+    assert set(fitted) == set(classifier.heads)
+    own = [load_expert(folder).head()[0] for folder in _folders("distill-student")]
+    for task, head in classifier.heads.items():
+        np.testing.assert_array_equal(head.weight, fitted[task].weight)
+        np.testing.assert_array_equal(head.bias, fitted[task].bias)
+        assert not any(np.allclose(head.weight, weight, atol=1e-4) for weight in own)
+    assert best + SUFFIX in (Path(package) / "README.md").read_text()
+    assert json.loads((Path(package) / "classifier.json").read_text())["method"] == best + SUFFIX
 
 
 def test_a_plan_lists_the_stages_and_runs_nothing(form):
@@ -156,3 +243,16 @@ def test_an_artifact_of_a_start_carries_its_hash(ran):
         card = json.loads((folder / "start.json").read_text())
         assert start.facts()["start_sha256"] == card["weights_sha256"]
         assert start.facts()["structure"] == card["structure"]
+
+
+def test_without_alignment_all_other_rows_are_the_same(ran, form):
+    """Last: it registers a model of its own."""
+    plain = form.model_copy(update={"align": False})
+    states = {line.stage: line.state for line in FLOWS.get("pipeline").plan(plain)}
+    assert set(states) == STAGES - {"align-heads"} | {"package-merge"}
+    assert {s for s, state in states.items() if state == "run"} == {"evaluate-merges", "report-chain", "package-merge"}
+    without = FLOWS.get("pipeline").run(plain)
+    assert without.rows == [r for r in ran.rows if not r.method.endswith(SUFFIX)]
+    assert "aligned" not in (Path(without.artifact.path) / "report.html").read_text()
+    package = Path(serving.package_of("pipeline-student@challenger"))
+    assert not json.loads((package / "classifier.json").read_text())["method"].endswith(SUFFIX)
