@@ -111,7 +111,9 @@ class PipelineForm(Form):
     )
     test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
     align: bool = Field(
-        True, description="fit the heads to the merged encoder, on the students' answers to unlabelled validation texts"
+        False,
+        description="fit heads to the merged encoder, on the students' answers to unlabelled validation texts; off, "
+        "because students of one start hardly drift apart and the merge may be better than they are",
     )
     seed: int = Field(0, ge=0, description="draws, initialisation, batch order, search")
 

@@ -24,7 +24,7 @@ from tasks.search_structure import read_structure
 from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.chain.compare", "core.transfer.report", "core.evaluate.plots"]
-SEARCHED, TEACHERS, STUDENTS, FROZEN = "searched", "teachers", "students", "start, frozen"
+TEACHERS, STUDENTS, FROZEN = "teachers", "students", "start, frozen"
 MERGED, ALIGNED = "merged", "merged" + SUFFIX
 WORDS = {
     MERGED: "merged, best on validation",

@@ -50,7 +50,7 @@ def form(tmp_path_factory):
     root = tmp_path_factory.mktemp("chain")
     base, files = tiny_chain.base_folder(root / "base"), tiny_chain.task_files(root / "tasks")
     given = {"base": str(base), "teacher": str(base), "tasks": tuple(files.values()), "keep": 2}
-    return PipelineForm(size="smoke", max_length=16, steps=12, epochs=4, **given)
+    return PipelineForm(size="smoke", max_length=16, steps=12, epochs=4, align=True, **given)
 
 
 @pytest.fixture(scope="module")
