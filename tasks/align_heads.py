@@ -70,6 +70,12 @@ def aligned_heads(artifact: Artifact) -> dict[str, dict[str, Head]]:
     return found
 
 
+def texts_read(artifact: Artifact) -> dict[str, float]:
+    """What the aligned heads of one model took: each text read by its expert and by the model."""
+    models = 1 + len(aligned_heads(artifact))
+    return {unit: 2 * amount / models for unit, amount in artifact.facts()["budget"].items()}
+
+
 def model_folder(artifact: Artifact) -> Path:
     """Where the encoder of a merge or an expert lies."""
     inner = artifact.folder / "model"

@@ -14,7 +14,7 @@ from core.merge.experts import Expert
 from core.merge.suite import Predictions, objectives, predict, rows_of
 from core.models.load import load_encoder
 from core.progress import progress
-from tasks.align_heads import SUFFIX, aligned_heads, model_folder
+from tasks.align_heads import SUFFIX, aligned_heads, model_folder, texts_read
 from tasks.merge_static import experts_of
 from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
@@ -63,6 +63,7 @@ def evaluate_merges(
     for method, r in results.items():
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
         facts["budget"] = _labels(method, found) | (spent[source[method]].facts()["budget"] if method in source else {})
+        facts["budget"] |= texts_read(aligned) if method.endswith(SUFFIX) else {}
         facts["inputs"] = {"model": merged[source[method]].sha256} if method in source else {"base": base.sha256}
         rows += rows_of(method, r, individual, **facts)
     out.rows(rows)

@@ -62,9 +62,11 @@ def test_heads_are_fitted_without_labels_and_scored_beside_the_experts_own(world
     assert out.facts["budget"] == {"unlabelled_texts": 2.0 * 3 * 60}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Artifact, "facts", lambda _: {"budget": {"task_examples": 7.0}})
+        budgets = {"a": out.facts["budget"], "tuned": {"task_examples": 7.0}}
+        patch.setattr(Artifact, "facts", lambda artifact: {"budget": budgets[artifact.name]})
         base = Artifact(name="load-model", path=str(world.base), sha256="base")
-        inputs = {"base": base, "experts": experts, "merged": merged, "spent": {"one": made}, "aligned": made}
+        tuned = Artifact(name="tuned", path=str(world.base), sha256="tuned")
+        inputs = {"base": base, "experts": experts, "merged": merged, "spent": {"one": tuned}, "aligned": made}
         _, evaluated = run(evaluate_merges.evaluate_merges, "e", evaluate_merges.EvaluateConfig(), **inputs)
     rows = {
         r.method: r
@@ -74,4 +76,6 @@ def test_heads_are_fitted_without_labels_and_scored_beside_the_experts_own(world
     aligned = rows["one" + align_heads.SUFFIX]
     assert aligned.value > rows["one"].value
     assert aligned.inputs == rows["one"].inputs == {"model": "plot"}
+    assert "unlabelled_texts" not in rows["one"].budget
+    assert aligned.budget == rows["one"].budget | {"unlabelled_texts": 2.0 * 3 * 60}
     assert aligned.budget["task_examples"] == 7.0
