@@ -79,9 +79,17 @@ class OneLine(logging.Formatter):
         return super().format(plain)
 
 
+def not_told_again(record: logging.LogRecord) -> bool:
+    """False for what Prefect says of an error that stands on the terminal already: once when a stage fails, once at the
+    end."""
+    again = ("Finished in state", "Encountered exception during execution")
+    return not (record.name.startswith("prefect.") and record.getMessage().startswith(again))
+
+
 def quiet_logs() -> None:
     """Warnings on the terminal, a line each. Prefect keeps the root handler it finds instead of its own."""
     handler = logging.StreamHandler()
+    handler.addFilter(not_told_again)
     handler.setFormatter(OneLine("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s", "%H:%M:%S"))
     logging.getLogger().addHandler(handler)
     logging.raiseExceptions = False  # of handlers whose server is away

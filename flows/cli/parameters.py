@@ -45,6 +45,18 @@ def given(config: Path | None, settings: list[str]) -> dict[str, Any]:
     return values
 
 
+def existing_recipe(path: Path) -> Path:
+    """``path``, if it is a file.
+
+    Raises:
+        ValueError: nothing there, or a folder.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"recipe {path} {found}; give a YAML file with the keys merge_method and models")
+    return path
+
+
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         values = values.setdefault(part, {})

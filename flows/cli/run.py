@@ -55,7 +55,7 @@ def run(
     if plan:
         show_plan(chosen, parameters)
         return
-    console.print(f"[bold]{flow}[/]: {chosen.title}")
+    console.print(f"[bold]{flow}[/]: {chosen.title}", soft_wrap=True)
     console.print(
         f"Prefect: {prefect}   MLflow: {without_password(os.environ['MLFLOW_TRACKING_URI'])}",
         style="dim",
