@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from core.data.assets import find_local
+from core.data.assets import declared, find_local, state
 from core.data.augment import IMAGE, TEXT
 from core.data.cleaning import FAULTS
 from core.data.normalise import TEXT_STEPS
@@ -13,7 +13,7 @@ from core.data.tasks import Task, load_task
 from core.evaluate.metrics import METRICS
 from core.hashing import content_key
 from core.registry import nearest
-from core.transfer.experiment import DataSteps
+from core.transfer.experiment import DataSteps, prepared
 from core.transfer.history import default_history, other_experiences
 from core.transfer.problem import Problem
 from core.transfer.scores import SCORES
@@ -28,7 +28,7 @@ from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.rank_sources import RankConfig, rank
 from tasks.report_transfer import ReportTransferConfig, report_transfer
 from tasks.sources import modality_of
-from tasks.stage import Artifact
+from tasks.stage import Artifact, is_planning
 from tasks.train_source import TrainSourceConfig, train_on
 
 RETRAIN = "scratch"
@@ -86,9 +86,17 @@ def problem(form: TransferForm) -> Problem:
     )
 
 
+def examples_there(form: TransferForm, target: str, steps: DataSteps) -> int:
+    """How many training examples a run gets: those asked for, at most all that the data stages leave."""
+    asset = load_task(target).source.asset
+    if is_planning() and asset and state(declared(asset)) not in ("cached", "local"):
+        return form.examples  # a plan fetches nothing
+    return min(form.examples, len(prepared(target, steps)[0].train))
+
+
 def curve_sizes(most: int, count: int) -> tuple[int, ...]:
     """``count`` sizes up to ``most``, each half of the next."""
-    return tuple(sorted({max(8, most // 2**k) for k in range(count)} | {most}))
+    return tuple(sorted({min(most, max(8, most // 2**k)) for k in range(count)}))
 
 
 @transfer_flow(
@@ -114,6 +122,7 @@ def transfer(form: TransferForm) -> Artifact:
     steps = DataSteps(clean=form.clean, normalise=form.normalise, augment=form.augment)
     if modality == "image" and TEXT_SOURCE in form.sources:
         raise ValueError(f"target {target} has images, {TEXT_SOURCE} reads texts; give an image model with sources")
+    examples = examples_there(form, target, steps)
     sources = _sources(form, reads_text=modality in ("text", "language"))
     seeds = tuple(range(form.seed, form.seed + form.seeds))
     history = default_history()
@@ -121,7 +130,7 @@ def transfer(form: TransferForm) -> Artifact:
         RankConfig(
             target=target,
             modality=modality,
-            examples=form.examples,
+            examples=examples,
             seed=form.seed,
             steps=steps,
             score=form.score,
@@ -129,7 +138,7 @@ def transfer(form: TransferForm) -> Artifact:
             budget_s=form.budget_s,
             max_length=form.max_length,
             history=str(history),
-            history_sha256=_known(history, task.name, form.examples),
+            history_sha256=_known(history, task.name, examples),
         ),
         sources=sources,
         data=data,
@@ -144,7 +153,7 @@ def transfer(form: TransferForm) -> Artifact:
                 source=name,
                 target=target,
                 modality=modality,
-                sizes=curve_sizes(form.examples, form.curve),
+                sizes=curve_sizes(examples, form.curve),
                 seeds=seeds,
                 test_examples=form.test_examples,
                 steps=steps,
@@ -162,12 +171,13 @@ def transfer(form: TransferForm) -> Artifact:
     }
     runs = gather(started)
     without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
-    facts = {"sources": ", ".join(sources), "target": f"{task.name}, {form.examples} examples", "size": form.size}
+    told = f"{examples} examples" + (f" (all; {form.examples} asked for)" if examples < form.examples else "")
+    facts = {"sources": ", ".join(sources), "target": f"{task.name}, {told}", "size": form.size}
     config = ReportTransferConfig(
         target=task.name,
         metric=task.metric,
         without=without,
-        examples=form.examples,
+        examples=examples,
         history=str(history),
         facts=facts,
     )

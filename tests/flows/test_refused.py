@@ -2,7 +2,10 @@
 
 import pytest
 
+from core.data.tasks import load_task
+from core.transfer.experiment import DataSteps
 from flows.runtime import FLOWS
+from flows.transfer import TransferForm, examples_there
 
 ROWS = "text,label\n" + "".join(f"word {i} {('good', 'bad')[i % 2]},{('yes', 'no')[i % 2]}\n" for i in range(40))
 
@@ -65,3 +68,10 @@ def test_evolution_knows_its_granularities_and_the_names_of_own_tasks(tasks):
     assert "Tasks: a, b" in refused("evolve-merge", **own, preference={"a.yaml": 3.0})
     flow = FLOWS.get("evolve-merge")
     assert flow.plan(flow.form(size="smoke", **own, preference={"a": 3.0}))
+
+
+def test_a_transfer_counts_no_examples_that_are_not_there(tasks):
+    steps = DataSteps()
+    assert examples_there(TransferForm(examples=10), tasks["a"], steps) == 10
+    there = len(load_task(tasks["a"]).splits().train)
+    assert examples_there(TransferForm(examples=1000), tasks["a"], steps) == there < 40

@@ -203,6 +203,7 @@ def test_form_and_problem(task):
     assert "24 train_labels" in problem(form).budget
     assert curve_sizes(1000, 5) == (62, 125, 250, 500, 1000)
     assert curve_sizes(32, 1) == (32,)
+    assert curve_sizes(6, 3) == (6,)
     assert modality_of(task) == "text"
     assert load_task(task).n_classes == 2
 
