@@ -6,10 +6,12 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 
 import typer
 from typer.core import TyperGroup
 
+UNUSABLE = (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 COMMANDS = {
     "run": "run a flow in this process (or only plan it)",
     "flows": "list the flows and their parameters",
@@ -128,6 +130,13 @@ def message(error: BaseException) -> str:
             f"{error}; make room for {home()} (transferopt cache --prune removes what is old) and repeat the command: "
             "what is finished is kept"
         )
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+        from core.state import home
+
+        place = Path(str(error.filename))
+        forbidden = error.errno not in (errno.EEXIST, errno.ENOENT) and home() in place.parents
+        if forbidden or place in (home(), *home().parents):
+            return f"{error}; set TRANSFEROPT_HOME (now {home()}) to a folder that can be made and written"
     if isinstance(error, (ValueError, RuntimeError, OSError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"

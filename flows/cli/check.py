@@ -18,8 +18,10 @@ def check(
     from core.data.check import check as look
     from core.data.tasks import load_task
     from core.state import write_json
+    from flows.cli.parameters import writable_file
     from flows.cli.show import console
 
+    writable_file(json)
     loaded = load_task(task)
     tokenizer = _tokenizer(model)
     report = look(loaded, tokenizer, max_length, seed)

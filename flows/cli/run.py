@@ -38,6 +38,7 @@ def run(
     from tasks.addresses import choose_prefect, without_password
     from tasks.runner import configured
 
+    reader.writable_file(json_file)
     values = reader.given(config, [*_preset(size), *set_])
     prefect = "" if plan else choose_prefect()
     file = flow.replace("-", "_")

@@ -104,6 +104,14 @@ def test_a_full_disk_is_one_line_with_the_remedy():
     assert "\n" not in text
 
 
+def test_a_home_that_cannot_be_used_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRANSFEROPT_HOME", str(tmp_path / "file"))
+    text = message(FileExistsError(errno.EEXIST, "File exists", str(tmp_path / "file")))
+    assert text.endswith(f"set TRANSFEROPT_HOME (now {tmp_path / 'file'}) to a folder that can be made and written")
+    other = message(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "file" / "other")))
+    assert "TRANSFEROPT_HOME" not in other
+
+
 def test_a_prefect_that_stays_away_is_one_line_with_the_remedy(monkeypatch):
     import httpx
 
@@ -201,5 +209,21 @@ def test_a_recipe_that_is_not_there_and_an_output_below_a_file_are_one_line(tmp_
     with pytest.raises(ValueError, match="is a folder; give a YAML file"):
         diagnose(tmp_path)
     (tmp_path / "recipe.yaml").write_text("merge_method: linear\n")
-    with pytest.raises(ValueError, match=r"out cannot be made: .*recipe.yaml is a file"):
+    with pytest.raises(ValueError, match=r"out.config.json cannot be written: .*recipe.yaml is a file"):
         merge(tmp_path / "recipe.yaml", tmp_path / "recipe.yaml" / "out")
+
+
+def test_a_result_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    from flows.cli.parameters import writable_file
+
+    writable_file(None)
+    writable_file(tmp_path / "new" / "result.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        writable_file(tmp_path)
+
+
+def test_a_file_of_texts_that_is_not_there_is_no_text(tmp_path):
+    from flows.cli.predict import predict
+
+    with pytest.raises(ValueError, match=r"none.csv does not exist; give a text, or a file of texts"):
+        predict(str(tmp_path), str(tmp_path / "none.csv"))
