@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from core.data.tasks import load_task
 from core.distill.gate import GateConfig
 from core.distill.methods import METHODS
 from core.distill.students import STUDENTS, student_of
@@ -137,6 +138,9 @@ def problem(form: DistillForm) -> Problem:
     title="Distil a prompt-tuned teacher into a small student from a few labels",
 )
 def distill_flow(form: DistillForm) -> Artifact:
+    kind = load_task(form.task).kind
+    if kind not in ("single", "pair"):
+        raise ValueError(f"task {form.task!r} is of kind {kind!r}; distillation is for texts with class labels")
     study, methods = study_of(form), method_names(form)
     data, teacher, student = load_data(form.task), load_model(study.teacher.asset), load_model(study.student.asset)
     prompts = build_prompts(PromptsConfig(study=study), data=data)

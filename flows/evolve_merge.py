@@ -2,14 +2,15 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from core.data.tasks import load_task
 from core.merge.baselines import SEARCHES
 from core.merge.basis import BASES
 from core.merge.emfto import EmftoConfig
 from core.merge.front import preference_weights
 from core.merge.problem import ProblemConfig
-from core.merge.recipe_space import SpaceConfig
+from core.merge.recipe_space import SpaceConfig, granularity_filters
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC
 from core.transfer.problem import Problem
@@ -90,6 +91,12 @@ class EvolveMergeForm(MergeForm):
     )
     searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
 
+    @field_validator("granularity")
+    @classmethod
+    def _known_granularity(cls, granularity: str) -> str:
+        granularity_filters(granularity, layers=10**4)  # of how many layers the base is, it says itself
+        return granularity
+
     @model_validator(mode="after")
     def _preference_needs_a_front(self) -> "EvolveMergeForm":
         if self.preference and not self.front:
@@ -139,7 +146,7 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
 )
 def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
-    preference_weights(tuple(names), form.preference)  # a wrong name is refused before any work
+    preference_weights(tuple(load_task(n).name for n in names), form.preference)  # a wrong name is refused now
     base, experts = make_experts(form, names)
     tuned, merged = merge_statically(form, base, experts)
     earlier = {}

@@ -22,6 +22,7 @@ from tasks.load_model import load_model
 from tasks.merge_recipe import MergeConfig, merge_recipe
 from tasks.merge_static import StaticConfig, best_on_validation, tune_static
 from tasks.package_merge import PackageConfig, package_merge
+from tasks.plain_encoder import as_plain_encoder
 from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.register_model import register_model
 from tasks.report_merges import ReportConfig, report_merges
@@ -86,6 +87,8 @@ def task_names(form: MergeForm) -> list[str]:
         suite = form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive"
         names = load_suite(suite)[: form.most_tasks]
     as_tasks(names)
+    if len(names) < 2:
+        raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
     return names
 
 
@@ -104,7 +107,7 @@ def problem(form: MergeForm) -> Problem:
 
 def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str, Artifact]]:
     """The base and one expert a task."""
-    base = load_model(form.base)
+    base = as_plain_encoder(load_model(form.base))
     train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
     expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
     return base, gather(

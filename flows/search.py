@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from core.data.tasks import load_task
 from core.nas.encoder import EncoderConfig
 from core.nas.mapping import MAPPINGS
 from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
@@ -112,6 +113,9 @@ def problem(form: SearchForm) -> Problem:
 )
 def search_flow(form: SearchForm) -> Artifact:
     MAPPINGS.get(form.mapping)
+    kind = load_task(form.data).kind
+    if kind != "image":
+        raise ValueError(f"data {form.data!r} is of kind {kind!r}; cells are trained on images (kind image)")
     sources = _sources(form)
     source = sources[0]
     sizes = EncoderConfig(

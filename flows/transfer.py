@@ -5,12 +5,18 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from core.data.assets import find_local
-from core.data.tasks import load_task
+from core.data.assets import declared, find_local, state
+from core.data.augment import IMAGE, TEXT
+from core.data.cleaning import FAULTS
+from core.data.normalise import TEXT_STEPS
+from core.data.tasks import Task, load_task
+from core.evaluate.metrics import METRICS
 from core.hashing import content_key
-from core.transfer.experiment import DataSteps
+from core.registry import nearest
+from core.transfer.experiment import DataSteps, prepared
 from core.transfer.history import default_history, other_experiences
 from core.transfer.problem import Problem
+from core.transfer.scores import SCORES
 from core.transfer.strategies import STRATEGIES, StrategyConfig
 from flows.forms import Form
 from flows.runtime import transfer_flow
@@ -22,10 +28,11 @@ from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.rank_sources import RankConfig, rank
 from tasks.report_transfer import ReportTransferConfig, report_transfer
 from tasks.sources import modality_of
-from tasks.stage import Artifact
+from tasks.stage import Artifact, is_planning
 from tasks.train_source import TrainSourceConfig, train_on
 
 RETRAIN = "scratch"
+TEXT_SOURCE = "all-minilm-l6-v2"
 
 
 class TransferForm(Form):
@@ -37,7 +44,7 @@ class TransferForm(Form):
         "full": {"examples": 1000, "seeds": 5, "test_examples": 2000, "passes": 2000, "curve": 5},
     }
 
-    sources: tuple[str, ...] = Field(("all-minilm-l6-v2",), description="source models: asset, folder or hub name")
+    sources: tuple[str, ...] = Field((TEXT_SOURCE,), description="source models: asset, folder or hub name")
     source_tasks: tuple[str, ...] = Field((), description="source data sets: the first model, trained first on each")
     target: str = Field("auto", description="target task; auto: trec with local data, else rt_plot from an archive")
     strategies: tuple[str, ...] = Field(("share", "full", RETRAIN), description="strategies to compare")
@@ -79,9 +86,17 @@ def problem(form: TransferForm) -> Problem:
     )
 
 
+def examples_there(form: TransferForm, target: str, steps: DataSteps) -> int:
+    """How many training examples a run gets: those asked for, at most all that the data stages leave."""
+    asset = load_task(target).source.asset
+    if is_planning() and asset and state(declared(asset)) not in ("cached", "local"):
+        return form.examples  # a plan fetches nothing
+    return min(form.examples, len(prepared(target, steps)[0].train))
+
+
 def curve_sizes(most: int, count: int) -> tuple[int, ...]:
     """``count`` sizes up to ``most``, each half of the next."""
-    return tuple(sorted({max(8, most // 2**k) for k in range(count)} | {most}))
+    return tuple(sorted({min(most, max(8, most // 2**k)) for k in range(count)}))
 
 
 @transfer_flow(
@@ -98,20 +113,24 @@ def transfer(form: TransferForm) -> Artifact:
         raise ValueError("give at least two strategies, one of them without transfer (scratch) or the linear probe")
     target = target_task(form)
     task = load_task(target)
+    _check_names(form, task)
     modality, data = modality_of(target), load_data(target)
     if form.log_examples and (modality != "text" or not task.labels):
         raise ValueError(f"log_examples quotes texts with class labels; target {target} has none")
     if modality == "table":
         raise ValueError(f"target {target} is a table; tables have no ready source model: use core.transfer in Python")
     steps = DataSteps(clean=form.clean, normalise=form.normalise, augment=form.augment)
-    sources = _sources(form)
+    if modality == "image" and TEXT_SOURCE in form.sources:
+        raise ValueError(f"target {target} has images, {TEXT_SOURCE} reads texts; give an image model with sources")
+    examples = examples_there(form, target, steps)
+    sources = _sources(form, reads_text=modality in ("text", "language"))
     seeds = tuple(range(form.seed, form.seed + form.seeds))
     history = default_history()
     ranking = rank(
         RankConfig(
             target=target,
             modality=modality,
-            examples=form.examples,
+            examples=examples,
             seed=form.seed,
             steps=steps,
             score=form.score,
@@ -119,7 +138,7 @@ def transfer(form: TransferForm) -> Artifact:
             budget_s=form.budget_s,
             max_length=form.max_length,
             history=str(history),
-            history_sha256=_known(history, task.name, form.examples),
+            history_sha256=_known(history, task.name, examples),
         ),
         sources=sources,
         data=data,
@@ -134,7 +153,7 @@ def transfer(form: TransferForm) -> Artifact:
                 source=name,
                 target=target,
                 modality=modality,
-                sizes=curve_sizes(form.examples, form.curve),
+                sizes=curve_sizes(examples, form.curve),
                 seeds=seeds,
                 test_examples=form.test_examples,
                 steps=steps,
@@ -152,16 +171,34 @@ def transfer(form: TransferForm) -> Artifact:
     }
     runs = gather(started)
     without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
-    facts = {"sources": ", ".join(sources), "target": f"{task.name}, {form.examples} examples", "size": form.size}
+    told = f"{examples} examples" + (f" (all; {form.examples} asked for)" if examples < form.examples else "")
+    facts = {"sources": ", ".join(sources), "target": f"{task.name}, {told}", "size": form.size}
     config = ReportTransferConfig(
         target=task.name,
         metric=task.metric,
         without=without,
-        examples=form.examples,
+        examples=examples,
         history=str(history),
         facts=facts,
     )
     return report_transfer(config, ranking=ranking, runs=runs, **_quoted(form, target, runs))
+
+
+def _check_names(form: TransferForm, task: Task) -> None:
+    """Refuse unknown names before any work.
+
+    Raises:
+        ValueError: naming the nearest right one.
+    """
+    SCORES.entry(form.score)
+    METRICS.entry(task.metric)
+    for name in form.clean:
+        if name not in FAULTS:
+            raise ValueError(f"unknown fault {name!r} in clean{nearest(name, FAULTS)} Allowed: {', '.join(FAULTS)}")
+    for name in form.normalise:
+        TEXT_STEPS.entry(name)
+    for name in form.augment:
+        (IMAGE if task.kind == "image" else TEXT).entry(name)
 
 
 def _quoted(form: TransferForm, target: str, runs: dict[str, Artifact]) -> dict[str, Artifact]:
@@ -177,9 +214,9 @@ def _known(history: Path, target: str, examples: int) -> str:
     return content_key([e.row().key() for e in other_experiences(history, target, examples)])
 
 
-def _sources(form: TransferForm) -> dict[str, Artifact]:
+def _sources(form: TransferForm, reads_text: bool) -> dict[str, Artifact]:
     """Name in the report -> artifact: the models, then the first model trained on each source data set."""
-    models = {Path(name).name if Path(name).exists() else name: load_model(name) for name in form.sources}
+    models = {Path(name).name if Path(name).exists() else name: load_model(name, reads_text) for name in form.sources}
     if len(models) < len(form.sources):
         raise ValueError(f"two sources have the same name: {', '.join(form.sources)}")
     first = next(iter(models.values()))

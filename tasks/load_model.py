@@ -6,12 +6,14 @@ from pathlib import Path
 from pydantic import Field
 
 from core.config import Config
-from core.data.assets import content_hash, find_local, resolve, table
+from core.data.assets import AssetError, content_hash, find_local, resolve, table
 from core.models.load import Source
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 
 ASSET = "asset.json"
+PATH_SIGNS = ("/", ".", "~")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.gguf")
 
 
 class ModelConfig(Config):
@@ -21,15 +23,50 @@ class ModelConfig(Config):
     identity: str = Field(description="hash of the pinned archive, or of the folder's content")
 
 
-def load_model(name: str) -> Artifact:
-    """The artifact of a model (see :func:`core.data.assets.resolve` for what a name may be)."""
+def load_model(name: str, reads_text: bool = True) -> Artifact:
+    """The artifact of a model: a name as of :func:`core.data.assets.resolve`, or any path of a folder or file.
+
+    Args:
+        reads_text: the model needs a tokenizer.
+
+    Raises:
+        AssetError: nothing at the path, or a folder without the tokenizer that it needs.
+    """
+    path = given_path(name)
+    if path is not None:
+        if not path.exists():
+            raise AssetError(f"{path} does not exist; give the folder or file of a model")
+        if reads_text and path.is_dir():
+            check_tokenizer(path)
+        if not name.startswith(PATH_SIGNS):
+            name = f"./{name}"
     return _load(ModelConfig(name=name, identity=identity(name)))
+
+
+def given_path(name: str) -> Path | None:
+    """The path that ``name`` is: written as one, or there and no name of an asset; else None."""
+    path = Path(name).expanduser()
+    if name.startswith(PATH_SIGNS):
+        return path
+    return path if name not in table() and find_local(name) is None and path.exists() else None
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a model without tokenizer: transformers makes up one for it that knows no word, and says nothing.
+
+    Raises:
+        AssetError: no tokenizer file in ``folder``.
+    """
+    if (folder / "config.json").is_file() and not any(next(folder.glob(f), None) for f in TOKENIZERS):
+        raise AssetError(
+            f"{folder} has no tokenizer ({', '.join(TOKENIZERS[:3])}, ...): save the one that the model was trained "
+            "with beside it, tokenizer.save_pretrained(folder)"
+        )
 
 
 def identity(name: str) -> str:
     """What decides the bytes behind a name, without fetching them."""
-    path = Path(name).expanduser()
-    local = path if path.exists() else find_local(name)
+    local = given_path(name) or find_local(name)
     if local is not None:
         return content_hash(local)
     return table()[name].key if name in table() else name

@@ -6,10 +6,12 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 
 import typer
 from typer.core import TyperGroup
 
+UNUSABLE = (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 COMMANDS = {
     "run": "run a flow in this process (or only plan it)",
     "flows": "list the flows and their parameters",
@@ -79,9 +81,17 @@ class OneLine(logging.Formatter):
         return super().format(plain)
 
 
+def not_told_again(record: logging.LogRecord) -> bool:
+    """False for what Prefect says of an error that stands on the terminal already: once when a stage fails, once at the
+    end."""
+    again = ("Finished in state", "Encountered exception during execution")
+    return not (record.name.startswith("prefect.") and record.getMessage().startswith(again))
+
+
 def quiet_logs() -> None:
     """Warnings on the terminal, a line each. Prefect keeps the root handler it finds instead of its own."""
     handler = logging.StreamHandler()
+    handler.addFilter(not_told_again)
     handler.setFormatter(OneLine("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s", "%H:%M:%S"))
     logging.getLogger().addHandler(handler)
     logging.raiseExceptions = False  # of handlers whose server is away
@@ -120,6 +130,13 @@ def message(error: BaseException) -> str:
             f"{error}; make room for {home()} (transferopt cache --prune removes what is old) and repeat the command: "
             "what is finished is kept"
         )
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+        from core.state import home
+
+        place = Path(str(error.filename))
+        forbidden = error.errno not in (errno.EEXIST, errno.ENOENT) and home() in place.parents
+        if forbidden or place in (home(), *home().parents):
+            return f"{error}; set TRANSFEROPT_HOME (now {home()}) to a folder that can be made and written"
     if isinstance(error, (ValueError, RuntimeError, OSError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"

@@ -18,8 +18,10 @@ def check(
     from core.data.check import check as look
     from core.data.tasks import load_task
     from core.state import write_json
+    from flows.cli.parameters import writable_file
     from flows.cli.show import console
 
+    writable_file(json)
     loaded = load_task(task)
     tokenizer = _tokenizer(model)
     report = look(loaded, tokenizer, max_length, seed)
@@ -38,6 +40,11 @@ def _tokenizer(model: str) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    folder = resolve(model or TOKENIZER).path
+    from tasks.load_model import check_tokenizer, given_path
+
+    path = given_path(model) if model else None
+    folder = path if path is not None and path.exists() else resolve(model or TOKENIZER).path
+    if folder.is_dir():
+        check_tokenizer(folder)
     gguf = next(folder.glob("*.gguf"), None) if folder.is_dir() else folder
     return AutoTokenizer.from_pretrained(folder if gguf is None else gguf.parent, gguf_file=gguf and gguf.name)

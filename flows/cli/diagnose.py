@@ -12,8 +12,9 @@ def diagnose(
     density: Annotated[float, typer.Option(help="share of the largest changes whose overlap is counted")] = 0.2,
 ) -> None:
     from core.merge.diagnose import diagnose as run
+    from flows.cli.parameters import existing_recipe
 
-    found = run(config, density)
+    found = run(existing_recipe(config), density)
     print(found.summary())
     if out is not None:
         for path in found.save(out):

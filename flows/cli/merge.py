@@ -14,7 +14,10 @@ def merge(
     part: Annotated[str | None, typer.Option(help="i/n: compute only this share; a later run without it joins")] = None,
 ) -> None:
     from core.merge.plan import default_threads, describe, make_plan
+    from flows.cli.parameters import existing_recipe, writable_file
 
+    existing_recipe(config)
+    writable_file(out / "config.json")
     if plan:
         print(describe(make_plan(config, out), threads or default_threads(), out))
         return

@@ -45,6 +45,31 @@ def given(config: Path | None, settings: list[str]) -> dict[str, Any]:
     return values
 
 
+def writable_file(path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work whose result it is to hold.
+
+    Raises:
+        ValueError: a folder, or a place below a file.
+    """
+    if path is None:
+        return
+    blocked = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
+    if path.is_dir() or blocked is not None:
+        raise ValueError(f"{path} cannot be written: {blocked or path} is a {'file' if blocked else 'folder'}")
+
+
+def existing_recipe(path: Path) -> Path:
+    """``path``, if it is a file.
+
+    Raises:
+        ValueError: nothing there, or a folder.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"recipe {path} {found}; give a YAML file with the keys merge_method and models")
+    return path
+
+
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         values = values.setdefault(part, {})

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+FILES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+
 
 def predict(
     model: Annotated[str, typer.Argument(help="folder that a flow packaged, or a registered name[@alias|/version]")],
@@ -23,11 +25,15 @@ def predict(
 
     def texts_of(given: str, name: str) -> list[str]:
         path = Path(text)
-        if path.suffix not in (".txt", ".csv", ".tsv", ".jsonl", ".parquet") or not path.is_file():
+        if path.suffix not in FILES:
             return [given]
+        if not path.is_file():
+            if len(text.split()) > 1:  # a sentence that happens to end so
+                return [given]
+            raise ValueError(f"{path} does not exist; give a text, or a file of texts ({', '.join(FILES)})")
         if path.suffix == ".txt":
             return path.read_text().splitlines()
-        table = read_table(path)
+        table = read_table(path, where=path.name)
         if name not in table:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
         return strings(table[name])
@@ -43,7 +49,7 @@ def predict(
         console.print(f"{len(table)} answers in {out}")
         return
     for answer in answers:
-        console.print(f"{answer.label}\t{answer.probability:.3f}")
+        console.print(f"{answer.label}\t{answer.probability:.3f}", markup=False, soft_wrap=True)
 
 
 def _folder(model: str) -> Path:

@@ -38,6 +38,7 @@ def run(
     from tasks.addresses import choose_prefect, without_password
     from tasks.runner import configured
 
+    reader.writable_file(json_file)
     values = reader.given(config, [*_preset(size), *set_])
     prefect = "" if plan else choose_prefect()
     file = flow.replace("-", "_")
@@ -55,7 +56,7 @@ def run(
     if plan:
         show_plan(chosen, parameters)
         return
-    console.print(f"[bold]{flow}[/]: {chosen.title}")
+    console.print(f"[bold]{flow}[/]: {chosen.title}", soft_wrap=True)
     console.print(
         f"Prefect: {prefect}   MLflow: {without_password(os.environ['MLFLOW_TRACKING_URI'])}",
         style="dim",

@@ -33,7 +33,7 @@ def show_plan(flow, parameters) -> None:
     total = sum(line.seconds or 0 for line in lines)
     note = f", {unknown} stages without history not counted" if unknown else ""
     problem = flow.describe(parameters.resolved())
-    console.print(f"expected time: {total:.0f} s{note}; budget: {problem.budget}")
+    console.print(f"expected time: {total:.0f} s{note}; budget: {problem.budget}", soft_wrap=True)
 
 
 def show_summary(summary, headline: Sequence[str] = ()) -> None:
@@ -50,7 +50,8 @@ def show_summary(summary, headline: Sequence[str] = ()) -> None:
     where = summary.mlflow_run_id or "kept on disk until MLflow answers (transferopt sync)"
     if summary.refused:
         console.print(f"[yellow]MLflow refused {summary.refused} records[/]; transferopt sync lists them")
-    console.print(f"MLflow run: {where}   lineage: transferopt lineage {summary.mlflow_run_id or summary.run_id}")
+    console.print(f"MLflow run: {where}", soft_wrap=True)
+    console.print(f"lineage: transferopt lineage {summary.mlflow_run_id or summary.run_id}", soft_wrap=True)
 
 
 def show_rows(rows: Sequence[Row]) -> None:

@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from flows.cli import OneLine, message
+from flows.cli import OneLine, message, not_told_again
 
 
 def call(*arguments, env=None, code=0):
@@ -104,6 +104,14 @@ def test_a_full_disk_is_one_line_with_the_remedy():
     assert "\n" not in text
 
 
+def test_a_home_that_cannot_be_used_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRANSFEROPT_HOME", str(tmp_path / "file"))
+    text = message(FileExistsError(errno.EEXIST, "File exists", str(tmp_path / "file")))
+    assert text.endswith(f"set TRANSFEROPT_HOME (now {tmp_path / 'file'}) to a folder that can be made and written")
+    other = message(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "file" / "other")))
+    assert "TRANSFEROPT_HOME" not in other
+
+
 def test_a_prefect_that_stays_away_is_one_line_with_the_remedy(monkeypatch):
     import httpx
 
@@ -180,3 +188,42 @@ def test_a_bare_home_is_enough(tmp_path):
     assert done.stdout.split() == ["200", "1"], done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (home / "prefect").is_dir()
+
+
+def test_a_failed_stage_is_told_when_it_fails_and_at_the_end_but_not_between():
+    def record(name, text):
+        return logging.LogRecord(name, logging.ERROR, "", 0, text, (), None)
+
+    assert not_told_again(record("prefect.task_runs", "Task run failed with exception: ValueError('no')"))
+    assert not not_told_again(record("prefect.task_runs", "Finished in state Failed('...')"))
+    assert not not_told_again(record("prefect.flow_runs", "Encountered exception during execution: ValueError('no')"))
+    assert not_told_again(record("a library", "Finished in state of grace"))
+
+
+def test_a_recipe_that_is_not_there_and_an_output_below_a_file_are_one_line(tmp_path):
+    from flows.cli.diagnose import diagnose
+    from flows.cli.merge import merge
+
+    with pytest.raises(ValueError, match=r"recipe .*none.yaml does not exist; give a YAML file"):
+        merge(tmp_path / "none.yaml", tmp_path / "out")
+    with pytest.raises(ValueError, match="is a folder; give a YAML file"):
+        diagnose(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("merge_method: linear\n")
+    with pytest.raises(ValueError, match=r"out.config.json cannot be written: .*recipe.yaml is a file"):
+        merge(tmp_path / "recipe.yaml", tmp_path / "recipe.yaml" / "out")
+
+
+def test_a_result_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    from flows.cli.parameters import writable_file
+
+    writable_file(None)
+    writable_file(tmp_path / "new" / "result.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        writable_file(tmp_path)
+
+
+def test_a_file_of_texts_that_is_not_there_is_no_text(tmp_path):
+    from flows.cli.predict import predict
+
+    with pytest.raises(ValueError, match=r"none.csv does not exist; give a text, or a file of texts"):
+        predict(str(tmp_path), str(tmp_path / "none.csv"))

@@ -1,0 +1,77 @@
+"""What a flow refuses before any work: each wrong input names itself, in the plan already."""
+
+import pytest
+
+from core.data.tasks import load_task
+from core.transfer.experiment import DataSteps
+from flows.runtime import FLOWS
+from flows.transfer import TransferForm, examples_there
+
+ROWS = "text,label\n" + "".join(f"word {i} {('good', 'bad')[i % 2]},{('yes', 'no')[i % 2]}\n" for i in range(40))
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Paths of task files: two of classes, one of numbers, one scored by an unknown metric."""
+    (tmp_path / "rows.csv").write_text(ROWS)
+    (tmp_path / "numbers.csv").write_text("text,label\n" + "".join(f"word {i},{i / 7}\n" for i in range(40)))
+    classes = "kind: single\nsource: {path: rows.csv}\nlabels: ['yes', 'no']\nmetric: "
+    contents = {
+        "a": f"{classes}accuracy\n",
+        "b": f"{classes}mcc\n",
+        "typo": f"{classes}acuracy\n",
+        "numbers": "kind: regression\nsource: {path: numbers.csv}\nmetric: pearson\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    return {name: str(tmp_path / f"{name}.yaml") for name in contents}
+
+
+def refused(flow, **values):
+    """The message of the refusal of a plan."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the callers look at the message)
+        FLOWS.get(flow).plan(FLOWS.get(flow).form(size="smoke", **values))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"score": "lgme"}, "did you mean 'logme'"),
+        ({"clean": ("duplicate",)}, "did you mean 'duplicates'"),
+        ({"normalise": ("lowr",)}, "did you mean 'lower'"),
+        ({"augment": ("word_drp",)}, "did you mean 'word_drop'"),
+        ({"sources": ("./none",)}, "none does not exist"),
+    ],
+)
+def test_transfer_names_what_it_does_not_know(tasks, values, message):
+    assert message in refused("transfer", target=tasks["a"], **values)
+
+
+def test_transfer_looks_at_the_metric_and_at_what_the_source_reads(tasks):
+    assert "did you mean 'accuracy'" in refused("transfer", target=tasks["typo"])
+    assert "give an image model" in refused("transfer", target="digits")
+
+
+def test_distillation_and_search_refuse_other_kinds_of_tasks(tasks):
+    assert "is for texts with class labels" in refused("distill", task=tasks["numbers"])
+    assert "cells are trained on images" in refused("search", data=tasks["a"])
+
+
+def test_a_merge_needs_two_tasks(tasks):
+    assert "at least two tasks, got " in refused("merge", tasks=(tasks["a"],))
+
+
+def test_evolution_knows_its_granularities_and_the_names_of_own_tasks(tasks):
+    assert "allowed: global, kinds, layers, blocks:K" in refused("evolve-merge", granularity="block")
+    own = {"tasks": (tasks["a"], tasks["b"]), "front": 2}
+    assert "Tasks: a, b" in refused("evolve-merge", **own, preference={"a.yaml": 3.0})
+    flow = FLOWS.get("evolve-merge")
+    assert flow.plan(flow.form(size="smoke", **own, preference={"a": 3.0}))
+
+
+def test_a_transfer_counts_no_examples_that_are_not_there(tasks):
+    steps = DataSteps()
+    assert examples_there(TransferForm(examples=10), tasks["a"], steps) == 10
+    there = len(load_task(tasks["a"]).splits().train)
+    assert examples_there(TransferForm(examples=1000), tasks["a"], steps) == there < 40
