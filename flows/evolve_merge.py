@@ -14,7 +14,7 @@ from core.merge.recipe_space import SpaceConfig, granularity_filters
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC
 from core.transfer.problem import Problem
-from flows.merge import MergeForm, align_config, make_experts, merge_statically, quoted, task_names
+from flows.merge import MergeForm, align_config, make_experts, merge_statically, quoted, taken_from, task_names
 from flows.runtime import transfer_flow
 from tasks.align_heads import align_heads
 from tasks.build_subproblems import EvolveConfig, build_subproblems
@@ -107,8 +107,9 @@ class EvolveMergeForm(MergeForm):
 def problem(form: EvolveMergeForm) -> Problem:
     """What this search transfers."""
     names = task_names(form)
+    experts = f"{len(names)} experts of {form.base}{taken_from(form)}"
     return Problem(
-        source=f"sub-problems of {len(names)} experts of {form.base}: pairs and larger sets, context kept",
+        source=f"sub-problems of {experts}: pairs and larger sets, context kept",
         target=f"one {form.base} encoder with {len(names)} heads",
         knowledge="merge coefficients, their covariance, model-task relations",
         domain=", ".join(names),
@@ -173,6 +174,7 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=spent, **aligned)
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
+    facts |= {f"expert of {task}": model for task, model in form.experts.items()}
     if earlier:
         spent = ", ".join(f"{v:g} {k}" for k, v in earlier["source"].facts().get("budget", {}).items())
         facts["source"] = (

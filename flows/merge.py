@@ -27,6 +27,7 @@ from tasks.quote_mistakes import LOG_EXAMPLES, QuoteConfig, quote_mistakes
 from tasks.register_model import register_model
 from tasks.report_merges import ReportConfig, report_merges
 from tasks.stage import Artifact, is_planning
+from tasks.take_expert import TakeExpertConfig, take_expert
 from tasks.train_expert import TrainExpertConfig, train_expert
 
 
@@ -66,6 +67,11 @@ class MergeForm(Form):
     base: str = Field("all-minilm-l6-v2", description="encoder that all experts start from: asset, folder or hub name")
     suite: str = Field("auto", description="auto (eight with local data, else archive), eight, archive, or a YAML file")
     tasks: tuple[str, ...] = Field((), description="tasks instead of a suite: built-in names or task files")
+    experts: dict[str, str] = Field(
+        default_factory=dict,
+        description="models fine-tuned elsewhere from the base: {task: folder or hub name}; other tasks are trained, "
+        "and none but these where no task is named",
+    )
     most_tasks: int | None = Field(None, ge=2, description="at most so many tasks of the suite (empty: by size)")
     methods: tuple[str, ...] | None = Field(None, description="static operators to compare (empty: by size)")
     examples: int | None = Field(None, ge=8, description="training examples an expert (empty: by size)")
@@ -83,6 +89,8 @@ class MergeForm(Form):
 def task_names(form: MergeForm) -> list[str]:
     """The tasks a form asks for, checked to be text classification."""
     names = list(form.tasks)
+    named = {load_task(n).name for n in names}
+    names += [n for n in form.experts if load_task(n).name not in named]
     if not names:
         suite = form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive"
         names = load_suite(suite)[: form.most_tasks]
@@ -96,7 +104,7 @@ def problem(form: MergeForm) -> Problem:
     """What this merge transfers."""
     names = task_names(form)
     return Problem(
-        source=f"{len(names)} experts of {form.base}, one a task",
+        source=f"{len(names)} experts of {form.base}, one a task{taken_from(form)}",
         target=f"one {form.base} encoder with {len(names)} heads",
         knowledge="task vectors (expert minus base)",
         domain=", ".join(names),
@@ -105,19 +113,27 @@ def problem(form: MergeForm) -> Problem:
     )
 
 
+def taken_from(form: MergeForm) -> str:
+    """Which experts were fine-tuned elsewhere, in words; empty without any."""
+    return f"; fine-tuned elsewhere: {', '.join(form.experts.values())}" if form.experts else ""
+
+
 def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str, Artifact]]:
     """The base and one expert a task."""
     base = as_plain_encoder(load_model(form.base))
+    given = {load_task(n).name: load_model(m) for n, m in form.experts.items()}
     train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
-    expert = ExpertConfig(examples=form.examples, max_length=form.max_length, seed=form.seed, train=train)
-    return base, gather(
-        {
-            load_task(n).name: train_expert.submit(
-                TrainExpertConfig(task=n, expert=expert), base=base, data=load_data(n)
-            )
-            for n in names
-        }
-    )
+    draw = {"examples": form.examples, "max_length": form.max_length, "seed": form.seed}
+    expert, started = ExpertConfig(**draw, train=train), {}
+    tasks = {load_task(n).name: n for n in names}
+    for task, n in sorted(tasks.items(), key=lambda t: t[0] not in given):  # one that does not fit is told at once
+        data = load_data(n)
+        if task in given:
+            taken = TakeExpertConfig(task=n, **draw)
+            started[task] = take_expert.submit(taken, model=given[task], base=base, data=data)
+        else:
+            started[task] = train_expert.submit(TrainExpertConfig(task=n, expert=expert), base=base, data=data)
+    return base, gather({task: started[task] for task in tasks})
 
 
 def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifact]) -> tuple[Artifact, dict]:
@@ -170,11 +186,13 @@ def merge(form: MergeForm) -> Artifact:
     spent = dict.fromkeys(merged, tuned)
     evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=spent, **aligned)
     packing = PackageConfig(max_length=form.max_length)
-    package = package_merge(packing, tuned=tuned, base=base, experts=experts, merged=merged, **aligned)
+    also = {"also": [load_model(m) for m in form.experts.values()]} if form.experts else {}
+    package = package_merge(packing, tuned=tuned, base=base, experts=experts, merged=merged, **also, **aligned)
     best = "" if is_planning() else best_on_validation(tuned) + (SUFFIX if form.align else "")
     if not is_planning():
         register_model("merged-encoder", package, evaluated, best)
     facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}
+    facts |= {f"expert of {task}": model for task, model in form.experts.items()}
     config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)
     diagnosed = diagnose_experts(DiagnoseConfig(), base=base, experts=experts)
     return report_merges(

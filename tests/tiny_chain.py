@@ -53,6 +53,25 @@ def task_files(folder: Path, rows: int = 400) -> dict[str, str]:
     return made
 
 
+def classifier(base: Path, task: str, folder: Path) -> Path:
+    """A sequence classifier of transformers, all of it fine-tuned from the base on the task's training texts."""
+    from transformers import BertForSequenceClassification
+
+    tokenizer, train = load_encoder(base, device="cpu").tokenizer, load_task(task).splits().train
+    torch.manual_seed(0)
+    model = BertForSequenceClassification.from_pretrained(base).train(False)  # without dropout
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(60):
+        rows = np.random.default_rng(step).integers(len(train), size=32)
+        given = tokenizer([train.texts[i] for i in rows], padding=True, return_tensors="pt")
+        model(**given, labels=torch.tensor([train.labels[i] for i in rows])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def studies(base: Path, files: dict[str, str], steps: int = 12) -> dict[str, StudyConfig]:
     """Task name -> its few-shot problem, the base itself as teacher."""
     teacher = TeacherConfig(asset=str(base), train=TUNING)

@@ -1,0 +1,116 @@
+"""Take a model that was fine-tuned elsewhere as the expert of a task, beside those that the flow trains itself.
+
+Merging needs the encoder and a linear head on its pooled embeddings. The heads of fine-tuned checkpoints are of many
+kinds, so a linear one is fitted on the frozen expert, from training labels that are counted like those of any expert.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from safetensors.torch import save_file as save_tensors
+
+from core.config import Config
+from core.data.tasks import load_task
+from core.hashing import sha256_file
+from core.merge.experts import CARD, HEAD, TASK, fit_probe, load_expert
+from core.models.load import Source, load_encoder, quietly
+from core.state import write_json
+from tasks.load_model import opened
+from tasks.plain_encoder import WEIGHTS, WHOLE
+from tasks.stage import Artifact, Output, stage
+
+FAR = 0.9  # of the base's norm: as far as task vectors may go; unrelated weights are about 1.4 away
+
+
+class TakeExpertConfig(Config):
+    """Whose expert it is, and how its head is fitted."""
+
+    task: str = Field(description="task the model was fine-tuned on")
+    examples: int = Field(1000, ge=8, description="labelled training examples for its head")
+    max_length: int = Field(64, ge=8, description="longest text in tokens (pairs: both together)")
+    seed: int = Field(0, description="draw of the examples")
+
+
+@stage("take-expert", modules=["core.merge.experts"])
+def take_expert(out: Output, config: TakeExpertConfig, model: Artifact, base: Artifact, data: Artifact) -> None:
+    """Write the model as an expert of the base; one that a flow made before keeps its head and its labels.
+
+    Raises:
+        ValueError: it is of another base, reads other tokens, equals the base, or is an expert of another task.
+    """
+    task, source, origin = load_task(config.task), opened(model), opened(base)
+    drawn = task.splits().train.sample(config.examples, config.seed)
+    labels = np.asarray(drawn.labels, dtype=np.int64)
+    if len(set(drawn.labels)) < 2:
+        raise ValueError(f"task {task.name!r}: the {len(drawn)} training examples are of one class")
+    expert, frozen = _open(source, config), _open(origin, config)
+    if expert.tokenizer.get_vocab() != frozen.tokenizer.get_vocab():
+        raise ValueError(f"{source.name} reads other tokens than the base {origin.name}: it was not fine-tuned from it")
+    quietly(expert.backbone.save_pretrained, out.folder, max_shard_size=WHOLE)
+    expert.tokenizer.save_pretrained(out.folder)
+    _beside(out.folder / WEIGHTS, base.folder / WEIGHTS, source.name, origin.name)
+    card = _card(source.path, task.name)
+    if card is None:
+        heads = {"": fit_probe(expert, expert.tokenize(drawn.texts, drawn.pairs), labels, len(task.labels))}
+        heads["probe."] = fit_probe(frozen, frozen.tokenize(drawn.texts, drawn.pairs), labels, len(task.labels))
+        parts = {f"{at}{part}": t for at, head in heads.items() for part, t in zip(("weight", "bias"), head)}
+        save_file(parts, out.folder / HEAD)
+        card = {"classes": len(task.labels), "train_sha256": drawn.sha256, "train_labels": len(drawn)}
+        card |= {"train_examples": 0, "config": config.model_dump(mode="json")}
+    else:
+        (out.folder / HEAD).write_bytes((source.path / HEAD).read_bytes())
+    card |= {"task": task.name, "model": source.name, "base": origin.name, "base_sha256": base.sha256}
+    write_json(out.folder / CARD, card | {"weights_sha256": sha256_file(out.folder / WEIGHTS)})
+    write_json(out.folder / TASK, task.model_dump(mode="json", by_alias=True))
+    out.budget({"train_labels": card["train_labels"], "train_examples": card["train_examples"]})
+
+
+def _open(source: Source, config: TakeExpertConfig):
+    encoder = load_encoder(source)
+    encoder.max_length = min(config.max_length, encoder.max_length)
+    return encoder
+
+
+def _card(folder: Path, task: str) -> dict | None:
+    """The card of an expert that a flow made; None for any other model."""
+    if not (folder / CARD).is_file():
+        return None
+    expert = load_expert(folder)
+    if expert.task != task:
+        raise ValueError(f"{folder} is an expert of task {expert.task!r}, not of {task!r}")
+    expert.head()  # it says what is missing
+    return json.loads((folder / CARD).read_text())
+
+
+def _beside(path: Path, base: Path, name: str, base_name: str) -> None:
+    """Leave the tensors of the base in ``path``, those that the encoder does not use (a pooler) as the base has them.
+
+    Raises:
+        ValueError: tensors missing or of another shape, weights too far from the base's, or equal to them.
+    """
+    own, start = load_file(path), load_file(base)
+    counts = {t for t, v in (start | own).items() if v.is_floating_point() and "pooler" not in t}
+    other = sorted(t for t in counts if t not in own or t not in start or own[t].shape != start[t].shape)
+    if other:
+        listed = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        raise ValueError(
+            f"{name} is not of the base {base_name}: {len(other)} tensors are in one of them only or of another shape "
+            f"({listed})"
+        )
+    moved = norm = 0.0
+    for tensor in counts:
+        if own[tensor].ndim > 1:  # norms and biases start alike in every model and would hide a foreign base
+            moved += float(((own[tensor] - start[tensor]).double() ** 2).sum())
+            norm += float((start[tensor].double() ** 2).sum())
+    ratio = (moved / max(norm, 1e-30)) ** 0.5
+    if ratio > FAR:
+        raise ValueError(
+            f"{name} is {ratio:.2f} of the norm of {base_name} away from it: it was fine-tuned from another base"
+        )
+    if moved == 0:
+        raise ValueError(f"{name} equals the base {base_name}: there is nothing to merge")
+    save_tensors({t: own.get(t, v) for t, v in start.items()}, path, metadata={"format": "pt"})

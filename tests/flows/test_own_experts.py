@@ -1,0 +1,89 @@
+"""Flows merge and evolve-merge with models fine-tuned elsewhere, alone and beside experts they train."""
+
+from pathlib import Path
+
+import pytest
+
+from core.merge.experts import load_expert
+from flows.evolve_merge import EvolveMergeForm
+from flows.merge import MergeForm
+from flows.runtime import FLOWS
+from tests import tiny_chain
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Base, task files, and a classifier of transformers for each task."""
+    root = tmp_path_factory.mktemp("own")
+    base, files = tiny_chain.base_folder(root / "base"), tiny_chain.task_files(root / "tasks")
+    models = {name: str(tiny_chain.classifier(base, file, root / name)) for name, file in files.items()}
+    return base, files, models
+
+
+def form(kind, given, experts, **more):
+    return kind(size="smoke", base=str(given[0]), experts=experts, max_length=16, test_examples=60, **more)
+
+
+def value(rows, method, task="mean"):
+    return next(r for r in rows if (r.method, r.metric, r.settings["task"]) == (method, "accuracy", task))
+
+
+def test_merge_takes_models_fine_tuned_elsewhere(given):
+    _, files, models = given
+    asked = form(MergeForm, given, {files[n]: models[n] for n in files}, examples=48)
+    flow = FLOWS.get("merge")
+    stages = {line.stage for line in flow.plan(asked)}
+    assert "take-expert" in stages
+    assert "train-expert" not in stages
+    done = flow.run(asked)
+    own = value(done.rows, "individual experts")
+    assert own.value > 0.9
+    assert own.budget == {"train_labels": 96.0}  # of two heads; the models themselves came as they are
+    assert value(done.rows, "expert mood", "mood").value > 0.9
+    assert {r.settings["task"] for r in done.rows} == {"mood", "light", "mean"}
+    cards = [load_expert(p.parent).card for p in _cache().glob("take-expert/*/expert.json")]
+    assert set(models.values()) <= {card["model"] for card in cards}
+    assert models["mood"] in (Path(done.artifact.path) / "report.html").read_text()
+
+
+def test_own_and_trained_experts_are_merged_together(given):
+    _, files, models = given
+    asked = form(MergeForm, given, {files["mood"]: models["mood"]}, tasks=(files["light"],), examples=40)
+    states = {line.stage: line for line in FLOWS.get("merge").plan(asked)}
+    assert {"take-expert", "train-expert"} <= states.keys()
+    rows = FLOWS.get("merge").run(asked).rows
+    assert value(rows, "individual experts").budget == {"train_labels": 80.0}
+
+
+def test_evolve_merge_takes_them_too(given):
+    _, files, models = given
+    asked = form(EvolveMergeForm, given, {files[n]: models[n] for n in files}, examples=48, budget=2000)
+    rows = FLOWS.get("evolve-merge").run(asked).rows
+    assert value(rows, "emfto").value > 0.5
+
+
+def test_wrong_ones_are_named_in_the_plan(given):
+    _, files, models = given
+    plan = FLOWS.get("merge").plan
+    with pytest.raises(Exception, match=r"nowhere.* does not exist"):
+        plan(form(MergeForm, given, {files["mood"]: "./nowhere", files["light"]: models["light"]}))
+    with pytest.raises(ValueError, match="at least two tasks"):
+        plan(form(MergeForm, given, {files["mood"]: models["mood"]}))
+    with pytest.raises(Exception, match="unknown task 'mod'"):
+        plan(form(MergeForm, given, {"mod": models["mood"]}))
+
+
+def test_a_base_of_others_is_told_before_anything_is_trained(given, tmp_path):
+    files = given[1]
+    other = tiny_chain.base_folder(tmp_path / "other", seed=5)
+    foreign = str(tiny_chain.classifier(other, files["mood"], tmp_path / "foreign"))
+    asked = form(MergeForm, given, {files["mood"]: foreign}, tasks=(files["light"],), examples=44)
+    with pytest.raises(ValueError, match="fine-tuned from another base"):
+        FLOWS.get("merge").run(asked)
+    assert {line.stage: line.state for line in FLOWS.get("merge").plan(asked)}["train-expert"] == "run"
+
+
+def _cache():
+    from core.state import home
+
+    return home() / "cache"
