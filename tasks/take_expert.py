@@ -2,10 +2,15 @@
 
 Merging needs the encoder and a linear head on its pooled embeddings. The heads of fine-tuned checkpoints are of many
 kinds, so a linear one is fitted on the frozen expert, from training labels that are counted like those of any expert.
+
+That head must also serve the merged encoder, which it never saw. On five archive tasks (validation, 1,000 labels each)
+the usual probe, on standardised coordinates, was as good as a trained head on the expert and 5 points below it on the
+merge: it reads directions of little variance, which merging turns first. A strong penalty on plain coordinates loses 2.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +28,7 @@ from tasks.load_model import opened
 from tasks.plain_encoder import WEIGHTS, WHOLE
 from tasks.stage import Artifact, Output, stage
 
+PENALTY = 0.001  # scikit-learn's C, on embeddings of unit mean variance; from 0.0003 to 0.003 it made no difference
 FAR = 0.9  # of the base's norm: as far as task vectors may go; unrelated weights are about 1.4 away
 
 
@@ -55,7 +61,7 @@ def take_expert(out: Output, config: TakeExpertConfig, model: Artifact, base: Ar
     _beside(out.folder / WEIGHTS, base.folder / WEIGHTS, source.name, origin.name)
     card = _card(source.path, task.name)
     if card is None:
-        heads = {"": fit_probe(expert, expert.tokenize(drawn.texts, drawn.pairs), labels, len(task.labels))}
+        heads = {"": fit_head(expert, expert.tokenize(drawn.texts, drawn.pairs), labels, len(task.labels))}
         heads["probe."] = fit_probe(frozen, frozen.tokenize(drawn.texts, drawn.pairs), labels, len(task.labels))
         parts = {f"{at}{part}": t for at, head in heads.items() for part, t in zip(("weight", "bias"), head)}
         save_file(parts, out.folder / HEAD)
@@ -67,6 +73,35 @@ def take_expert(out: Output, config: TakeExpertConfig, model: Artifact, base: Ar
     write_json(out.folder / CARD, card | {"weights_sha256": sha256_file(out.folder / WEIGHTS)})
     write_json(out.folder / TASK, task.model_dump(mode="json", by_alias=True))
     out.budget({"train_labels": card["train_labels"], "train_examples": card["train_examples"]})
+
+
+def fit_head(encoder: Any, tokenized: Any, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A linear head that reads the directions in which the expert varies most: weight float32 [C, H] and bias [C].
+
+    Logistic regression with a strong penalty, then one factor on its logits by maximum likelihood, because the penalty
+    leaves them near zero. Classes that do not occur get a bias that never wins.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+    from sklearn.linear_model import LogisticRegression
+
+    from core.models.score import score
+
+    x = score(encoder, tokenized, description="embed for the head")[0].astype(np.float64)
+    size = x.std()
+    fitted = LogisticRegression(C=PENALTY, max_iter=300).fit(x / size, labels)
+    coef, intercept, present = fitted.coef_ / size, fitted.intercept_, fitted.classes_
+    if len(present) == 2:
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    logits, right = x @ coef.T + intercept, np.searchsorted(present, labels)
+
+    def loss(power: float) -> float:
+        return -log_softmax(np.exp(power) * logits, axis=1)[np.arange(len(right)), right].mean()
+
+    factor = np.exp(minimize_scalar(loss, bounds=(0, 7), method="bounded").x)
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -1e4)
+    weight[present], bias[present] = factor * coef, factor * intercept
+    return weight.astype(np.float32), bias.astype(np.float32)
 
 
 def _open(source: Source, config: TakeExpertConfig):

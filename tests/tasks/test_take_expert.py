@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.special import softmax
 from transformers import BertConfig, BertForSequenceClassification
 
 from core.data.tasks import load_task
@@ -15,6 +17,7 @@ from core.models.load import load_encoder
 from core.models.score import score
 from core.models.train import TrainConfig
 from core.state import Cache
+from tasks import take_expert as take
 from tasks.load_model import ASSET
 from tasks.stage import Artifact, Output
 from tasks.take_expert import TakeExpertConfig, take_expert
@@ -83,6 +86,24 @@ def test_an_expert_of_an_earlier_run_keeps_its_head_and_labels(base, files, tmp_
     assert expert.card["base_sha256"] == base.sha256
     with pytest.raises(ValueError, match="is an expert of task 'mood', not of 'light'"):
         taken(tmp_path / "b", artifact(made, "ours"), base, files["light"])
+
+
+def test_a_head_reads_what_varies_most_and_is_calibrated():
+    """Two directions tell the classes apart; the faint one better. Merging would turn it first."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    x = rng.normal(0, 0.05, (400, 6))
+    x[:, 0] = (2 * labels - 1) + rng.normal(0, 0.6, 400)
+    x[:, 1] = 0.02 * (2 * labels - 1) + rng.normal(0, 0.001, 400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.models.score.score", lambda *_, **__: (x, None))
+        weight, bias = take.fit_head(None, None, labels, 3)
+    assert abs(weight[1, 0]) > 10 * abs(weight[1, 1])
+    logits = x @ weight.T + bias
+    assert (logits.argmax(1) == labels).mean() > 0.93
+    assert not (logits.argmax(1) == 2).any()
+    right = softmax(logits, axis=1)[np.arange(400), labels]
+    assert 0.85 < right.mean() < 0.99
 
 
 def saved(folder, base, change=None, **sizes):
