@@ -78,6 +78,28 @@ def test_an_unknown_metric_is_refused_before_reading(task):
         check(wrong)
 
 
+@pytest.mark.parametrize(
+    ("metric", "wrong"), [("pearson", True), ("bleu", True), ("accuracy", False), ("f1", False), ("auroc", False)]
+)
+def test_a_metric_of_another_kind_of_answer_is_a_problem(task, metric, wrong):
+    found = [p for p in check(task.model_copy(update={"metric": metric})).problems if p.startswith("metric")]
+    assert bool(found) == wrong
+    if found:
+        assert f"metric {metric} does not fit answers that are 2 classes; allowed: accuracy, auroc," in found[0]
+        assert "mse" not in found[0]
+
+
+def test_a_metric_of_two_classes_is_a_problem_of_more_and_texts_and_numbers_have_their_own():
+    for name, metric, message in (
+        ("digits", "f1", "metric f1 does not fit answers that are 10 classes; allowed: accuracy,"),
+        ("diabetes", "accuracy", "answers that are numbers; allowed: mae, mse, pearson, r2, spearman"),
+        ("chat_answers", "mse", "answers that are texts; allowed: bleu, chrf, exact_match"),
+    ):
+        task = load_task(name)
+        assert not any("metric" in p for p in check(task).problems)
+        assert message in check(task.model_copy(update={"metric": metric})).problems[0]
+
+
 @pytest.mark.parametrize("name", ["digits", "diabetes", "chat_answers", "chat_reply"])
 def test_every_kind_can_be_checked(name):
     report = check(load_task(name))
