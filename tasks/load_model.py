@@ -7,13 +7,13 @@ from pydantic import Field
 
 from core.config import Config
 from core.data.assets import AssetError, content_hash, find_local, resolve, table
+from core.models.folder import check_tokenizer
 from core.models.load import Source
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 
 ASSET = "asset.json"
 PATH_SIGNS = ("/", ".", "~")
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.gguf")
 
 
 class ModelConfig(Config):
@@ -49,19 +49,6 @@ def given_path(name: str) -> Path | None:
     if name.startswith(PATH_SIGNS):
         return path
     return path if name not in table() and find_local(name) is None and path.exists() else None
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Refuse a model without tokenizer: transformers makes up one for it that knows no word, and says nothing.
-
-    Raises:
-        AssetError: no tokenizer file in ``folder``.
-    """
-    if (folder / "config.json").is_file() and not any(next(folder.glob(f), None) for f in TOKENIZERS):
-        raise AssetError(
-            f"{folder} has no tokenizer ({', '.join(TOKENIZERS[:3])}, ...): save the one that the model was trained "
-            "with beside it, tokenizer.save_pretrained(folder)"
-        )
 
 
 def identity(name: str) -> str:

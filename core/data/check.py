@@ -1,7 +1,7 @@
 """``check(task)``: what a task holds and what is wrong with it, before any run."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from core.data.examples import Examples, Splits
 from core.data.tasks import Task
 
 IMBALANCE = 10.0
+TWO_CLASSES = ("precision", "recall", "f1")  # averaged over one positive class
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,29 @@ def _prompts(task: Task, rows: Examples) -> dict[str, str]:
     return {name: task.prompt(text, pair, causal=name == "causal") for name, template in kinds if template}
 
 
+def _metric_problem(task: Task) -> Iterator[str]:
+    """A metric of another kind of answer: a run scores class numbers, or nothing, with it and does not fail."""
+    from core.evaluate.metrics import METRICS
+
+    if task.labels:
+        answers, kinds = f"{len(task.labels)} classes", ("label", "probability")
+    else:
+        answers, kinds = ("texts", ("text",)) if task.kind == "generation" else ("numbers", ("regression",))
+    allowed = [m.name for m in METRICS if m.facts["kind"] in kinds]
+    if len(task.labels) > 2:
+        allowed = [name for name in allowed if name not in TWO_CLASSES]
+    if task.metric not in allowed:
+        yield f"metric {task.metric} does not fit answers that are {answers}; allowed: {', '.join(allowed)}"
+
+
 def _problems(
     task: Task,
     balance: dict[str, dict[str, int]],
     faults: dict[str, dict[str, int]],
     leaks: dict[str, int],
     truncated: dict[str, float] | None,
-) -> Sequence[str]:
+) -> Iterator[str]:
+    yield from _metric_problem(task)
     for part in PARTS:
         absent = [name for name, n in balance[part].items() if n == 0]
         if absent:

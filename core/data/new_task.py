@@ -1,18 +1,22 @@
 """Write a task's YAML from a table with a label column."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from core.data.examples import TaskError
-from core.data.reading import read_table, strings
-from core.data.tasks import load_task, parse_task
+from core.data.examples import TaskError, fold
+from core.data.reading import format_of, read_table, strings
+from core.data.tasks import KINDS, load_task, parse_task
 from core.registry import nearest
 from core.state import write_bytes
 
 MOST_CLASSES = 200
+FEWEST_ROWS = 3  # of a class: one each for train, validation and test
+SEPARATED = ("csv", "tsv")
 TEXT_NAMES = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "question1", "prompt")
 PAIR_NAMES = ("pair", "hypothesis", "sentence2", "question2", "answer", "text2", "context")
 
@@ -25,6 +29,8 @@ def new_task(
     kind: str = "",
     out: str | Path | None = None,
     overwrite: bool = False,
+    sep: str = "",
+    encoding: str = "",
 ) -> Path:
     """Look at a csv, tsv, jsonl, json or parquet file and write ``<file>.yaml`` beside it.
 
@@ -38,34 +44,118 @@ def new_task(
         pair: column of the second text; given or guessed names make the kind ``pair``.
         kind: one of the task kinds; default: from the columns.
         out: where to write; default beside the file, with suffix ``.yaml``.
+        overwrite: write over an existing task file.
+        sep: what separates the cells of a csv or tsv file, one character; default: a comma, or a tab.
+        encoding: of a csv or tsv file, default UTF-8. Both become options of the written source.
 
     Raises:
-        TaskError: missing file or column, an existing task file, one class only, too many classes, no text column.
+        TaskError: missing file or column, an existing task file, one class only, too many classes, too few rows of a
+            class, no text column.
     """
     file = Path(file)
-    if not file.is_file():
-        raise TaskError(f"{file} does not exist; give a table with a label column")
+    _check_file(file)
+    if kind and kind not in KINDS:
+        raise TaskError(f"unknown kind {kind!r}{nearest(kind, KINDS)} Allowed: {', '.join(KINDS)}")
     target = Path(out) if out else file.with_suffix("").with_suffix(".yaml")
-    if target.exists() and not overwrite:
-        raise TaskError(f"{target} exists; remove it or give another path")
-    rows = read_table(file, where=file.name)
+    options = _options(file, sep, encoding)
+    rows = _read(file, options)
     columns = [str(c) for c in rows.columns]
     for column in [label, *filter(None, (text, pair))]:
         if column not in columns:
-            raise TaskError(f"{file.name}: no column {column!r}{nearest(column, columns)} Has: {', '.join(columns)}")
-    content = describe(file, rows, label, text, pair, kind, target)
+            separated = _separator_hint(columns) if format_of(file) in SEPARATED else ""
+            near = nearest(column, columns)
+            raise TaskError(f"{file.name}: no column {column!r}{near} Has: {', '.join(columns)}{separated}")
+    content = describe(file, rows, label, text, pair, kind, target, options)
     parse_task({"name": target.stem, **content}, str(target))
+    _check_target(target, file, overwrite)
+    before = target.read_bytes() if target.exists() else None
     write_bytes(target, _yaml(content).encode())
     try:
         load_task(target).splits()
     except ValueError:
-        target.unlink()
+        if before is None:
+            target.unlink()
+        else:
+            write_bytes(target, before)
         raise
     return target
 
 
+def _check_file(file: Path) -> None:
+    if file.is_dir():
+        raise TaskError(
+            f"{file} is a folder; give one table (csv, tsv, jsonl, json or parquet). A task that "
+            "reads a folder (one table a split, or images in a folder a class) is a few lines of YAML: docs/data.md"
+        )
+    if not file.is_file():
+        raise TaskError(f"{file} does not exist; give a table with a label column")
+
+
+def _check_target(target: Path, file: Path, overwrite: bool) -> None:
+    """Said last: who must correct a column or a kind too should not first be sent to remove a file."""
+    if target.suffix not in (".yaml", ".yml") or target.is_dir():
+        raise TaskError(f"{target} cannot be a task file; give --out a path that ends in .yaml")
+    if target.exists() and target.samefile(file):
+        raise TaskError(f"{target} is the table itself; give another path with --out")
+    if target.exists() and not overwrite:
+        raise TaskError(f"{target} exists; write over it with --force, or give another path with --out")
+
+
+def _options(file: Path, sep: str, encoding: str) -> dict[str, str]:
+    """The read options of the written source."""
+    options = {key: value for key, value in (("sep", sep.replace("\\t", "\t")), ("encoding", encoding)) if value}
+    if options and format_of(file) not in SEPARATED:
+        given = " and ".join(f"--{key}" for key in options)
+        raise TaskError(f"{file.name}: {given} is for csv and tsv files only; leave it out")
+    if len(options.get("sep", " ")) != 1:
+        raise TaskError(f"--sep is one character (\\t is a tab), got {sep!r}")
+    try:
+        "a".encode(encoding or "utf-8")
+    except LookupError:
+        raise TaskError(f"--encoding {encoding!r} is not known; give one like utf-8, latin-1, cp1252, utf-16") from None
+    return options
+
+
+def _read(file: Path, options: dict[str, str]) -> pd.DataFrame:
+    """The rows; what the reading of a csv or tsv file trips over is answered with the option that helps."""
+    try:
+        return read_table(file, options=options, where=file.name)
+    except TaskError as error:
+        cause = error.__context__
+        if isinstance(cause, UnicodeError) and format_of(file) in SEPARATED:
+            encoding = options.get("encoding", "utf-8")
+            raise TaskError(
+                f"{error}: it is not {encoding}; give its encoding with --encoding, e.g. latin-1, cp1252, utf-16"
+            ) from None
+        if isinstance(cause, UnicodeError):
+            raise TaskError(f"{error}: save it as UTF-8") from None
+        if isinstance(cause, pd.errors.ParserError) and format_of(file) in SEPARATED:
+            raise TaskError(f"{error}; if its cells are not separated by {_sep(file, options)!r}, give --sep") from None
+        raise
+
+
+def _sep(file: Path, options: dict[str, str]) -> str:
+    return options.get("sep", "\t" if format_of(file) == "tsv" else ",")
+
+
+def _separator_hint(columns: Sequence[str]) -> str:
+    """A header that was not cut, or was cut at the wrong mark, names the mark."""
+    mark = next((mark for mark in (";", "\t", "|", ",") if any(mark in column for column in columns)), "")
+    if mark:
+        shown = mark.replace("\t", "\\t")
+        return f"; if these are several columns, give their separator with --sep '{shown}'"
+    return "; if these are several columns, give their separator with --sep" if len(columns) == 1 else ""
+
+
 def describe(
-    file: Path, rows: pd.DataFrame, label: str, text: str, pair: str, kind: str, target: Path
+    file: Path,
+    rows: pd.DataFrame,
+    label: str,
+    text: str,
+    pair: str,
+    kind: str,
+    target: Path,
+    options: dict[str, str] | None = None,
 ) -> dict[str, object]:
     """The task as a dictionary in the order in which it is written."""
     others = [c for c in map(str, rows.columns) if c not in (label, text, pair)]
@@ -74,7 +164,9 @@ def describe(
     text = text or next((c for c in TEXT_NAMES if c in words), "") or _longest(rows, words)
     pair = pair or next((c for c in PAIR_NAMES if c in words and c != text), "")
     kind = kind or _kind(rows, label, text, pair, numeric)
-    given = {"path": Path(_relative(file, target)).as_posix()}
+    given: dict[str, object] = {"path": Path(_relative(file, target)).as_posix()}
+    if options:
+        given["options"] = options
     fields = {"text": text, "pair": pair if kind in ("pair", "regression", "generation") else "", "label": label}
     if kind == "table":
         fields = {"label": label, "features": numeric}
@@ -85,7 +177,7 @@ def describe(
     )
     labels = [] if measured or kind in ("regression", "generation") else _labels(rows, label, file.name)
     content: dict[str, object] = {"version": 1, "summary": f"{label} of {file.name}", "kind": kind, "source": given}
-    smallest = int(rows[label].value_counts().min()) if labels else len(rows)
+    smallest = _fewest(rows, label, labels, "" if kind == "table" else text, file.name)
     shares = {"validation": 0.1, "test": 0.2} if smallest >= 10 else {"validation": 0.25, "test": 0.25}
     content |= {"splits": shares, "fields": {k: v for k, v in fields.items() if v}}
     if labels:
@@ -117,6 +209,30 @@ def _labels(rows: pd.DataFrame, label: str, name: str) -> list[str]:
     if len(found) > MOST_CLASSES:
         raise TaskError(f"{name}: column {label!r} holds {len(found)} values, more than {MOST_CLASSES}; is it a text?")
     return found
+
+
+def _fewest(rows: pd.DataFrame, label: str, labels: Sequence[str], text: str, name: str) -> int:
+    """Different inputs of the smallest class (of all rows without classes): equal ones stay in one split.
+
+    Raises:
+        TaskError: too few for a row each in train, validation and test.
+    """
+    others = rows.drop(columns=label)
+    keys = [fold(t) for t in strings(rows[text])] if text else map(repr, others.itertuples(index=False, name=None))
+    found = {(key, value if labels else "") for key, value in zip(keys, strings(rows[label])) if key and value}
+    counts = Counter(value for _, value in found)
+    few = {value: counts[value] for value in labels or [""] if counts[value] < FEWEST_ROWS}
+    if not few:
+        return min(counts.values())
+    what = "texts" if text else "features"
+    value, count = next(iter(few.items()))
+    if not labels:
+        raise TaskError(f"{name} has {count} rows of different {what}; a task needs at least {FEWEST_ROWS}")
+    raise TaskError(
+        f"{name}: {len(few)} of {len(labels)} classes have too few rows of different {what} ({value!r} has {count}); "
+        f"each class needs at least {FEWEST_ROWS}, one each for train, validation and test: add rows, leave the "
+        f"classes out, or give --kind if {label!r} holds no classes"
+    )
 
 
 def _is_numeric(column: pd.Series) -> bool:

@@ -40,7 +40,8 @@ def _tokenizer(model: str) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    from tasks.load_model import check_tokenizer, given_path
+    from core.models.folder import check_tokenizer
+    from tasks.load_model import given_path
 
     path = given_path(model) if model else None
     folder = path if path is not None and path.exists() else resolve(model or TOKENIZER).path

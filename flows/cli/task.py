@@ -1,7 +1,7 @@
 """``transferopt task new FILE --label COLUMN``, ``transferopt task list``, ``transferopt task show NAME``"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,8 @@ def task(
     kind: Annotated[str, typer.Option(help="new: single, pair, regression, generation, table (default: guessed)")] = "",
     out: Annotated[Path | None, typer.Option(help="new: where to write (default: beside the table)")] = None,
     force: Annotated[bool, typer.Option(help="new: write over an existing task file")] = False,
+    sep: Annotated[str, typer.Option(help="new: separator of a csv or tsv file, e.g. ';' (\\t: a tab)")] = "",
+    encoding: Annotated[str, typer.Option(help="new: encoding of a csv or tsv file, e.g. latin-1")] = "",
 ) -> None:
     from core.registry import nearest
 
@@ -23,10 +25,10 @@ def task(
         raise ValueError(f"unknown action {action!r}{nearest(action, actions)} Allowed: {', '.join(actions)}")
     if action != "list" and not what:
         raise ValueError("task new needs a table, task show the name of a task")
-    actions[action](what, label, text, pair, kind, out, force)
+    actions[action](what, label, text, pair, kind, out, force, sep, encoding)
 
 
-def _new(what: str, label: str, text: str, pair: str, kind: str, out: Path | None, force: bool) -> None:
+def _new(what: str, label: str, *options: Any) -> None:
     from core.data.check import check
     from core.data.new_task import new_task
     from core.data.tasks import load_task
@@ -34,7 +36,7 @@ def _new(what: str, label: str, text: str, pair: str, kind: str, out: Path | Non
 
     if not label:
         raise ValueError("give the label column with --label COLUMN")
-    path = new_task(what, label, text, pair, kind, out, force)
+    path = new_task(what, label, *options)
     console.print(path.read_text(), soft_wrap=True, markup=False, highlight=False)
     console.print("\n".join(check(load_task(path)).lines()), soft_wrap=True, markup=False, highlight=False)
     console.print(f"written: {path}; any flow takes it as a task", soft_wrap=True, markup=False, highlight=False)

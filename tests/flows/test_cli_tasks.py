@@ -34,6 +34,15 @@ def test_new_then_check(table, tmp_path):
     assert "number" not in report  # counts and hashes, no texts
 
 
+def test_new_reads_a_csv_of_another_separator_and_encoding(tmp_path):
+    rows = [(f"Größe {i}", "pump" if i % 2 else "valve") for i in range(60)]
+    file = tmp_path / "notes.csv"
+    pd.DataFrame(rows, columns=["note", "part"]).to_csv(file, index=False, sep=";", encoding="latin-1")
+    made = runner.invoke(app, ["task", "new", str(file), "--label", "part", "--sep", ";", "--encoding", "latin-1"])
+    assert made.exit_code == 0
+    assert "Größe" in runner.invoke(app, ["check", str(file.with_suffix(".yaml"))]).output
+
+
 def test_list_and_show():
     listed = runner.invoke(app, ["task", "list"])
     assert listed.exit_code == 0

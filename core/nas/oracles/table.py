@@ -1,18 +1,22 @@
 """Any table of a user's as an oracle: a parquet or csv file with one row an architecture."""
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from core.data.assets import content_hash
+from core.data.reading import strings
 from core.nas.oracles import ORACLES, TableOracle
 from core.nas.spaces import Genotype, get_space
 from core.registry import nearest
 from core.transfer.budget import Budget
 
 SHOWN = 3
+LONGEST = 32  # digits of a genotype that may have lost leading zeros
 
 
 @ORACLES.register("table")
@@ -28,15 +32,18 @@ class UserTable(TableOracle):
         reference: columns that only reports may see (test accuracy).
         minimise: the metric is better when smaller; answers are its negative.
         split, epochs, noise: what the metric is, for rows and reports.
+
+    Raises:
+        ValueError: an unknown or absent setting, no such file or column, bad genotypes or numbers (with their rows).
     """
 
     name = "table"
 
     def __init__(
         self,
-        path: str,
-        space: str,
-        metric: str,
+        path: str = "",
+        space: str = "",
+        metric: str = "",
         genotype: str = "genotype",
         cost: str | None = None,
         reference: Sequence[str] = (),
@@ -46,8 +53,10 @@ class UserTable(TableOracle):
         noise: str = "single run",
         seed: int = 0,
         budget: Budget | None = None,
+        **unknown: Any,
     ):
         super().__init__(budget, seed)
+        _check_settings({"path": path, "space": space, "metric": metric}, unknown)
         if noise not in ("single run", "mean", "none", "surrogate"):
             raise ValueError(f"noise is 'single run', 'mean', 'none' or 'surrogate', got {noise!r}")
         self.space, self.metric, self.split, self.epochs, self.noise = get_space(space), metric, split, epochs, noise
@@ -55,7 +64,7 @@ class UserTable(TableOracle):
         frame = _read(path, genotype)
         wanted = [metric, *([cost] if cost else []), *reference]
         _require(frame, [genotype, *wanted], path)
-        self.cells, self.row_of = self._cells([str(t) for t in frame[genotype]], path)
+        self.cells, self.row_of = self._cells(frame[genotype], path)
         numbers = {name: _numbers(frame[name], name, path) for name in wanted}
         self.answers = -numbers[metric] if minimise else numbers[metric]
         self.seconds = numbers[cost] if cost else np.zeros(len(frame))
@@ -70,25 +79,53 @@ class UserTable(TableOracle):
             raise ValueError(f"the table {self.dataset} has no row for {self.space.format(g)!r}")
         return self.row_of[key]
 
-    def _cells(self, texts: list[str], path: str) -> tuple[list[Genotype], dict[str, int]]:
-        cells, row_of, bad = [], {}, []
+    def _cells(self, column, path: str) -> tuple[list[Genotype], dict[str, int]]:
+        cells, row_of, bad = [], {}, {}
+        texts = strings(column)
         for row, text in enumerate(texts):
+            if not text:
+                bad[row] = "no genotype"
+                continue
             try:
                 cell = self.space.parse(text)
             except ValueError as error:
-                bad.append(f"row {row}: {error}")
+                bad[row] = str(error)
                 continue
             key = self.space.key(cell)
             if key in row_of:
-                bad.append(f"row {row}: the same architecture as row {row_of[key]}")
+                bad[row] = f"the same architecture as row {row_of[key]}"
             row_of.setdefault(key, row)
             cells.append(cell)
         if bad:
+            shown = "; ".join(f"row {row}: {reason}" for row, reason in list(bad.items())[:SHOWN])
             more = f" (and {len(bad) - SHOWN} more)" if len(bad) > SHOWN else ""
-            raise ValueError(
-                f"{path} has {len(bad)} bad genotypes of {self.space.name}: {'; '.join(bad[:SHOWN])}{more}"
-            )
+            advice = self._zeros_lost([texts[row] for row in bad], column) or "correct or drop the rows"
+            raise ValueError(f"{path} has {len(bad)} bad genotypes of {self.space.name}: {shown}{more}; {advice}")
         return cells, row_of
+
+    def _zeros_lost(self, bad: Sequence[str], column) -> str:
+        """What to do where genotypes of digits were saved as numbers: 000000 comes back as 0."""
+        for text in sorted({t for t in bad if t.isdecimal()}, key=lambda t: (len(t), t))[:SHOWN]:
+            for width in range(len(text) + 1, LONGEST + 1):
+                try:
+                    self.space.parse(text.zfill(width))
+                except ValueError:
+                    continue
+                number = ".astype('Int64')" if column.dtype.kind == "f" else ""  # whole numbers beside missing ones
+                return (
+                    f"column {column.name!r} ({column.dtype}) lost leading zeros ({text} for {text.zfill(width)}); "
+                    f"save it as text, frame[{column.name!r}]{number}.astype(str).str.zfill({width})"
+                )
+        return ""
+
+
+def _check_settings(needed: dict[str, str], unknown: dict[str, Any]) -> None:
+    known = [name for name in signature(UserTable.__init__).parameters if name not in ("self", "unknown")]
+    for name in unknown:
+        raise ValueError(f"oracle table has no setting {name!r}{nearest(name, known)} Allowed: {', '.join(known)}")
+    absent = [name for name, value in needed.items() if not value]
+    if absent:
+        raise ValueError(f"oracle table needs {', '.join(needed)}; not given: {', '.join(absent)}")
 
 
 def _read(path: str, genotype: str):
@@ -122,7 +159,8 @@ def _numbers(column, name: str, path: str) -> np.ndarray:
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        shown = ", ".join(f"row {i}: {column.iloc[i]!r}" for i in bad[:SHOWN])
+        cells = ["nothing" if pd.isna(cell) else repr(cell) for cell in column.iloc[bad[:SHOWN]].tolist()]
+        shown = ", ".join(f"row {i}: {cell}" for i, cell in zip(bad, cells))
         raise ValueError(
             f"{path}: column {name!r} has {len(bad)} values that are no finite number ({shown}); drop the rows"
         )

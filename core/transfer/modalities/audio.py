@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from core.data.examples import Examples
-from core.models.load import default_device, locate
+from core.models.folder import check_architecture, check_complete
+from core.models.load import default_device, locate, quietly
 from core.transfer.modalities import MODALITIES, ArrayInputs, arrays_of, seeded
+
+WANTED = "an audio classifier of transformers that reads waveforms (wav2vec 2.0, HuBERT, WavLM, ...)"
 
 
 @MODALITIES.register("audio", reads="arrays (n, samples) at the source's sampling rate")
@@ -24,13 +27,21 @@ class AudioBody(nn.Module):
 
     @classmethod
     def load(cls, source: Any, device: str | None = None) -> "AudioBody":
-        from transformers import AutoModelForAudioClassification
+        """From an asset, folder or name.
+
+        Raises:
+            ValueError: a model that reads no waveforms, or whose files lack weights other than its output layers.
+        """
+        from transformers import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING, AutoModelForAudioClassification
 
         found = locate(source)
-        with torch.random.fork_rng(devices=[]):
-            model = AutoModelForAudioClassification.from_pretrained(found.path, dtype=torch.float32)
+        check_architecture(found, MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING, WANTED)
+        load = AutoModelForAudioClassification.from_pretrained
+        model, info = quietly(load, found.path, dtype=torch.float32, output_loading_info=True)
         if getattr(model, "main_input_name", "input_values") != "input_values":
             raise ValueError(f"{found.name} reads {model.main_input_name}, not waveforms; use a wav2vec-like model")
+        inside = f"{model.base_model_prefix}."
+        check_complete(found.name, [name for name in info["missing_keys"] if name.startswith(inside)], WANTED)
         return cls(model.base_model, found.name, found.sha256).to(device or default_device()).eval()
 
     def inputs(self, examples: Examples) -> ArrayInputs:

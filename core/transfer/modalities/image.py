@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from core.data.examples import Examples
-from core.models.load import default_device, locate
+from core.models.folder import check_architecture, check_complete
+from core.models.load import default_device, locate, quietly
 from core.transfer.modalities import MODALITIES, ArrayInputs, arrays_of, seeded
 
+WANTED = "an image classifier of transformers (ResNet, ViT, ConvNeXt, ...)"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -30,11 +32,19 @@ class ImageBody(nn.Module):
 
     @classmethod
     def load(cls, source: Any, device: str | None = None) -> "ImageBody":
-        from transformers import AutoModelForImageClassification
+        """From an asset, folder or name.
+
+        Raises:
+            ValueError: a model that is no image classifier, or whose files lack weights other than its output layer.
+        """
+        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 
         found = locate(source)
-        with torch.random.fork_rng(devices=[]):
-            model = AutoModelForImageClassification.from_pretrained(found.path, dtype=torch.float32)
+        check_architecture(found, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, WANTED)
+        load = AutoModelForImageClassification.from_pretrained
+        model, info = quietly(load, found.path, dtype=torch.float32, output_loading_info=True)
+        inside = f"{model.base_model_prefix}."
+        check_complete(found.name, [name for name in info["missing_keys"] if name.startswith(inside)], WANTED)
         mean, std, size = _processor(found.path)
         size = size or getattr(model.config, "image_size", None)
         body = cls(model.base_model, found.name, found.sha256, mean, std, size)

@@ -9,12 +9,14 @@ from torch import nn
 
 from core.data.examples import Examples
 from core.models.encoder import mean_pool
-from core.models.load import default_device, dequantised, first_layers, locate
+from core.models.folder import check_architecture, check_complete, check_tokenizer
+from core.models.load import Source, default_device, dequantised, first_layers, locate, quietly
 from core.models.score import Tokenized, evaluating, length_buckets
 from core.progress import track
 from core.transfer.modalities import MODALITIES, seeded
 
 IGNORED = -100
+WANTED = "a causal or sequence-to-sequence language model with its head (SmolLM2, GPT-2, T5, ...)"
 
 
 @MODALITIES.register("language", reads="prompts (texts) and reference answers (labels)")
@@ -41,14 +43,19 @@ class LanguageBody(nn.Module):
         template: str = "",
         device: str | None = None,
     ) -> "LanguageBody":
-        """From an asset, folder, GGUF file or name; ``template`` holds ``{text}`` (the task's causal template)."""
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+        """From an asset, folder, GGUF file or name; ``template`` holds ``{text}`` (the task's causal template).
+
+        Raises:
+            ValueError: no language model, a model without tokenizer, or one whose files lack weights (its head).
+        """
+        from transformers import AutoTokenizer
 
         found = locate(source)
         folder = dequantised(found) if found.gguf is not None else found.path
-        auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
-        with torch.random.fork_rng(devices=[]):
-            model = auto.from_pretrained(folder, dtype=torch.float32)
+        auto = _auto(Source(found.name, folder, found.sha256))
+        check_tokenizer(folder)
+        model, info = quietly(auto.from_pretrained, folder, dtype=torch.float32, output_loading_info=True)
+        check_complete(found.name, info["missing_keys"], WANTED)
         if layers is not None:
             model = first_layers(model, layers)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -119,6 +126,16 @@ class LanguageBody(nn.Module):
         backbone = seeded(lambda: type(self.backbone)(self.backbone.config), seed)
         body = LanguageBody(backbone, self.tokenizer, f"{self.name} (new)", "", self.max_length, self.template)
         return body.to(self.device)
+
+
+def _auto(source: Source) -> Any:
+    """The class of transformers that loads this model with its head."""
+    import transformers as t
+
+    seq2seq = t.AutoConfig.from_pretrained(source.path).is_encoder_decoder
+    known = t.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if seq2seq else t.MODEL_FOR_CAUSAL_LM_MAPPING
+    check_architecture(source, known, WANTED)
+    return t.AutoModelForSeq2SeqLM if seq2seq else t.AutoModelForCausalLM
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

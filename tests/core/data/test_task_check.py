@@ -78,6 +78,28 @@ def test_an_unknown_metric_is_refused_before_reading(task):
         check(wrong)
 
 
+@pytest.mark.parametrize(
+    ("metric", "wrong"), [("pearson", True), ("bleu", True), ("accuracy", False), ("f1", False), ("auroc", False)]
+)
+def test_a_metric_of_another_kind_of_answer_is_a_problem(task, metric, wrong):
+    found = [p for p in check(task.model_copy(update={"metric": metric})).problems if p.startswith("metric")]
+    assert bool(found) == wrong
+    if found:
+        assert f"metric {metric} does not fit answers that are 2 classes; allowed: accuracy, auroc," in found[0]
+        assert "mse" not in found[0]
+
+
+def test_a_metric_of_two_classes_is_a_problem_of_more_and_texts_and_numbers_have_their_own():
+    for name, metric, message in (
+        ("digits", "f1", "metric f1 does not fit answers that are 10 classes; allowed: accuracy,"),
+        ("diabetes", "accuracy", "answers that are numbers; allowed: mae, mse, pearson, r2, spearman"),
+        ("chat_answers", "mse", "answers that are texts; allowed: bleu, chrf, exact_match"),
+    ):
+        task = load_task(name)
+        assert not any("metric" in p for p in check(task).problems)
+        assert message in check(task.model_copy(update={"metric": metric})).problems[0]
+
+
 @pytest.mark.parametrize("name", ["digits", "diabetes", "chat_answers", "chat_reply"])
 def test_every_kind_can_be_checked(name):
     report = check(load_task(name))
@@ -127,21 +149,77 @@ def test_kinds_are_guessed(tmp_path):
 
 def test_wrong_calls_are_refused_and_write_nothing(tmp_path):
     make(tmp_path, ["comment", "part"], "part")
-    with pytest.raises(TaskError, match="exists; remove it"):
+    with pytest.raises(TaskError, match="exists; write over it with --force, or give another path with --out"):
         new_task(tmp_path / "data.csv", "part")
+    for label, options in (("parts", {}), ("part", {"kind": "singel"})):  # what else is wrong is said first
+        with pytest.raises(TaskError, match="did you mean"):
+            new_task(tmp_path / "data.csv", label, **options)
     before = sorted(p.name for p in tmp_path.iterdir())
     (tmp_path / "data.yaml").rename(tmp_path / "kept.yaml")
     for label, options, message in (
         ("parts", {}, "no column 'parts', did you mean 'part'"),
         ("part", {"text": "coment"}, "no column 'coment', did you mean 'comment'"),
-        ("part", {"kind": "singel"}, "kind: Input should be"),
+        ("part", {"kind": "singel"}, "unknown kind 'singel', did you mean 'single'"),
+        ("part", {"out": tmp_path}, "cannot be a task file; give --out a path that ends in .yaml"),
+        ("part", {"sep": ";;"}, "--sep is one character"),
+        ("part", {"encoding": "latn-1"}, "--encoding 'latn-1' is not known"),
     ):
         with pytest.raises(TaskError, match=message):
             new_task(tmp_path / "data.csv", label, **options)
     with pytest.raises(TaskError, match="does not exist"):
         new_task(tmp_path / "nothing.csv", "part")
+    with pytest.raises(TaskError, match="is a folder; give one table"):
+        new_task(tmp_path, "part")
     frame().assign(part="pump")[["comment", "part"]].to_csv(tmp_path / "data.csv", index=False)
     with pytest.raises(TaskError, match="needs two classes"):
         new_task(tmp_path / "data.csv", "part")
     (tmp_path / "kept.yaml").rename(tmp_path / "data.yaml")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_csv_of_another_separator_and_encoding_names_the_options_that_read_it(tmp_path):
+    rows = frame().assign(comment=[f"Pumpe, Größe {i}" for i in range(60)])[["comment", "part"]]
+    rows.to_csv(tmp_path / "data.csv", index=False, sep=";", encoding="latin-1")
+    with pytest.raises(TaskError, match="it is not utf-8; give its encoding with --encoding"):
+        new_task(tmp_path / "data.csv", "part", sep=";")
+    with pytest.raises(TaskError, match=r"Has: comment;part; if these are several columns.* with --sep ';'"):
+        new_task(tmp_path / "data.csv", "part", encoding="latin-1")
+    task = load_task(new_task(tmp_path / "data.csv", "part", sep=";", encoding="latin-1"))
+    assert task.source.options == {"sep": ";", "encoding": "latin-1"}
+    assert "Größe" in task.splits().train.texts[0]
+    rows.to_csv(tmp_path / "tabs.csv", index=False, sep="\t")
+    assert load_task(new_task(tmp_path / "tabs.csv", "part", sep=r"\t")).source.options == {"sep": "\t"}
+    rows.to_json(tmp_path / "data.jsonl", orient="records", lines=True)
+    with pytest.raises(TaskError, match="--sep is for csv and tsv files only"):
+        new_task(tmp_path / "data.jsonl", "part", sep=";")
+
+
+def test_a_table_that_cannot_be_cut_into_cells_names_the_separator(tmp_path):
+    (tmp_path / "data.csv").write_text("note;part\nno comma;pump\none, two, three;valve\n")
+    with pytest.raises(TaskError, match="if its cells are not separated by ',', give --sep"):
+        new_task(tmp_path / "data.csv", "part")
+
+
+def test_classes_with_too_few_different_rows_are_named_with_what_they_need(tmp_path):
+    pd.DataFrame({"text": [f"text {i}" for i in range(40)], "part": [f"class {i}" for i in range(40)]}).to_csv(
+        tmp_path / "data.csv", index=False
+    )
+    with pytest.raises(TaskError, match=r"40 of 40 classes have .* \('class 0' has 1\); each class needs at least 3"):
+        new_task(tmp_path / "data.csv", "part")
+    few = pd.DataFrame({"text": ["one", "two", "three", "four", "five", "six"], "part": ["a", "b"] * 3})
+    few.to_csv(tmp_path / "data.csv", index=False)
+    assert len(load_task(new_task(tmp_path / "data.csv", "part")).splits().train) == 2
+    few.assign(text=["one", "two", "One.", "four", "five", "six"]).to_csv(tmp_path / "data.csv", index=False)
+    with pytest.raises(TaskError, match=r"1 of 2 classes .* \('a' has 2\)"):
+        new_task(tmp_path / "data.csv", "part", overwrite=True)
+    few.drop(columns="part").assign(hours=[0.5] * 6).head(2).to_csv(tmp_path / "data.csv", index=False)
+    with pytest.raises(TaskError, match="has 2 rows of different texts; a task needs at least 3"):
+        new_task(tmp_path / "data.csv", "hours", overwrite=True)
+
+
+def test_a_task_file_that_could_not_be_replaced_is_as_it_was(tmp_path):
+    path = make(tmp_path, ["comment", "part"], "part")
+    before = path.read_bytes()
+    with pytest.raises(TaskError, match="holds 'pump'"):
+        new_task(tmp_path / "data.csv", "part", text="comment", kind="regression", overwrite=True)
+    assert path.read_bytes() == before

@@ -167,9 +167,11 @@ def change(column, row, value):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (change("accuracy", 1, None), r"column 'accuracy' has 1 values that are no finite number \(row 1"),
+        (change("accuracy", 1, None), r"column 'accuracy' has 1 values that are no finite number \(row 1: nothing\)"),
         (change("accuracy", 2, "many"), "'many'"),
-        (change("accuracy", 2, float("inf")), "no finite number"),
+        (change("accuracy", 2, float("inf")), r"no finite number \(row 2: inf\)"),
+        (change("genotype", 1, None), "1 bad genotypes of nb201: row 1: no genotype; correct or drop the rows"),
+        (change("genotype", 2, "0"), r"column 'genotype' \(.*\) lost leading zeros \(0 for 000000\); save it as text"),
         (change("genotype", 0, "999999"), "row 0: unknown operation 9"),
         (change("genotype", 0, "0,1,2,1 gcn,gin,fc,cheb"), "row 0: an nb201 cell has 3 nodes"),
         (change("genotype", 2, "421211"), "row 2: the same architecture as row 0"),
@@ -180,6 +182,24 @@ def change(column, row, value):
 def test_bad_tables_name_the_rule(frame, tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message):
         table(spoil(frame), tmp_path, ".csv")
+
+
+def test_digits_saved_as_numbers_are_read_or_name_their_lost_zeros(frame, tmp_path):
+    whole = frame[:2].assign(genotype=[421211, 334131])
+    assert table(whole, tmp_path).query(NB201.parse("334131")).value == 90
+    with pytest.raises(ValueError, match=r"\(int64\) lost leading zeros .*\['genotype'\].astype\(str\).str.zfill\(6\)"):
+        table(frame.assign(genotype=[421211, 334131, 0]), tmp_path)
+    with pytest.raises(ValueError, match=r"2 bad .* row 1: no genotype.*\(float64\) lost .*\.astype\('Int64'\)"):
+        table(frame.assign(genotype=[421211, None, 0]), tmp_path)
+
+
+def test_settings_that_are_unknown_or_absent_are_named(frame, tmp_path):
+    with pytest.raises(ValueError, match=r"no setting 'metrik', did you mean 'metric'\? Allowed: path, space, metric,"):
+        get_oracle("table", path="mine.csv", space="nb201", metrik="accuracy")
+    with pytest.raises(ValueError, match="needs path, space, metric; not given: space, metric"):
+        get_oracle("table", path="mine.csv")
+    with pytest.raises(ValueError, match="no setting 'minimize', did you mean 'minimise'"):
+        table(frame, tmp_path, minimize=True)
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
