@@ -14,6 +14,7 @@ from core.nas.oracles import get_oracle
 from core.nas.source import LABELS, Source, learn_source
 from core.nas.spaces import get_space
 from core.state import Cache
+from tasks.load_table import path_in
 from tasks.stage import Artifact, Output, stage
 
 FILE, TRIALS = "source", "trials.json"
@@ -40,9 +41,12 @@ class LearnConfig(Config):
 
 
 @stage("learn-source", modules=["core.nas.source", "core.nas.oracles.nb201", "core.nas.oracles.nasbench_graph"])
-def learn(out: Output, config: LearnConfig) -> None:
-    """Labels of a source space cost nothing on the target; they are counted as ``train_labels`` of the source."""
-    oracle = config.oracle.open()
+def learn(out: Output, config: LearnConfig, table: Artifact | None = None) -> None:
+    """Labels of a source space cost nothing on the target; they are counted as ``train_labels`` of the source.
+
+    ``table``: the user's own table that the oracle reads.
+    """
+    oracle = config.oracle.open(**path_in(table))
     pool = oracle.pool()
     if pool is None:
         raise ValueError(f"a source needs a table with labels; oracle {config.oracle.name!r} answers queries only")

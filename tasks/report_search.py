@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from core.nas.searchers.pareto import front
 from core.nas.spaces import get_space
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
+from tasks.load_table import described
 from tasks.map_latent_spaces import POINTS
 from tasks.repeatable import repeatable
 from tasks.search_architectures import TRIALS, TRUST
@@ -38,16 +40,47 @@ class ReportConfig(Config):
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the answers of a target are called, and what must be said of where they come from."""
+
+    answer: str = "validation"
+    unit: str = "points"
+    test: str = "test"
+    pool: str = ""
+
+    @classmethod
+    def of(cls, table: Artifact) -> "Words":
+        """Of a user's own table."""
+        told = described(table)
+        schema, rows = told["schema"], told["profile"]["rows"]
+        pool = (
+            f"The pool is closed: only the {rows:,} cells of {told['name']} (sha256 {told['sha256']}) can be asked, so "
+            f"the best cell here is the best of that table, not of the space {schema['genotype']}."
+        )
+        return cls(schema["answer"], schema["test"] or schema["answer"], schema["test"], pool)
+
+    def difference(self, value: float) -> str:
+        return f"{value:+.2f} points" if self == Words() else f"{value:+.3g} {self.unit}"
+
+
 @stage("report-search", modules=["core.transfer.report", "core.evaluate.plots", "core.nas.draw"])
-def report_search(out: Output, config: ReportConfig, searches: dict[str, list[Artifact]], mapped: Artifact) -> None:
-    """``searches``: target -> its runs (several methods and seeds)."""
+def report_search(
+    out: Output,
+    config: ReportConfig,
+    searches: dict[str, list[Artifact]],
+    mapped: Artifact,
+    table: Artifact | None = None,
+) -> None:
+    """``searches``: target -> its runs (several methods and seeds); ``table``: the user's own that answered them."""
+    words = Words() if table is None else Words.of(table)
     rows: list[Row] = []
     sections, gained = [], {}
     for target, artifacts in searches.items():
         own = [r for a in artifacts for r in a.rows()]
         rows += own
-        sections.append(_target(target, own, artifacts, out))
-        gained[target] = _gain(own)
+        sections.append(_target(target, own, artifacts, out, words))
+        gained[target] = _gain(own, words)
         out.metrics({f"final/{target}/{run}": value for run, value in _finals(own).items()})
     sections.append(_latents(mapped, out))
     gains = {f"gain on {t}": text for t, text in gained.items()}
@@ -68,22 +101,24 @@ def _finals(rows: list[Row]) -> dict[str, float]:
     return {run: intervals[-1].mean for run, (_, intervals) in _curves(rows).items()}
 
 
-def _gain(rows: list[Row]) -> str:
+def _gain(rows: list[Row], words: Words) -> str:
     """With source against without, at the last query."""
     finals = _finals(rows)
     ours = [v for k, v in finals.items() if k.startswith("transfer")]
     twin = [v for k, v in finals.items() if k.startswith("no source")]
-    return f"{ours[0] - twin[0]:+.2f} points over the same search without source" if ours and twin else "not measured"
+    if not (ours and twin):
+        return "not measured"
+    return f"{words.difference(ours[0] - twin[0])} over the same search without source"
 
 
-def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output) -> Section:
+def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output, words: Words) -> Section:
     """Curves, table, gate and best cells of one target."""
     curves = _curves(rows)
     top = max(i.mean for _, intervals in curves.values() for i in intervals)
     regret = {run: (x, [_below(top, i) for i in intervals]) for run, (x, intervals) in curves.items()}
     figures = [plots.curves_with_bands(curves, "true queries", "score of the cell kept", target)]
     figures.append(
-        plots.curves_with_bands(regret, "true queries", "points below the best run here", f"{target}: regret")
+        plots.curves_with_bands(regret, "true queries", f"{words.unit} below the best run here", f"{target}: regret")
     )
     name = target.replace(" ", "-")
     write_bytes(out.folder / f"regret-{name}.png", plots.png(figures[1]))
@@ -91,12 +126,14 @@ def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output
     for artifact in artifacts:
         told = json.loads((artifact.folder / TRIALS).read_text())
         last = told["kept"][str(len(told["trials"]))]
-        lines.append([told["label"], len(told["trials"]), last.get("answer"), last.get("test"), last["cell"]])
+        values = [last.get("answer"), *([last.get(words.test)] if words.test else [])]
+        lines.append([told["label"], len(told["trials"]), *values, last["cell"]])
         cells.append((told["label"], told["space"], last["cell"]))
     figures += _gates(artifacts, target)
     figures += _drawn(cells, name, out)
-    tables = [Table(["run", "queries", "validation of the cell kept", "test", "cell"], lines), *_pareto(artifacts)]
-    return Section(target, f"{TEXT}\n\n{GATE}", tables, figures)
+    columns = ["run", "queries", f"{words.answer} of the cell kept", *([words.test] if words.test else []), "cell"]
+    tables = [Table(columns, lines), *_pareto(artifacts, words)]
+    return Section(target, f"{TEXT}\n\n{words.pool}\n\n{GATE}", tables, figures)
 
 
 def _below(top: float, i: Interval) -> Interval:
@@ -130,7 +167,7 @@ def _drawn(cells: list[tuple[str, str, str]], name: str, out: Output) -> list[An
     return figures
 
 
-def _pareto(artifacts: list[Artifact]) -> list[Table]:
+def _pareto(artifacts: list[Artifact], words: Words) -> list[Table]:
     """Accuracy against parameters of the first multi-objective run, if there is one."""
     for artifact in artifacts:
         told = json.loads((artifact.folder / TRIALS).read_text())
@@ -138,7 +175,7 @@ def _pareto(artifacts: list[Artifact]) -> list[Table]:
             trials = told["trials"]
             chosen = front([t["score"] for t in trials], [t["params"] for t in trials])
             lines = [[trials[i]["score"], trials[i]["params"], trials[i]["flops"], trials[i]["cell"]] for i in chosen]
-            return [Table(["validation", "parameters", "FLOPs", "cell"], lines, "Pareto front")]
+            return [Table([words.answer, "parameters", "FLOPs", "cell"], lines, "Pareto front")]
     return []
 
 

@@ -14,6 +14,7 @@ from core.state import Cache, write_json
 from core.transfer.budget import Budget
 from tasks.encode_architectures import read_latent
 from tasks.learn_source import OracleConfig, read_source
+from tasks.load_table import path_in
 from tasks.stage import Artifact, Output, stage
 
 TRIALS, TRUST = "trials.json", "trust.json"
@@ -47,9 +48,18 @@ class SearchConfig(Config):
         "core.nas.searchers.target_latent",
     ],
 )
-def search(out: Output, config: SearchConfig, sources: list[Artifact], latents: list[Artifact]) -> None:
-    """Search, then write one row a query: the score of the cell that would be kept after it."""
-    oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries))
+def search(
+    out: Output,
+    config: SearchConfig,
+    sources: list[Artifact],
+    latents: list[Artifact],
+    table: Artifact | None = None,
+) -> None:
+    """Search, then write one row a query: the score of the cell that would be kept after it.
+
+    ``table``: the user's own table that the oracle reads.
+    """
+    oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries), **path_in(table))
     arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
     spaces = {read_latent(a)[0].codec.spaces[0].name: read_latent(a)[0] for a in latents}
     learned = tuple(read_source(a) for a in sources)

@@ -1,0 +1,87 @@
+"""A user's own tables of measured architectures as source and target of a search, in its form."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from core.nas.spaces import SPACES
+from core.registry import nearest
+from flows.forms import Form
+from tasks.earlier import LATEST
+from tasks.learn_source import LEAST
+from tasks.load_table import SUFFIXES, Checked, OwnTable, check_table, is_table
+
+SOURCES, TARGETS, HOME = ("cifar10", "cifar100", "imagenet16", LATEST), ("nb101", "darts"), "nb201"
+Side = Literal["source", "target"]
+Space = Literal[tuple(SPACES.names())]
+TableFile = Annotated[str, Field(title="file", pattern=r"\.(parquet|csv)$")]
+
+
+class OwnTables(Form):
+    """What teaches and what is searched: a built-in name, or a file and what its columns mean."""
+
+    source: Literal[SOURCES] | TableFile = Field(
+        "cifar10",
+        description="data set of the NAS-Bench-201 table that teaches (cifar10, cifar100, imagenet16); latest: what "
+        "the last search knew and measured; or a table of your own (.parquet, .csv)",
+    )
+    source_space: Space | None = Field(None, description="space of the column genotype of an own source")
+    source_metric: str = Field("", description="column of an own source that teaches")
+    target: Literal[TARGETS] | TableFile = Field(
+        "nb101",
+        description="space in which every query is a real training (nb101, darts), or a table of your own (.parquet, "
+        ".csv) whose cells alone can be asked",
+    )
+    target_space: Space | None = Field(None, description="space of the column genotype of an own target")
+    target_metric: str = Field("", description="column of an own target that answers a query")
+    target_test: str = Field("", description="column of an own target that only the report sees (empty: the metric)")
+    minimise: tuple[Side, ...] = Field((), description="own tables whose metric is better when smaller: source, target")
+
+    @field_validator("source", "target", mode="before")
+    @classmethod
+    def _is_known(cls, value: Any, info: ValidationInfo) -> Any:
+        known = {"source": SOURCES, "target": TARGETS}[info.field_name]
+        if isinstance(value, str) and value not in known and not is_table(value):
+            allowed = f"{', '.join(known)}, or a {' or '.join(SUFFIXES)} file of your own"
+            raise ValueError(f"unknown name {value!r}{nearest(value, known)} Allowed: {allowed}")
+        return value
+
+    @model_validator(mode="after")
+    def _own_tables_are_described(self) -> Self:
+        for side in ("source", "target"):
+            named = [f"{side}_space", f"{side}_metric"]
+            value, given = getattr(self, side), [n for n in (*named, f"{side}_test") if getattr(self, n, None)]
+            given += ["minimise"] if side in self.minimise else []
+            if is_table(value) and (missing := [n for n in named if n not in given]):
+                raise ValueError(
+                    f"{side} {value} is a table of your own; give {' and '.join(missing)} (the space of its genotypes: "
+                    f"{', '.join(SPACES.names())}; the column that counts)"
+                )
+            if given and not is_table(value):
+                raise ValueError(f"{', '.join(given)}: only for a table of your own, but {side} is {value!r}")
+        if self.target_test and "target" in self.minimise:
+            raise ValueError("target_test is read as larger is better; leave it out where the target is minimised")
+        return self
+
+    def own(self, side: Side) -> OwnTable | None:
+        """The user's own table on a side, if it is one."""
+        if not is_table(getattr(self, side)):
+            return None
+        told = {name: getattr(self, f"{side}_{name}") for name in ("space", "metric")}
+        test = self.target_test if side == "target" else ""
+        return OwnTable(path=getattr(self, side), minimise=side in self.minimise, test=test, **told)
+
+
+def checked(form: OwnTables, queries: int) -> dict[Side, Checked]:
+    """The tables of the user's own, read whole; the target's must hold as many cells as a run may ask.
+
+    Raises:
+        ValueError: what is wrong with one of them, or both sides are the same column.
+    """
+    needs = {"source": (LEAST, "a source"), "target": (queries, f"a budget of {queries} queries (parameter queries)")}
+    own = {side: check_table(table, *needs[side]) for side in needs if (table := form.own(side))}
+    if len(own) == 2 and len({(o.sha256, o.table.metric) for o in own.values()}) == 1:
+        raise ValueError(
+            f"source and target are both {form.target_metric} of {form.target}: the source would know every answer"
+        )
+    return own
