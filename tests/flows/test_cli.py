@@ -65,11 +65,14 @@ def test_unknown_command_names_the_nearest(here):
     assert "did you mean 'run'" in here("rnu", code=2)
 
 
-def test_unknown_flow_is_one_line():
-    out = call("run", "merg", code=1)
+def test_unknown_flow_is_one_line(here, monkeypatch):
+    out = here("run", "merg", code=1)
     assert out.startswith("error: unknown flow 'merg', did you mean 'merge'?")
-    assert "Traceback" not in out
-    assert "Traceback" in call("--debug", "run", "merg", code=1)
+    assert "\n" not in out.strip()
+    monkeypatch.setenv("TRANSFEROPT_DEBUG", "")
+    monkeypatch.setattr(sys, "argv", ["transferopt", "--debug", "run", "merg"])
+    with pytest.raises(ValueError, match="unknown flow"):  # Python's own traceback follows
+        cli.main()
 
 
 def test_a_switch_that_the_flow_lacks_is_refused(here):
