@@ -43,7 +43,7 @@ def form(tmp_path_factory):
                 "metric": "accuracy"}  # fmt: skip
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
     settings = {
-        "merge": {"base": base, "methods": ("average", "task_arithmetic"), "epochs": 3},
+        "merge": {"base": base, "methods": ("average", "task_arithmetic"), "epochs": 3, "align": False},
         "transfer": {"sources": (base,), "strategies": ("share", "scratch"), "examples": 16, "passes": 32},
     }
     tasks = (str(folder / "one.yaml"), str(folder / "two.yaml"))

@@ -9,7 +9,7 @@ from core.nas.encoder import Corpus, EncoderConfig, train_latent_space
 from core.nas.oracles import TableOracle
 from core.nas.ranked import ranked_search
 from core.nas.search import incumbent, search_architectures
-from core.nas.searchers import SEARCHERS, Knowledge, get_searcher
+from core.nas.searchers import SEARCHERS, Knowledge, bridge, get_searcher
 from core.nas.searchers.pareto import front
 from core.nas.source import learn_source
 from core.nas.spaces import get_space
@@ -45,6 +45,21 @@ def world():
     tiny = EncoderConfig(width=16, feedforward=16, heads=2, layers=1, latent=4, steps=3, rank_steps=0, every=3)
     latent = train_latent_space([Corpus(oracle.space, oracle.cells)], tiny)
     return arena, Knowledge((source,), True, False, {"nb201": latent})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_origin():
+    """The cells of the source's whole space, of which ``bridge`` makes features for four seconds, are made once."""
+    made = {}
+
+    def once(space, **given):
+        if type(space) not in made:
+            made[type(space)] = Arena(space, **given)
+        return made[type(space)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bridge, "Arena", once)
+        yield
 
 
 def run(world, name, queries, seed=3):
