@@ -4,16 +4,16 @@ Many checkpoints carry a head (``bert.encoder...`` beside ``cls...``), lie in se
 saved as an encoder; beside such a base it would have other tensors than its base.
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from core.config import Config
+from core.merge.tensors import read_header
 from core.models.load import load_encoder, quietly
 from tasks.load_model import ASSET, opened
 from tasks.stage import Artifact, Output, stage
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 WHOLE = 10**15  # bytes: one file whatever the size
 
 
@@ -31,10 +31,8 @@ def is_plain(folder: Path) -> bool:
     path = folder / WEIGHTS
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    found = {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
-    floats = {dtype for dtype in found.values() if "F" in dtype}
+    found = read_header(path)
+    floats = {t.dtype for t in found.values() if "F" in t.dtype}
     return floats == {"F32"} and encoder_names(folder) <= found.keys()
 
 

@@ -125,7 +125,7 @@ def _beside(path: Path, base: Path, name: str, base_name: str) -> None:
     """Leave the tensors of the base in ``path``, those that the encoder does not use (a pooler) as the base has them.
 
     Raises:
-        ValueError: tensors missing or of another shape, weights too far from the base's, or equal to them.
+        ValueError: tensors missing or of another shape, NaN, weights too far from the base's, or equal to them.
     """
     own, start = load_file(path), load_file(base)
     counts = {t for t, v in (start | own).items() if v.is_floating_point() and "pooler" not in t}
@@ -135,6 +135,11 @@ def _beside(path: Path, base: Path, name: str, base_name: str) -> None:
         raise ValueError(
             f"{name} is not of the base {base_name}: {len(other)} tensors are in one of them only or of another shape "
             f"({listed})"
+        )
+    broken = sorted(t for t in counts if not own[t].isfinite().all())
+    if broken:
+        raise ValueError(
+            f"{name} holds NaN or infinite values in {len(broken)} tensors ({broken[0]}); take another copy"
         )
     moved = norm = 0.0
     for tensor in counts:

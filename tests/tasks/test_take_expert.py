@@ -127,6 +127,11 @@ def saved(folder, base, change=None, **sizes):
         ("wide", {"intermediate_size": 64}, "is not of the base base"),
         ("deep", {"num_hidden_layers": 4}, "16 tensors are in one of them only"),
         ("shallow", {"num_hidden_layers": 2}, "16 tensors are in one of them only"),
+        (
+            "broken",
+            {"change": lambda model: model.bert.encoder.layer[0].output.dense.weight.data.fill_(torch.nan)},
+            "broken holds NaN or infinite values in 1 tensors",
+        ),
         ("same", {"change": lambda model: None}, "equals the base base: there is nothing to merge"),
     ],
 )
