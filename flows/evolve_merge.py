@@ -44,15 +44,12 @@ class EvolveMergeForm(MergeForm):
             "budget": 600,
         },
         "default": {
-            "examples": 1000,
             "max_length": 64,
             "epochs": 2,
-            "validation_examples": 240,
-            "test_examples": 300,
             "most_tasks": 4,
             "methods": ("task_arithmetic", "tsv_m"),
             "basis": "tsv_m",
-            "budget": 12_000,
+            "budget": 5000,
         },
         "full": {
             "examples": 2000,

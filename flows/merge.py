@@ -1,6 +1,6 @@
 """Merge experts with static operators: the first of the flows, and the example for all others."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -46,11 +46,8 @@ class MergeForm(Form):
         },
         "default": {
             "methods": tuple(STATIC),
-            "examples": 1000,
             "epochs": 2,
             "max_length": 64,
-            "validation_examples": 120,
-            "test_examples": 300,
             "most_tasks": 8,
         },
         "full": {
@@ -63,6 +60,9 @@ class MergeForm(Form):
             "most_tasks": 99,
         },
     }
+
+    # Over all tasks of the suite together, so that one of eight takes the same minutes as one of five.
+    shared_out: ClassVar = {"examples": 3200, "validation_examples": 400, "test_examples": 1000}
 
     base: str = Field("all-minilm-l6-v2", description="encoder that all experts start from: asset, folder or hub name")
     suite: str = Field("auto", description="auto (eight with local data, else archive), eight, archive, or a YAML file")
@@ -85,15 +85,29 @@ class MergeForm(Form):
     seed: int = Field(0, ge=0, description="draws, initialisation, batch order, random operators")
     log_examples: bool = LOG_EXAMPLES
 
+    def resolved(self) -> Self:
+        """Also what a default run shares out among its tasks: 20 to 1,000 texts each."""
+        form = super().resolved()
+        empty = [k for k in self.shared_out if getattr(form, k) is None]
+        share = {k: min(1000, max(20, self.shared_out[k] // len(suite_of(form)))) for k in empty}
+        return type(self)(**{**{k: getattr(form, k) for k in type(form).model_fields}, **share}) if share else form
 
-def task_names(form: MergeForm) -> list[str]:
-    """The tasks a form asks for, checked to be text classification."""
+
+def suite_of(form: MergeForm) -> list[str]:
+    """The tasks a form names, else those of its suite, all of them."""
     names = list(form.tasks)
     named = {load_task(n).name for n in names}
     names += [n for n in form.experts if load_task(n).name not in named]
-    if not names:
-        suite = form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive"
-        names = load_suite(suite)[: form.most_tasks]
+    if names:
+        return names
+    return load_suite(form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive")
+
+
+def task_names(form: MergeForm) -> list[str]:
+    """The tasks of a run, checked to be text classification."""
+    names = suite_of(form)
+    if not (form.tasks or form.experts):
+        names = names[: form.most_tasks]
     as_tasks(names)
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")

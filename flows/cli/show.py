@@ -1,7 +1,8 @@
 """What the command line prints: plans, summaries, tables that fit a terminal."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,6 +12,8 @@ from core.evaluate.rows import Row
 
 console = Console(highlight=False)
 ROUND = (1, 5, 10, 25, 50, 100, 150, 200)
+NAME = 18  # characters that a method's name gets before it wraps
+Column = tuple[str, str]  # task and metric
 
 
 def show_plan(flow, parameters) -> None:
@@ -38,7 +41,9 @@ def show_plan(flow, parameters) -> None:
 
 def show_summary(summary, headline: Sequence[str] = ()) -> None:
     """The result table, the budget, and where the rest lies."""
-    if headline:
+    if headline and any("queries" in r.settings for r in summary.rows):
+        show_by_queries(summary.rows, headline[0])
+    elif headline:
         show_by_task(summary.rows, headline)
     else:
         show_rows(summary.rows)
@@ -88,10 +93,38 @@ def show_rows(rows: Sequence[Row]) -> None:
     console.print(shown)
 
 
+def show_by_queries(rows: Sequence[Row], metric: str) -> None:
+    """A table a target: a line a run, a column for round numbers of queries and the last, mean over seeds."""
+    targets: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for r in rows:
+        if r.metric == metric and r.value is not None and "queries" in r.settings:
+            runs = targets.setdefault(str(r.settings.get("target", "")), {})
+            run = str(r.settings.get("run", r.method))
+            runs.setdefault(run, {}).setdefault(int(r.settings["queries"]), []).append(r.value)
+    for target, runs in targets.items():
+        every = sorted({n for curve in runs.values() for n in curve})
+        columns = [n for n in every if n in ROUND or n == every[-1]]
+        console.print(f"{target}: {metric} of what is kept after so many true queries", style="italic")
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("run", no_wrap=True)
+        for n in columns:
+            table.add_column(str(n), justify="right", no_wrap=True)
+        for run, curve in runs.items():
+            table.add_row(run, *(_mean_and_deviation(curve.get(n, [])) for n in columns))
+        console.print(table)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {stdev(values):.1g}" if len(values) > 1 else ""
+    return f"{mean(values):.4g}{spread}"
+
+
 def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:
     """A line a method (and other settings), a column a task for the first headline metric; all of them for the mean."""
-    lines: dict[str, dict[tuple[str, str], list[float]]] = {}
-    columns: dict[tuple[str, str], None] = {}
+    lines: dict[str, dict[Column, list[float]]] = {}
+    columns: dict[Column, None] = {}
     for r in rows:
         task = str(r.settings.get("task", ""))
         if r.metric not in headline or (task not in ("", "mean") and r.metric != headline[0]):
@@ -101,16 +134,35 @@ def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:
         columns[column] = None
         if r.value is not None:
             lines.setdefault(", ".join([r.method, *others]), {}).setdefault(column, []).append(r.value)
-    table = Table(title=f"{headline[0]} by task", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", overflow="fold")
+    headings = {}
     for task, metric in columns:
         # names have underscores; in a narrow terminal the headings wrap, and numbers stay whole
         name = task if metric == headline[0] else f"{task} {metric}"
-        table.add_column("\n".join(re.split("[_ ]", name)), justify="right", no_wrap=True)
-    for name, cells in lines.items():
-        values = [cells.get(c) for c in columns]
-        table.add_row(name, *("" if v is None else f"{sum(v) / len(v):.3g}" for v in values))
-    console.print(table)
+        headings[task, metric] = "\n".join(re.split("[_ ]", name))
+    name_width = min(NAME, max(map(len, lines), default=0))
+    for part in _that_fit(headings, console.width - name_width - 3):
+        table = Table(title=f"{headline[0]} by task", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("method", overflow="fold", min_width=name_width)
+        for column in part:
+            table.add_column(headings[column], justify="right", no_wrap=True)
+        for name, cells in lines.items():
+            values = [cells.get(c) for c in part]
+            table.add_row(name, *("" if v is None else f"{mean(v):.3g}" for v in values))
+        console.print(table)
+
+
+def _that_fit(headings: Mapping[Column, str], width: int) -> list[list[Column]]:
+    """Columns in as many tables as a terminal of ``width`` characters beside the names needs, the last the widest."""
+    tables: list[list[Column]] = [[]]
+    left = width
+    for column, heading in reversed(headings.items()):
+        needed = max(5, *map(len, heading.splitlines())) + 2
+        if tables[0] and needed > left:
+            tables.insert(0, [])
+            left = width
+        tables[0].insert(0, column)
+        left -= needed
+    return tables
 
 
 def _cell(values, metric: str) -> str:

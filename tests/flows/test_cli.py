@@ -253,3 +253,23 @@ def test_a_file_of_texts_that_is_not_there_is_no_text(tmp_path):
 
     with pytest.raises(ValueError, match=r"none.csv does not exist; give a text, or a file of texts"):
         predict(str(tmp_path), str(tmp_path / "none.csv"))
+
+
+def test_a_search_is_a_table_a_target_with_round_numbers_of_queries(monkeypatch):
+    from rich.console import Console
+
+    from core.evaluate.rows import Row
+    from flows.cli import show
+
+    out = io.StringIO()
+    monkeypatch.setattr(show, "console", Console(file=out, width=80, highlight=False))
+    seeds = [(0, 50.0), (1, 52.0)]
+    rows = [
+        Row(method="m", metric="score", value=v + n, seed=s, settings={"run": "ours", "target": "space", "queries": n})
+        for n in range(1, 13)
+        for s, v in seeds
+    ]
+    show.show_by_queries(rows, "score")
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["run", "1", "5", "10", "12"] in lines
+    assert ["ours", "52", "±", "1", "56", "±", "1", "61", "±", "1", "63", "±", "1"] in lines
