@@ -7,7 +7,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.data.assets import AssetError, content_hash, find_local, resolve, table
-from core.models.folder import check_tokenizer
+from core.models.folder import check_card, check_tokenizer
 from core.models.load import Source
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
@@ -31,13 +31,16 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
 
     Raises:
         AssetError: nothing at the path, or a folder without the tokenizer that it needs.
+        ValueError: a folder with a damaged card.
     """
     path = given_path(name)
     if path is not None:
         if not path.exists():
             raise AssetError(f"{path} does not exist; give the folder or file of a model")
-        if reads_text and path.is_dir():
-            check_tokenizer(path)
+        if path.is_dir():
+            check_card(path)
+            if reads_text:
+                check_tokenizer(path)
         if not name.startswith(PATH_SIGNS):
             name = f"./{name}"
     return _load(ModelConfig(name=name, identity=identity(name)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core.data.assets import AssetError
 from core.models.load import Source
+from core.safe_yaml import load_yaml
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.gguf")
 
@@ -20,6 +21,19 @@ def check_tokenizer(folder: Path) -> None:
             f"{folder} has no tokenizer ({', '.join(TOKENIZERS[:3])}, ...): save the one that the model was trained "
             "with beside it, tokenizer.save_pretrained(folder)"
         )
+
+
+def check_card(folder: Path) -> None:
+    """Refuse a model card that would take forever to read: the licence is looked up in its head.
+
+    Raises:
+        ValueError: the head of README.md is no plain YAML (see :func:`core.safe_yaml.load_yaml`).
+    """
+    card = folder / "README.md"
+    if card.is_file():
+        before, *rest = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        if len(rest) == 2 and not before.strip():
+            load_yaml(rest[0], f"the head of {card}")
 
 
 def check_architecture(source: Source, known: Container[type], wanted: str) -> None:

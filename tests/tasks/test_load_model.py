@@ -41,3 +41,14 @@ def test_a_model_without_tokenizer_is_refused_where_it_reads_texts(folder):
         with pytest.raises(AssetError, match="has no tokenizer"):
             load_model("models/mine")
         load_model("models/mine", reads_text=False)
+
+
+def test_a_card_whose_head_explodes_is_refused_before_it_is_read(folder):
+    bomb = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
+    bomb += [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 9)]
+    (folder / "README.md").write_text("\n".join(["---", *bomb, "license: *l8", "---", "# A model", ""]))
+    with planning(), pytest.raises(ValueError, match=r"the head of .*README.md stands for more than 100000 values"):
+        load_model("./models/mine")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n\n---\n")
+    with planning():
+        load_model("./models/mine")

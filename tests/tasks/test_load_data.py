@@ -1,0 +1,18 @@
+"""Data that cannot be read is refused when a flow asks for it, in its plan too."""
+
+import pytest
+import yaml
+
+from core.data.examples import TaskError
+from tasks.load_data import load_data
+from tasks.stage import planning
+
+
+def test_rows_nested_too_deeply_are_one_line(tmp_path):
+    deep = 100_000
+    (tmp_path / "rows.json").write_text("[" * deep + "]" * deep)
+    task = {"kind": "single", "source": {"path": "rows.json"}, "labels": ["a", "b"], "metric": "accuracy"}
+    task["fields"] = {"text": "text", "label": "label"}
+    (tmp_path / "deep.yaml").write_text(yaml.safe_dump(task))
+    with planning(), pytest.raises(TaskError, match="task 'deep': a file of its source is nested too deeply"):
+        load_data(str(tmp_path / "deep.yaml"))
