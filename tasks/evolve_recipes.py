@@ -1,6 +1,5 @@
 """Search the full problem within the budget and write the selected recipe file."""
 
-import shutil
 from collections.abc import Mapping
 
 from core.merge.baselines import SEARCHES
@@ -8,7 +7,7 @@ from core.merge.front import pareto_front
 from core.merge.problem import merge_problem
 from core.merge.recipe import write_recipe
 from core.merge.relation import RelationGraph
-from core.state import write_json
+from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
 from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig
 from tasks.merge_static import experts_of
@@ -36,7 +35,7 @@ def evolve_recipes(
     budget = Budget("task_examples", config.searched(fitness.validation_size))
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
-        shutil.copyfile(subproblems.folder / FORMS, forms)
+        write_bytes(forms, (subproblems.folder / FORMS).read_bytes())
     known = None if source is None else RelationGraph.load(source.folder / GRAPH)
     outcome = SEARCHES.get(config.method)(
         fitness,

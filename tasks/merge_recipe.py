@@ -1,7 +1,10 @@
 """Execute a recipe with the streaming merge engine: a model folder on disk with its manifest and card."""
 
 import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -26,10 +29,21 @@ def merge_recipe(
     out: Output, config: MergeConfig, base: Artifact, experts: Mapping[str, Artifact], tuned: Artifact
 ) -> None:
     """Merge at the chosen scale, streaming, into a model that transformers opens."""
-    from core.merge.engine import merge
-
     folders = [e.folder for e in experts_of(experts)]
     scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
     recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
     write_recipe(out.folder / RECIPE, recipe)
-    merge(recipe, out.folder / MODEL, threads=1)  # an SVD of an embedding matrix a thread is too much memory
+    merge_anew(recipe, out.folder / MODEL, threads=1)  # an SVD of an embedding matrix a thread is too much memory
+
+
+def merge_anew(recipe: Mapping[str, Any], model: Path, threads: int | None = None) -> None:
+    """Merge into ``model`` without what a killed attempt left beside it.
+
+    The engine would go on from there, which saves minutes of a large merge; a stage takes seconds, and nothing tells
+    whether unfinished files are still as they were written.
+    """
+    from core.merge.engine import merge
+
+    for left in model.parent.glob(f"{model.name}.part*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    merge(recipe, model, threads=threads)

@@ -1,0 +1,34 @@
+"""A stage's merge after a kill: what an unfinished attempt left is not trusted."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from core.merge.engine import merge
+from tasks.merge_recipe import merge_anew
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("base", "one", "two"):
+        (tmp_path / name).mkdir()
+        weights = {f"layer.{i}": rng.normal(size=(8, 8)).astype(np.float32) for i in range(6)}
+        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / name / "config.json").write_text("{}")
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": str(tmp_path / "base"),
+        "models": [{"model": str(tmp_path / n), "parameters": {"weight": 0.5}} for n in ("one", "two")],
+        "dtype": "float32",
+    }
+
+
+def test_a_damaged_unfinished_merge_changes_nothing(recipe, tmp_path):
+    whole = merge(recipe, tmp_path / "whole") / "model.safetensors"
+    model = tmp_path / "stage" / "model"
+    part = merge(recipe, model, part=(1, 2)) / "model.safetensors"
+    part.write_bytes(part.read_bytes()[:-300])
+    merge_anew(recipe, model)
+    assert (model / "model.safetensors").read_bytes() == whole.read_bytes()
+    assert [p.name for p in model.parent.iterdir()] == ["model"]
