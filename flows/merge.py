@@ -136,7 +136,7 @@ def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str,
     """The base and one expert a task."""
     base = as_plain_encoder(load_model(form.base))
     given = {load_task(n).name: load_model(m) for n, m in form.experts.items()}
-    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=32)
+    train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=16)
     draw = {"examples": form.examples, "max_length": form.max_length, "seed": form.seed}
     expert, started = ExpertConfig(**draw, train=train), {}
     tasks = {load_task(n).name: n for n in names}
