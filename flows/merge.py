@@ -74,11 +74,17 @@ class MergeForm(Form):
     )
     most_tasks: int | None = Field(None, ge=2, description="at most so many tasks of the suite (empty: by size)")
     methods: tuple[str, ...] | None = Field(None, description="static operators to compare (empty: by size)")
-    examples: int | None = Field(None, ge=8, description="training examples an expert (empty: by size)")
+    examples: int | None = Field(
+        None, ge=8, description="training examples an expert (empty: by size and number of tasks)"
+    )
     epochs: int | None = Field(None, ge=1, le=50, description="training epochs an expert (empty: by size)")
     max_length: int | None = Field(None, ge=8, le=512, description="longest text in tokens (empty: by size)")
-    validation_examples: int | None = Field(None, ge=20, description="a task, to choose scales (empty: by size)")
-    test_examples: int | None = Field(None, ge=20, description="a task, for the result (empty: by size)")
+    validation_examples: int | None = Field(
+        None, ge=20, description="a task, to choose scales (empty: by size and number of tasks)"
+    )
+    test_examples: int | None = Field(
+        None, ge=20, description="a task, for the result (empty: by size and number of tasks)"
+    )
     align: bool = Field(
         True, description="fit the heads to the merged encoder, on the experts' answers to unlabelled validation texts"
     )
