@@ -3,16 +3,21 @@
 import json
 
 from core.evaluate.rows import Row
+from core.models.classifier import TextClassifier
 from tasks import tracking
-from tasks.one_load import load_one_at_a_time
 from tasks.stage import Artifact
 
 
 def register_model(name: str, package: Artifact, evaluated: Artifact, method: str) -> None:
-    """Register ``package`` under ``name`` with the per-task test accuracies of ``method`` (promotion compares them)."""
+    """Register ``package`` under ``name`` with the per-task test accuracies of ``method`` (promotion compares them).
+
+    Raises:
+        ValueError: the package does not open, or does not answer.
+    """
+    packaged = TextClassifier(package.folder)
+    packaged.predict(["Does it answer?"], task=next(iter(packaged.heads)))
     tags = {"sha256": package.sha256, "method": method, "accuracies": json.dumps(accuracies(evaluated.rows(), method))}
     run = tracking.current()
-    load_one_at_a_time()  # MLflow tries what it logs, in the thread that delivers, while the flow goes on
     run.spool.append("model", run.id, path=package.path, name=name, alias="challenger", tags=tags)
 
 

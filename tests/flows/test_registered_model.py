@@ -1,6 +1,7 @@
 """A packaged merge goes into the registry, is promoted only on a significant gain, predicts and serves."""
 
 import json
+import shutil
 
 import mlflow
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from core.models.classifier import Head, TextClassifier, save
 from tasks import serving, spool
+from tasks.register_model import register_model
+from tasks.stage import Artifact
 from tests.tiny_experts import base_folder
 
 
@@ -64,3 +67,24 @@ def test_wrong_calls_name_what_is_there(package):
         classifier.predict(["a", "  "], task="one")
     with pytest.raises(ValueError, match="is no packaged classifier"):
         TextClassifier(package / "encoder")
+
+
+def test_logging_does_not_load_the_model_again(package, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(TextClassifier, "__init__", refuse)
+    client = register(package, "unloaded", {"a": 0.5, "b": 0.6}, "v1")
+    version = client.get_model_version_by_alias("unloaded", "champion")
+    info = mlflow.models.get_model_info(f"models:/unloaded/{version.version}")
+    assert info.signature is not None
+    assert info.saved_input_example_info is not None
+
+
+def test_a_package_that_does_not_answer_is_not_registered(package, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(package, broken)
+    (broken / "encoder" / "model.safetensors").write_bytes(b"")
+    artifact = Artifact(name="package-merge", path=str(broken), sha256="x")
+    with pytest.raises(Exception, match=r"model.safetensors|header|[Ss]afetensor"):
+        register_model("broken", artifact, artifact, "average")

@@ -135,7 +135,9 @@ def open_form(browser, prefect: str, flow: str) -> None:
 def test_the_form_explains_and_refuses(servers, browser):
     prefect, _ = servers
     open_form(browser, prefect, "merge")
-    see(browser, "training examples an expert (empty: by size and number of tasks); at least 8")  # description and bound
+    see(
+        browser, "training examples an expert (empty: by size and number of tasks); at least 8"
+    )  # description and bound
     assert browser.find_element("xpath", f"{field('base')}//textarea").get_attribute("value") == "all-minilm-l6-v2"
     assert browser.find_element("xpath", f"{field('size')}//select").text.split() == ["smoke", "default", "full"]
     enter(browser, "seed", -1)
