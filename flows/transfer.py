@@ -7,6 +7,7 @@ from pydantic import Field
 
 from core.data.assets import declared, find_local, state
 from core.data.augment import IMAGE, TEXT
+from core.data.check import metric_problem
 from core.data.cleaning import FAULTS
 from core.data.normalise import TEXT_STEPS
 from core.data.tasks import Task, load_task
@@ -107,10 +108,15 @@ def curve_sizes(most: int, count: int) -> tuple[int, ...]:
     title="Share, adjust or retrain: rank sources, compare strategies, report what the transfer gained",
 )
 def transfer(form: TransferForm) -> Artifact:
+    if not form.sources:
+        raise ValueError("sources is empty; give at least one model: an asset, a folder or a hub name")
     for name in form.strategies:
         STRATEGIES.entry(name)
-    if len(form.strategies) < 2:
-        raise ValueError("give at least two strategies, one of them without transfer (scratch) or the linear probe")
+    if len(form.strategies) < 2 or len(set(form.strategies)) < len(form.strategies):
+        raise ValueError(
+            f"strategies are {', '.join(form.strategies) or 'none'}; give at least two different ones, one of them "
+            "without transfer (scratch) or the linear probe"
+        )
     target = target_task(form)
     task = load_task(target)
     _check_names(form, task)
@@ -123,6 +129,12 @@ def transfer(form: TransferForm) -> Artifact:
     if modality == "image" and TEXT_SOURCE in form.sources:
         raise ValueError(f"target {target} has images, {TEXT_SOURCE} reads texts; give an image model with sources")
     examples = examples_there(form, target, steps)
+    sizes = curve_sizes(examples, form.curve)
+    if min(sizes) < task.n_classes:
+        raise ValueError(
+            f"examples={examples} with curve={form.curve} begin at {min(sizes)} training examples, target {target} has "
+            f"{task.n_classes} classes; give more examples or a shorter curve"
+        )
     sources = _sources(form, reads_text=modality in ("text", "language"))
     seeds = tuple(range(form.seed, form.seed + form.seeds))
     history = default_history()
@@ -153,7 +165,7 @@ def transfer(form: TransferForm) -> Artifact:
                 source=name,
                 target=target,
                 modality=modality,
-                sizes=curve_sizes(examples, form.curve),
+                sizes=sizes,
                 seeds=seeds,
                 test_examples=form.test_examples,
                 steps=steps,
@@ -192,6 +204,8 @@ def _check_names(form: TransferForm, task: Task) -> None:
     """
     SCORES.entry(form.score)
     METRICS.entry(task.metric)
+    if unfit := metric_problem(task):
+        raise ValueError(f"target {task.name}: {unfit}")
     for name in form.clean:
         if name not in FAULTS:
             raise ValueError(f"unknown fault {name!r} in clean{nearest(name, FAULTS)} Allowed: {', '.join(FAULTS)}")

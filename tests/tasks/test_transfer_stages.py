@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from core.data.examples import Examples
 from core.data.tasks import load_task
 from core.evaluate.rows import Row
 from core.state import seal
@@ -14,6 +15,7 @@ from core.transfer.experiment import test_of as examples_of
 from core.transfer.history import read_history
 from core.transfer.sources import open_source
 from core.transfer.strategies import StrategyConfig
+from core.transfer.target import Target
 from flows.transfer import TransferForm, curve_sizes, problem
 from tasks.adapt import AdaptConfig, adapt
 from tasks.rank_sources import RankConfig, rank
@@ -21,6 +23,7 @@ from tasks.report_transfer import ReportTransferConfig, _at_its_size, report_tra
 from tasks.sources import modality_of, opened
 from tasks.stage import Artifact, Output
 from tasks.train_source import TrainSourceConfig, train_on
+from tasks.try_strategies import handful
 from tests.core.transfer import tiny
 
 STEPS = DataSteps()
@@ -114,6 +117,32 @@ def test_ranking_finds_faults_and_recommends(place, task, model, trained, data):
     cleaned = json.loads((artifact.folder / "changes.json").read_text())[0]
     assert sum(cleaned["before"].values()) - sum(cleaned["after"].values()) >= 1
     assert {r.method for r in artifact.rows()} == {"before", "recommender"}
+
+
+def test_a_strategy_that_a_source_cannot_do_is_told_before_the_others_train(place, task, data):
+    mpnet = tiny.build("mpnet", place / "mpnet")
+    source = Artifact(name="load-model", path=str(mpnet), sha256=seal(mpnet))
+    config = rank_config(task, place / "n.jsonl", strategies=("full", "prefix_tuning"))
+    with pytest.raises(ValueError, match=r"prefix_tuning cannot be used with source m: .*; leave it out of strategies"):
+        run(rank, place / "rank-mpnet", config, sources={"m": source}, data=data)
+
+
+def test_a_sequence_to_sequence_source_reads_no_classes(place, task, data):
+    t5 = tiny.build("t5", place / "t5")
+    source = Artifact(name="load-model", path=str(t5), sha256=seal(t5))
+    with pytest.raises(ValueError, match="is a sequence-to-sequence model"):
+        run(rank, place / "rank-t5", rank_config(task, place / "n.jsonl"), sources={"t": source}, data=data)
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, 8), (5, 8), (0, 8)])
+def test_a_handful_is_the_longest_examples_of_two_classes(classes, expected):
+    labels = [i % classes if classes else float(i) for i in range(60)]
+    rows = Examples([f"word {'long ' * i}" for i in range(60)], None, labels)
+    kind = "classification" if classes else "regression"
+    small = handful(Target("t", rows, kind, "text", classes, "accuracy"))
+    assert len(small.train) == expected
+    assert min(len(t) for t in small.train.texts) > len(rows.texts[30])
+    assert small.classes == (2 if classes else 0)
 
 
 def test_whole_chain_reports_and_learns(place, task, model, data):
