@@ -195,5 +195,5 @@ def distill_flow(form: DistillForm) -> Artifact:
     if form.log_examples:
         wanted = QuoteConfig(tasks=(form.task,), models=(best,), test_examples=form.test_rows)
         quoted = {"quoted": quote_mistakes(wanted, evaluated={"test": evaluated})}
-    config = ReportConfig(title=f"Distillation on {form.task}", facts=facts)
+    config = ReportConfig(title=f"Distillation on {form.task}", method=best, facts=facts)
     return report_students(config, evaluated=evaluated, signals=signals, **quoted)

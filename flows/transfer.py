@@ -1,5 +1,6 @@
 """When and how to transfer: rank sources, use, adjust or retrain, and report what it gained."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -32,7 +33,7 @@ from tasks.sources import modality_of
 from tasks.stage import Artifact, is_planning
 from tasks.train_source import TrainSourceConfig, train_on
 
-RETRAIN = "scratch"
+RETRAIN, PROBE = "scratch", "linear_probe"
 TEXT_SOURCE = "all-minilm-l6-v2"
 
 
@@ -98,6 +99,11 @@ def examples_there(form: TransferForm, target: str, steps: DataSteps) -> int:
 def curve_sizes(most: int, count: int) -> tuple[int, ...]:
     """``count`` sizes up to ``most``, each half of the next."""
     return tuple(sorted({min(most, max(8, most // 2**k)) for k in range(count)}))
+
+
+def baseline(strategies: Sequence[str]) -> str:
+    """What gains are measured against: training without transfer, else the linear probe, else the first strategy."""
+    return next((s for s in (RETRAIN, PROBE) if s in strategies), strategies[0])
 
 
 @transfer_flow(
@@ -182,7 +188,7 @@ def transfer(form: TransferForm) -> Artifact:
         for strategy in form.strategies
     }
     runs = gather(started)
-    without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
+    without = baseline(form.strategies)
     told = f"{examples} examples" + (f" (all; {form.examples} asked for)" if examples < form.examples else "")
     facts = {"sources": ", ".join(sources), "target": f"{task.name}, {told}", "size": form.size}
     config = ReportTransferConfig(

@@ -7,7 +7,7 @@ from core.distill.students import student_of
 from core.transfer.experiment import DataSteps
 from flows.distill import readable
 from flows.runtime import FLOWS
-from flows.transfer import TransferForm, examples_there
+from flows.transfer import TransferForm, baseline, examples_there
 from tests.core.transfer import tiny
 
 ROWS = "text,label\n" + "".join(f"word {i} {('good', 'bad')[i % 2]},{('yes', 'no')[i % 2]}\n" for i in range(40))
@@ -109,3 +109,9 @@ def test_a_transfer_counts_no_examples_that_are_not_there(tasks):
     assert examples_there(TransferForm(examples=10), tasks["a"], steps) == 10
     there = len(load_task(tasks["a"]).splits().train)
     assert examples_there(TransferForm(examples=1000), tasks["a"], steps) == there < 40
+
+
+def test_gains_are_over_training_without_transfer_where_it_was_run():
+    assert baseline(("full", "linear_probe", "scratch")) == "scratch"
+    assert baseline(("full", "linear_probe")) == "linear_probe"
+    assert baseline(("full", "lora")) == "full"

@@ -163,6 +163,8 @@ def test_whole_chain_reports_and_learns(place, task, model, data):
     page = (artifact.folder / "report.html").read_text()
     for words in ("Transfer effect", "Data efficiency", "Advice and what happened", "Why", "What moved", "Data"):
         assert words in page
+    row = page[page.index("predicted regret") :].split("</tr>")[1]
+    assert row.count("undefined") >= 4, "without history no gain of zero is predicted"
     assert page.count('<img alt="scratch, first seed') == 1, "the confusion picture of the run without transfer"
     marked = tiny.texts(120).texts[0]
     assert marked not in page, "no example's text is quoted"
