@@ -1,7 +1,8 @@
 """Distil a prompt-tuned teacher into a small student from a few labels and unlabelled texts."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -10,7 +11,9 @@ from core.distill.gate import GateConfig
 from core.distill.methods import METHODS
 from core.distill.students import STUDENTS, student_of
 from core.distill.study import StudyConfig
-from core.distill.teachers import TEACHERS, TeacherConfig, teacher_of
+from core.distill.teachers import TEACHERS, ModelConfig, TeacherConfig, teacher_of
+from core.models.folder import check_one_text, has_one_head
+from core.models.load import locate
 from core.registry import nearest
 from core.transfer.problem import Problem
 from flows.forms import Form
@@ -27,6 +30,9 @@ from tasks.register_model import register_model
 from tasks.report_students import BASELINE, ReportConfig, report_students
 from tasks.stage import Artifact, is_planning
 from tasks.tune_teacher import TuneConfig, tune_teacher
+
+M = TypeVar("M", bound=ModelConfig)
+READ_AS = {"encoder": "a sentence encoder", "masked": "a masked language model", "causal": "a causal language model"}
 
 
 class DistillForm(Form):
@@ -78,7 +84,7 @@ class DistillForm(Form):
     cross_fit: bool = Field(False, description="the gate also tunes on dev and looks at train (twice the tuning)")
     methods: tuple[str, ...] | None = Field(None, description="methods of the table (empty: by size)")
     k: int | None = Field(None, ge=1, description="labelled examples per class (empty: by size)")
-    n: float | None = Field(None, ge=0, description="unlabelled texts per labelled one (empty: by size)")
+    n: float | None = Field(None, gt=0, description="unlabelled texts per labelled one (empty: by size)")
     steps: int | None = Field(None, ge=1, description="optimizer steps of a distillation (empty: by size)")
     epochs: int | None = Field(None, ge=1, description="epochs of tuning the teacher (empty: by size)")
     test_rows: int | None = Field(None, ge=8, description="test rows scored (empty: by size)")
@@ -86,9 +92,36 @@ class DistillForm(Form):
     log_examples: bool = LOG_EXAMPLES
 
 
+def asset_of(name: str, known: Mapping[str, ModelConfig]) -> str:
+    """The asset, folder or repository behind the name of a teacher or student."""
+    return known[name].asset if name in known else name
+
+
+def readable(model: M) -> M:
+    """``model``; as a sentence encoder where it is a masked model whose head the prompt interface cannot read.
+
+    Raises:
+        ValueError: a sequence-to-sequence model.
+    """
+    place = locate(model.asset)
+    check_one_text(place)
+    if model.kind != "masked" or has_one_head(place.path):
+        return model
+    return model.model_copy(update={"kind": "encoder"})
+
+
 def study_of(form: DistillForm) -> StudyConfig:
-    """The few-shot problem of a form."""
-    teacher = TEACHERS.get(form.teacher) or teacher_of(form.teacher)
+    """The few-shot problem of a form.
+
+    Raises:
+        ValueError: demonstrations for a sentence encoder.
+    """
+    teacher = TEACHERS.get(form.teacher) or readable(teacher_of(form.teacher))
+    if form.demonstrations and teacher.kind == "encoder":
+        raise ValueError(
+            f"demonstrations={form.demonstrations}: teacher {form.teacher} is a sentence encoder and reads one text; "
+            "leave them out, or give a language model"
+        )
     schedule = teacher.train.model_copy(update={"epochs": form.epochs, "steps": None})
     return StudyConfig(
         task=form.task,
@@ -99,7 +132,7 @@ def study_of(form: DistillForm) -> StudyConfig:
         teacher=TeacherConfig(
             **teacher.model_dump() | {"train": schedule, "tuning": form.tuning, "demonstrations": form.demonstrations}
         ),
-        student=STUDENTS.get(form.student) or student_of(form.student),
+        student=STUDENTS.get(form.student) or readable(student_of(form.student)),
         gate=GateConfig(cross_fit=form.cross_fit),
         test_rows=form.test_rows,
         steps=form.steps,
@@ -141,9 +174,10 @@ def distill_flow(form: DistillForm) -> Artifact:
     kind = load_task(form.task).kind
     if kind not in ("single", "pair"):
         raise ValueError(f"task {form.task!r} is of kind {kind!r}; distillation is for texts with class labels")
-    study, methods = study_of(form), method_names(form)
-    data, teacher, student = load_data(form.task), load_model(study.teacher.asset), load_model(study.student.asset)
-    prompts = build_prompts(PromptsConfig(study=study), data=data)
+    methods, data = method_names(form), load_data(form.task)
+    teacher, student = load_model(asset_of(form.teacher, TEACHERS)), load_model(asset_of(form.student, STUDENTS))
+    study = study_of(form)
+    prompts = build_prompts(PromptsConfig(study=study, methods=tuple(methods)), data=data)
     tuned = tune_teacher(TuneConfig(study=study), prompts=prompts, teacher=teacher)
     wanted = SignalsConfig(study=study, methods=tuple(methods), zero_shot=form.size != "smoke")
     signals = cache_signals(wanted, prompts=prompts, tuned=tuned, student=student)
@@ -154,10 +188,12 @@ def distill_flow(form: DistillForm) -> Artifact:
     best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
     if not is_planning() and study.student.kind == "encoder":
         register_model(f"distilled-{Path(form.task).stem}", students[best], evaluated, best)
-    facts = {"teacher": study.teacher.asset, "student": study.student.asset, "task": form.task, "seed": str(form.seed)}
+    models = {"teacher": study.teacher, "student": study.student}
+    facts = {role: f"{m.asset}, {READ_AS[m.kind]}" for role, m in models.items()}
+    facts |= {"task": form.task, "seed": str(form.seed)}
     quoted = {}
     if form.log_examples:
         wanted = QuoteConfig(tasks=(form.task,), models=(best,), test_examples=form.test_rows)
         quoted = {"quoted": quote_mistakes(wanted, evaluated={"test": evaluated})}
-    config = ReportConfig(title=f"Distillation on {form.task}", facts=facts)
+    config = ReportConfig(title=f"Distillation on {form.task}", method=best, facts=facts)
     return report_students(config, evaluated=evaluated, signals=signals, **quoted)

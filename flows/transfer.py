@@ -1,5 +1,6 @@
 """When and how to transfer: rank sources, use, adjust or retrain, and report what it gained."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from core.data.assets import declared, find_local, state
 from core.data.augment import IMAGE, TEXT
+from core.data.check import metric_problem
 from core.data.cleaning import FAULTS
 from core.data.normalise import TEXT_STEPS
 from core.data.tasks import Task, load_task
@@ -31,7 +33,7 @@ from tasks.sources import modality_of
 from tasks.stage import Artifact, is_planning
 from tasks.train_source import TrainSourceConfig, train_on
 
-RETRAIN = "scratch"
+RETRAIN, PROBE = "scratch", "linear_probe"
 TEXT_SOURCE = "all-minilm-l6-v2"
 
 
@@ -99,6 +101,11 @@ def curve_sizes(most: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({min(most, max(8, most // 2**k)) for k in range(count)}))
 
 
+def baseline(strategies: Sequence[str]) -> str:
+    """What gains are measured against: training without transfer, else the linear probe, else the first strategy."""
+    return next((s for s in (RETRAIN, PROBE) if s in strategies), strategies[0])
+
+
 @transfer_flow(
     "transfer",
     level="transfer",
@@ -107,10 +114,15 @@ def curve_sizes(most: int, count: int) -> tuple[int, ...]:
     title="Share, adjust or retrain: rank sources, compare strategies, report what the transfer gained",
 )
 def transfer(form: TransferForm) -> Artifact:
+    if not form.sources:
+        raise ValueError("sources is empty; give at least one model: an asset, a folder or a hub name")
     for name in form.strategies:
         STRATEGIES.entry(name)
-    if len(form.strategies) < 2:
-        raise ValueError("give at least two strategies, one of them without transfer (scratch) or the linear probe")
+    if len(form.strategies) < 2 or len(set(form.strategies)) < len(form.strategies):
+        raise ValueError(
+            f"strategies are {', '.join(form.strategies) or 'none'}; give at least two different ones, one of them "
+            "without transfer (scratch) or the linear probe"
+        )
     target = target_task(form)
     task = load_task(target)
     _check_names(form, task)
@@ -123,6 +135,12 @@ def transfer(form: TransferForm) -> Artifact:
     if modality == "image" and TEXT_SOURCE in form.sources:
         raise ValueError(f"target {target} has images, {TEXT_SOURCE} reads texts; give an image model with sources")
     examples = examples_there(form, target, steps)
+    sizes = curve_sizes(examples, form.curve)
+    if min(sizes) < task.n_classes:
+        raise ValueError(
+            f"examples={examples} with curve={form.curve} begin at {min(sizes)} training examples, target {target} has "
+            f"{task.n_classes} classes; give more examples or a shorter curve"
+        )
     sources = _sources(form, reads_text=modality in ("text", "language"))
     seeds = tuple(range(form.seed, form.seed + form.seeds))
     history = default_history()
@@ -153,7 +171,7 @@ def transfer(form: TransferForm) -> Artifact:
                 source=name,
                 target=target,
                 modality=modality,
-                sizes=curve_sizes(examples, form.curve),
+                sizes=sizes,
                 seeds=seeds,
                 test_examples=form.test_examples,
                 steps=steps,
@@ -170,7 +188,7 @@ def transfer(form: TransferForm) -> Artifact:
         for strategy in form.strategies
     }
     runs = gather(started)
-    without = RETRAIN if RETRAIN in form.strategies else form.strategies[0]
+    without = baseline(form.strategies)
     told = f"{examples} examples" + (f" (all; {form.examples} asked for)" if examples < form.examples else "")
     facts = {"sources": ", ".join(sources), "target": f"{task.name}, {told}", "size": form.size}
     config = ReportTransferConfig(
@@ -192,6 +210,8 @@ def _check_names(form: TransferForm, task: Task) -> None:
     """
     SCORES.entry(form.score)
     METRICS.entry(task.metric)
+    if unfit := metric_problem(task):
+        raise ValueError(f"target {task.name}: {unfit}")
     for name in form.clean:
         if name not in FAULTS:
             raise ValueError(f"unknown fault {name!r} in clean{nearest(name, FAULTS)} Allowed: {', '.join(FAULTS)}")

@@ -6,6 +6,7 @@ from core.config import Config
 from core.distill.study import Study, StudyConfig
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
+from tasks.try_student import check_methods, check_pool, check_templates, try_student
 
 PROMPTS = "prompts.json"
 
@@ -14,13 +15,19 @@ class PromptsConfig(Config):
     """Which few-shot problem."""
 
     study: StudyConfig = Field(description="task, sizes, seed, teacher, student")
+    methods: tuple[str, ...] = Field((), description="methods to follow; none: there is no student yet")
 
 
 @stage("build-prompts", modules=["core.distill.study"], keep="nothing")
 def build_prompts(out: Output, config: PromptsConfig, data: Artifact) -> None:
-    """Refuse what cannot work (missing class, colliding label words) before any model is loaded."""
+    """Refuse what cannot work (missing class, colliding label words, a failing student) before a teacher is tuned."""
     study = Study(config.study)
     few = study.few
+    if config.methods:
+        check_pool(study)
+        check_templates(study)
+        check_methods(study, config.methods)
+        try_student(study)
     parts = {name: getattr(few, name) for name in ("train", "dev", "pool", "test")}
     filled = {
         kind: study.prompt.fill(kind, "{text}", "{pair}")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.distill.export import load_student
+from core.distill.methods import METHODS
 from core.distill.students import answers
 from core.distill.study import Study, StudyConfig
 from core.evaluate.metrics import score
@@ -60,7 +61,7 @@ def evaluate_students(out: Output, config: EvaluateConfig, signals: Artifact, st
     for name, artifact in students.items():
         model = load_student(artifact.folder)
         probabilities = model.probabilities(test.texts, test.pairs)
-        add(name, probabilities, _budget(artifact), _speed(model.model, texts))
+        add(name, probabilities, _budget(artifact) | asked(name, len(study.few.dev)), _speed(model.model, texts))
     out.rows(rows)
     np.savez(out.folder / CORRECT, **correct)
     keep_answers(out.folder, answered)
@@ -90,6 +91,11 @@ def _speed(model: Any, texts: Any) -> float:
         answers(model, texts)
         best = max(best, len(texts) / (time.perf_counter() - start))
     return best
+
+
+def asked(method: str, dev: int) -> dict[str, float]:
+    """The labels of ``dev`` rows that a method behind the gate is chosen by, beside those that it trains on."""
+    return {"dev_labels": float(dev)} if METHODS[method].gate else {}
 
 
 def _budget(artifact: Artifact) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.data.assets import AssetError, content_hash, find_local, resolve, table
-from core.models.folder import check_card, check_tokenizer
+from core.models.folder import check_card, check_readable, check_tokenizer, check_vocabulary
 from core.models.load import Source
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
@@ -30,7 +30,7 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
         reads_text: the model needs a tokenizer.
 
     Raises:
-        AssetError: nothing at the path, or a folder without the tokenizer that it needs.
+        AssetError: nothing at the path, or a folder whose model or tokenizer cannot work.
         ValueError: a folder with a damaged card.
     """
     path = given_path(name)
@@ -39,8 +39,10 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
             raise AssetError(f"{path} does not exist; give the folder or file of a model")
         if path.is_dir():
             check_card(path)
+            check_readable(path)
             if reads_text:
                 check_tokenizer(path)
+                check_vocabulary(path)
         if not name.startswith(PATH_SIGNS):
             name = f"./{name}"
     return _load(ModelConfig(name=name, identity=identity(name)))

@@ -17,6 +17,7 @@ from core.transfer.recommend import Recommender, rank_sources, similarity_rule
 from core.transfer.situation import describe
 from tasks.sources import opened
 from tasks.stage import Artifact, Output, stage
+from tasks.try_strategies import try_strategies
 
 MODULES = ["core.transfer.recommend", "core.transfer.situation", "core.transfer.experiment", "core.transfer.history"]
 RANKING, CHANGES = "ranking.json", "changes.json"
@@ -45,6 +46,9 @@ def rank(out: Output, config: RankConfig, sources: Mapping[str, Artifact], data:
     _, changes = prepared(config.target, config.steps)
     target = target_of(config.target, config.examples, config.seed, config.steps, config.modality)
     open_ = {k: opened(a, config.modality, config.max_length, task.causal_template) for k, a in sources.items()}
+    for key, source in open_.items():
+        source.name = key
+        try_strategies(source, target, config.strategies, config.seed)
     keys = {id(s): k for k, s in open_.items()}
     ranked = [(keys[id(s)], value) for s, value in rank_sources(list(open_.values()), target, config.score)]
     recommender = Recommender().fit(other_experiences(Path(config.history), task.name, config.examples))

@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from core.config import Config
+from core.distill.methods import METHODS
 from core.evaluate import plots
 from core.evaluate.statistics import bootstrap_mean, holm, mcnemar
 from core.state import write_bytes
@@ -21,12 +22,19 @@ TEXT = (
     "The baseline to beat is the student fine-tuned alone with a label-word head. The gate looked at dev rows and pool "
     "texts only; where it does not hear the teacher, Prompt-Distiller returns that baseline."
 )
+GATE = (
+    "On dev rows that neither has learned from. posterior: probability that the tuned teacher is better than the "
+    "student alone, from the rows that only one of them got right (teacher_only, student_only). gain: difference of "
+    "their accuracies there, as a share. disagreement: share of pool texts that the two answer differently, the most "
+    "that can be gained. weight: factor of the teacher's terms; 0 does not hear it."
+)
 
 
 class ReportConfig(Config):
     """What the page says at its top."""
 
     title: str = Field(description="headline")
+    method: str = Field(description="method whose gain the headline states")
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
 
 
@@ -51,13 +59,14 @@ def report_students(
     figure = plots.bars_with_intervals(
         {n: {"test": i} for n, i in intervals.items()}, "test accuracy, %", "Accuracy, 95 % interval over test items"
     )
+    told = Table(["method", "what it is"], [[n, METHODS[n].summary] for n in intervals if n in METHODS])
     checks = Table(["head-room check", "value"], [[k, v] for k, v in room.items()])
     page = render(
         config.title,
-        {**config.facts, **_gained(intervals, room), **repeatable()},
+        {**config.facts, **_gained(config.method, intervals, p, room), **repeatable()},
         [
-            Section("Accuracy", TEXT, [Table(columns, lines)], [figure]),
-            Section("Gate", "", [checks]),
+            Section("Accuracy", TEXT, [Table(columns, lines), told], [figure]),
+            Section("Gate", GATE, [checks]),
             *quotes(quoted),
         ],
     )
@@ -67,10 +76,12 @@ def report_students(
     out.metrics({f"gain/{n}": intervals[n].mean - intervals[BASELINE].mean for n in others})
 
 
-def _gained(intervals: dict, room: dict) -> dict[str, str]:
-    best = "prompt_distiller" if "prompt_distiller" in intervals else next(iter(intervals))
-    gain, gap = (intervals[n].mean - intervals[BASELINE].mean for n in (best, TEACHER))
-    said = f"{gain:+.1f} points over the student alone"
+def _gained(method: str, intervals: dict, p: dict, room: dict) -> dict[str, str]:
+    """The headline: what the served student gained, and how sure that is."""
+    gain, gap = (intervals[n].mean - intervals[BASELINE].mean for n in (method, TEACHER))
+    said = f"{method}: {gain:+.1f} points over the student alone"
+    if method in p:
+        said += f" (p = {p[method]:.2g})"
     if gap > 0:
         said += f", {100 * gain / gap:.0f} % of the gap to the teacher"
     heard = "heard" if room["weight"] else "skipped"

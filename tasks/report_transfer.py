@@ -138,7 +138,9 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
     for f in advice.forecasts:
         got = realised.get(f.strategy)
         gain = None if got is None or probe is None else got - probe
-        lines.append([f.strategy, f.regret, f.gain, f.low, f.high, f.seconds, gain, got])
+        known = f.regret is not None  # without history the forecast is no prediction of zero
+        predicted = [f.gain, f.low, f.high] if known else [None] * 3
+        lines.append([f.strategy, f.regret, *predicted, f.seconds, gain, got])
     columns = (
         "strategy",
         "predicted regret",

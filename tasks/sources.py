@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 from core.data.tasks import load_task
+from core.models.folder import check_one_text
 from core.models.load import Source as Place
 from core.state import Cache
 from core.transfer.sources import FACTS, Source, open_source
@@ -25,7 +26,10 @@ def opened(artifact: Artifact, modality: str, max_length: int, template: str = "
         return replace(source, train=load_task(task).splits().validation.sample(KEPT, 0)) if task else source
     asset = artifact.folder / ASSET
     name = json.loads(asset.read_text())["name"] if asset.is_file() else artifact.name
-    return open_source(Place(name, artifact.folder, artifact.sha256), modality, Cache(), **options)
+    place = Place(name, artifact.folder, artifact.sha256)
+    if modality == "text":
+        check_one_text(place)
+    return open_source(place, modality, Cache(), **options)
 
 
 def modality_of(task: str) -> str:

@@ -152,8 +152,8 @@ def _prompts(task: Task, rows: Examples) -> dict[str, str]:
     return {name: task.prompt(text, pair, causal=name == "causal") for name, template in kinds if template}
 
 
-def _metric_problem(task: Task) -> Iterator[str]:
-    """A metric of another kind of answer: a run scores class numbers, or nothing, with it and does not fail."""
+def metric_problem(task: Task) -> str:
+    """What is wrong with a metric of another kind of answer than the task's; empty where it fits."""
     from core.evaluate.metrics import METRICS
 
     if task.labels:
@@ -163,8 +163,23 @@ def _metric_problem(task: Task) -> Iterator[str]:
     allowed = [m.name for m in METRICS if m.facts["kind"] in kinds]
     if len(task.labels) > 2:
         allowed = [name for name in allowed if name not in TWO_CLASSES]
-    if task.metric not in allowed:
-        yield f"metric {task.metric} does not fit answers that are {answers}; allowed: {', '.join(allowed)}"
+    if task.metric in allowed:
+        return ""
+    return f"metric {task.metric} does not fit answers that are {answers}; allowed: {', '.join(allowed)}"
+
+
+def _prompt_problems(task: Task) -> Iterator[str]:
+    """What a language model could not answer from, and label words that are one word."""
+    for key, template in (("template", task.template), ("causal_template", task.causal_template)):
+        slots = ["{text}", *(["{pair}"] if task.kind == "pair" else []), *(["{mask}"] if key == "template" else [])]
+        absent = [slot for slot in slots if template and slot not in template]
+        if absent:
+            yield f"{key} has no {' and no '.join(absent)}: a language model cannot answer from it"
+    seen: dict[str, str] = {}
+    for label, words in zip(task.labels, task.label_words or task.labels):
+        for word in {w.strip().lower() for w in words.split("|")}:
+            if seen.setdefault(word, label) != label:
+                yield f"label word {word!r} stands for {seen[word]} and {label}; give others (case is ignored)"
 
 
 def _problems(
@@ -174,7 +189,8 @@ def _problems(
     leaks: dict[str, int],
     truncated: dict[str, float] | None,
 ) -> Iterator[str]:
-    yield from _metric_problem(task)
+    if unfit := metric_problem(task):
+        yield unfit
     for part in PARTS:
         absent = [name for name, n in balance[part].items() if n == 0]
         if absent:
@@ -193,3 +209,5 @@ def _problems(
         yield f"{100 * max(truncated.values()):.0f} % of the inputs are cut by the model's length limit"
     if task.kind in ("single", "pair") and not (task.template or task.causal_template):
         yield "no template: prompts cannot be used on this task"
+    if task.kind in ("single", "pair"):
+        yield from _prompt_problems(task)

@@ -1,5 +1,6 @@
 """Write a task's YAML from a table with a label column."""
 
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.state import write_bytes
 
 MOST_CLASSES = 200
 FEWEST_ROWS = 3  # of a class: one each for train, validation and test
+HIDDEN = "-1"  # read as "no label" (core.data.splitting)
 SEPARATED = ("csv", "tsv")
 TEXT_NAMES = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "question1", "prompt")
 PAIR_NAMES = ("pair", "hypothesis", "sentence2", "question2", "answer", "text2", "context")
@@ -65,6 +67,7 @@ def new_task(
             separated = _separator_hint(columns) if format_of(file) in SEPARATED else ""
             near = nearest(column, columns)
             raise TaskError(f"{file.name}: no column {column!r}{near} Has: {', '.join(columns)}{separated}")
+    _check_cells(file, rows, [label])
     content = describe(file, rows, label, text, pair, kind, target, options)
     parse_task({"name": target.stem, **content}, str(target))
     _check_target(target, file, overwrite)
@@ -101,6 +104,16 @@ def _check_target(target: Path, file: Path, overwrite: bool) -> None:
         raise TaskError(f"{target} exists; write over it with --force, or give another path with --out")
 
 
+def _check_cells(file: Path, rows: pd.DataFrame, columns: list[str]) -> None:
+    """Lists and dictionaries of json and parquet would be read as their Python text."""
+    for column in columns:
+        if any(isinstance(v, (list, tuple, dict, set, np.ndarray)) for v in rows[column]):
+            raise TaskError(
+                f"{file.name}: column {column!r} holds lists or records; write it as one text or value a row, or name "
+                "another column"
+            )
+
+
 def _options(file: Path, sep: str, encoding: str) -> dict[str, str]:
     """The read options of the written source."""
     options = {key: value for key, value in (("sep", sep.replace("\\t", "\t")), ("encoding", encoding)) if value}
@@ -127,8 +140,8 @@ def _read(file: Path, options: dict[str, str]) -> pd.DataFrame:
             raise TaskError(
                 f"{error}: it is not {encoding}; give its encoding with --encoding, e.g. latin-1, cp1252, utf-16"
             ) from None
-        if isinstance(cause, UnicodeError):
-            raise TaskError(f"{error}: save it as UTF-8") from None
+        if isinstance(cause, UnicodeError) or file.read_bytes()[:3] == BOM_UTF8:
+            raise TaskError(f"{error}: save it as UTF-8 without byte order mark") from None
         if isinstance(cause, pd.errors.ParserError) and format_of(file) in SEPARATED:
             raise TaskError(f"{error}; if its cells are not separated by {_sep(file, options)!r}, give --sep") from None
         raise
@@ -163,6 +176,7 @@ def describe(
     words = [c for c in others if c not in numeric]
     text = text or next((c for c in TEXT_NAMES if c in words), "") or _longest(rows, words)
     pair = pair or next((c for c in PAIR_NAMES if c in words and c != text), "")
+    _check_cells(file, rows, [c for c in (text, pair) if c])
     kind = kind or _kind(rows, label, text, pair, numeric)
     given: dict[str, object] = {"path": Path(_relative(file, target)).as_posix()}
     if options:
@@ -186,7 +200,7 @@ def describe(
     if kind in ("single", "pair"):
         second = " {pair}" if kind == "pair" else ""
         content["template"] = f"{{text}}{second} This is {{mask}}."
-        content["causal_template"] = f"Text: {{text}}{second} The {label} of this text is"
+        content["causal_template"] = f"Text: {{text}}{second} The {label.strip()} of this text is"
         content["label_words"] = [name.replace("_", " ") for name in labels]
     return content
 
@@ -208,6 +222,11 @@ def _labels(rows: pd.DataFrame, label: str, name: str) -> list[str]:
         raise TaskError(f"{name}: column {label!r} holds {found or 'nothing'}; a classification needs two classes")
     if len(found) > MOST_CLASSES:
         raise TaskError(f"{name}: column {label!r} holds {len(found)} values, more than {MOST_CLASSES}; is it a text?")
+    if HIDDEN in found:
+        raise TaskError(
+            f"{name}: column {label!r} holds {HIDDEN}, which marks a hidden label in published test sets: such rows "
+            f"are left out. If it is a class, write another name into the table, e.g. 'negative' for {HIDDEN}"
+        )
     return found
 
 

@@ -1,13 +1,16 @@
-"""What a model's folder tells before its weights are read: its architecture, whether it has a tokenizer."""
+"""What a model's folder tells before its weights are read: its architecture, its files, whether it has a tokenizer."""
 
 from collections.abc import Collection, Container
 from pathlib import Path
+from typing import Any
 
 from core.data.assets import AssetError
 from core.models.load import Source
 from core.safe_yaml import load_yaml
 
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.gguf")
+SAVE = "save the one that the model was trained with beside it, tokenizer.save_pretrained(folder)"
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -17,9 +20,74 @@ def check_tokenizer(folder: Path) -> None:
         AssetError: no tokenizer file in ``folder``.
     """
     if (folder / "config.json").is_file() and not any(next(folder.glob(f), None) for f in TOKENIZERS):
+        raise AssetError(f"{folder} has no tokenizer ({', '.join(TOKENIZERS[:3])}, ...): {SAVE}")
+
+
+def check_readable(folder: Path) -> None:
+    """Refuse a transformers folder whose configuration or weights cannot be read; of the weights only headers are.
+
+    Raises:
+        AssetError: a configuration that transformers does not know, no weights, or a damaged file.
+    """
+    if not (folder / "config.json").is_file():
+        return  # adapters and GGUF files have none
+    configuration(folder)
+    files = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
+    if not files:
+        raise AssetError(f"{folder} has a config.json but no weights ({', '.join(WEIGHTS)}); copy them beside it")
+    from safetensors import SafetensorError, safe_open
+
+    for path in files:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "np"):
+                    pass
+            except SafetensorError as error:
+                raise AssetError(f"{path} is damaged ({error}); copy or save it again") from None
+
+
+def configuration(folder: Path) -> Any:
+    """The configuration of a transformers folder.
+
+    Raises:
+        AssetError: it cannot be read, or is of a type that the installed transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split(". ")[0].splitlines()[0]
         raise AssetError(
-            f"{folder} has no tokenizer ({', '.join(TOKENIZERS[:3])}, ...): save the one that the model was trained "
-            "with beside it, tokenizer.save_pretrained(folder)"
+            f"{folder}/config.json is no configuration of a model that transformers reads ({reason})"
+        ) from None
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a tokenizer that knows no word, or gives ids for which the model has no embedding.
+
+    Both are silent until they are noise, or an index error in the middle of a run.
+
+    Raises:
+        AssetError: such a tokenizer, or one that cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
+        raise AssetError(f"the tokenizer in {folder} cannot be read ({reason}); {SAVE}") from None
+    ids = tokenizer.get_vocab().values()
+    if len(ids) <= len(tokenizer.all_special_tokens):
+        raise AssetError(f"the tokenizer in {folder} knows no word, its vocabulary is not there; {SAVE}")
+    size = getattr(configuration(folder).get_text_config(), "vocab_size", None)
+    if size is not None and max(ids) >= size:
+        raise AssetError(
+            f"the tokenizer in {folder} has ids up to {max(ids)}, the model embeds {size} (0 to {size - 1}): {SAVE}, "
+            "or enlarge the model, model.resize_token_embeddings(len(tokenizer))"
         )
 
 
@@ -53,6 +121,40 @@ def check_architecture(source: Source, known: Container[type], wanted: str) -> N
     config = AutoConfig.from_pretrained(source.path)
     if type(config) not in known:
         raise ValueError(f"{source.name} is a model of type {config.model_type}; needed is {wanted}")
+
+
+def check_one_text(source: Source) -> None:
+    """Refuse a sequence-to-sequence model where one text goes in and its states come out.
+
+    Raises:
+        ValueError: an encoder with a decoder.
+    """
+    if source.gguf is not None:
+        return
+    config = configuration(source.path)
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{source.name} is a sequence-to-sequence model ({config.model_type}); needed is an encoder, "
+            "or a masked or causal language model"
+        )
+
+
+def has_one_head(folder: Path) -> bool:
+    """Whether a masked language model answers through one module behind its body, as the prompt interface reads it.
+
+    DistilBERT, ELECTRA and ModernBERT keep the parts of their heads apart. No weights are loaded.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    from core.models.prompt import body_and_head
+
+    try:
+        with torch.device("meta"):
+            body_and_head(AutoModelForMaskedLM.from_config(configuration(folder)))
+    except ValueError:
+        return False
+    return True
 
 
 def check_complete(name: str, missing: Collection[str], wanted: str) -> None:

@@ -3,9 +3,12 @@
 import pytest
 
 from core.data.tasks import load_task
+from core.distill.students import student_of
 from core.transfer.experiment import DataSteps
+from flows.distill import readable
 from flows.runtime import FLOWS
-from flows.transfer import TransferForm, examples_there
+from flows.transfer import TransferForm, baseline, examples_there
+from tests.core.transfer import tiny
 
 ROWS = "text,label\n" + "".join(f"word {i} {('good', 'bad')[i % 2]},{('yes', 'no')[i % 2]}\n" for i in range(40))
 
@@ -42,6 +45,8 @@ def refused(flow, **values):
         ({"normalise": ("lowr",)}, "did you mean 'lower'"),
         ({"augment": ("word_drp",)}, "did you mean 'word_drop'"),
         ({"sources": ("./none",)}, "none does not exist"),
+        ({"sources": ()}, "sources is empty; give at least one model"),
+        ({"strategies": ("full", "full")}, "strategies are full, full; give at least two different ones"),
     ],
 )
 def test_transfer_names_what_it_does_not_know(tasks, values, message):
@@ -51,6 +56,35 @@ def test_transfer_names_what_it_does_not_know(tasks, values, message):
 def test_transfer_looks_at_the_metric_and_at_what_the_source_reads(tasks):
     assert "did you mean 'accuracy'" in refused("transfer", target=tasks["typo"])
     assert "give an image model" in refused("transfer", target="digits")
+
+
+def test_transfer_needs_an_example_a_class_at_every_size_and_a_metric_of_many_classes(tmp_path):
+    lines = [f"word {i},{'abcdefghijkl'[i % 12]}" for i in range(240)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]))
+    content = f"kind: single\nsource: {{path: rows.csv}}\nlabels: {list('abcdefghijkl')}\nmetric: "
+    for metric in ("accuracy", "f1"):
+        (tmp_path / f"{metric}.yaml").write_text(f"{content}{metric}\n")
+    few = refused("transfer", target=str(tmp_path / "accuracy.yaml"), examples=24, curve=3)
+    assert "examples=24 with curve=3 begin at 8 training examples" in few
+    assert "metric f1 does not fit answers that are 12 classes" in refused("transfer", target=str(tmp_path / "f1.yaml"))
+
+
+def test_distillation_refuses_what_its_models_cannot_do(tasks, tmp_path):
+    bert, t5 = (str(tiny.build(kind, tmp_path / kind)) for kind in ("bert", "t5"))
+    values = {"task": tasks["a"], "teacher": bert}
+    assert "is a sentence encoder and reads one text" in refused("distill", student=bert, demonstrations=1, **values)
+    assert "t5 is a sequence-to-sequence model" in refused("distill", student=t5, **values)
+    assert "n\n  Input should be greater than 0" in refused("distill", student=bert, n=0, **values)
+    assert "did you mean 'linear_probe'" in refused("distill", methods=("linear_prob",), **values)
+
+
+@pytest.mark.parametrize("kind", ["DistilBert", "Electra"])
+def test_a_masked_model_whose_head_is_in_parts_is_read_as_an_encoder(kind, tmp_path):
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(architectures=[f"{kind}ForMaskedLM"])
+    config.save_pretrained(tmp_path)
+    assert readable(student_of(str(tmp_path))).kind == "encoder"
 
 
 def test_distillation_and_search_refuse_other_kinds_of_tasks(tasks):
@@ -75,3 +109,9 @@ def test_a_transfer_counts_no_examples_that_are_not_there(tasks):
     assert examples_there(TransferForm(examples=10), tasks["a"], steps) == 10
     there = len(load_task(tasks["a"]).splits().train)
     assert examples_there(TransferForm(examples=1000), tasks["a"], steps) == there < 40
+
+
+def test_gains_are_over_training_without_transfer_where_it_was_run():
+    assert baseline(("full", "linear_probe", "scratch")) == "scratch"
+    assert baseline(("full", "linear_probe")) == "linear_probe"
+    assert baseline(("full", "lora")) == "full"

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from core.data.examples import Examples
 from core.data.tasks import load_task
 from core.evaluate.rows import Row
 from core.state import seal
@@ -14,6 +15,7 @@ from core.transfer.experiment import test_of as examples_of
 from core.transfer.history import read_history
 from core.transfer.sources import open_source
 from core.transfer.strategies import StrategyConfig
+from core.transfer.target import Target
 from flows.transfer import TransferForm, curve_sizes, problem
 from tasks.adapt import AdaptConfig, adapt
 from tasks.rank_sources import RankConfig, rank
@@ -21,6 +23,7 @@ from tasks.report_transfer import ReportTransferConfig, _at_its_size, report_tra
 from tasks.sources import modality_of, opened
 from tasks.stage import Artifact, Output
 from tasks.train_source import TrainSourceConfig, train_on
+from tasks.try_strategies import handful
 from tests.core.transfer import tiny
 
 STEPS = DataSteps()
@@ -116,6 +119,32 @@ def test_ranking_finds_faults_and_recommends(place, task, model, trained, data):
     assert {r.method for r in artifact.rows()} == {"before", "recommender"}
 
 
+def test_a_strategy_that_a_source_cannot_do_is_told_before_the_others_train(place, task, data):
+    mpnet = tiny.build("mpnet", place / "mpnet")
+    source = Artifact(name="load-model", path=str(mpnet), sha256=seal(mpnet))
+    config = rank_config(task, place / "n.jsonl", strategies=("full", "prefix_tuning"))
+    with pytest.raises(ValueError, match=r"prefix_tuning cannot be used with source m: .*; leave it out of strategies"):
+        run(rank, place / "rank-mpnet", config, sources={"m": source}, data=data)
+
+
+def test_a_sequence_to_sequence_source_reads_no_classes(place, task, data):
+    t5 = tiny.build("t5", place / "t5")
+    source = Artifact(name="load-model", path=str(t5), sha256=seal(t5))
+    with pytest.raises(ValueError, match="is a sequence-to-sequence model"):
+        run(rank, place / "rank-t5", rank_config(task, place / "n.jsonl"), sources={"t": source}, data=data)
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, 8), (5, 8), (0, 8)])
+def test_a_handful_is_the_longest_examples_of_two_classes(classes, expected):
+    labels = [i % classes if classes else float(i) for i in range(60)]
+    rows = Examples([f"word {'long ' * i}" for i in range(60)], None, labels)
+    kind = "classification" if classes else "regression"
+    small = handful(Target("t", rows, kind, "text", classes, "accuracy"))
+    assert len(small.train) == expected
+    assert min(len(t) for t in small.train.texts) > len(rows.texts[30])
+    assert small.classes == (2 if classes else 0)
+
+
 def test_whole_chain_reports_and_learns(place, task, model, data):
     history = place / "history.jsonl"
     sources = {"tiny": model}
@@ -134,6 +163,8 @@ def test_whole_chain_reports_and_learns(place, task, model, data):
     page = (artifact.folder / "report.html").read_text()
     for words in ("Transfer effect", "Data efficiency", "Advice and what happened", "Why", "What moved", "Data"):
         assert words in page
+    row = page[page.index("predicted regret") :].split("</tr>")[1]
+    assert row.count("undefined") >= 4, "without history no gain of zero is predicted"
     assert page.count('<img alt="scratch, first seed') == 1, "the confusion picture of the run without transfer"
     marked = tiny.texts(120).texts[0]
     assert marked not in page, "no example's text is quoted"

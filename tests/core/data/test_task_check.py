@@ -223,3 +223,47 @@ def test_a_task_file_that_could_not_be_replaced_is_as_it_was(tmp_path):
     with pytest.raises(TaskError, match="holds 'pump'"):
         new_task(tmp_path / "data.csv", "part", text="comment", kind="regression", overwrite=True)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"template": "It is {mask}."}, "template has no {text}: a language model cannot answer"),
+        ({"template": "{text} It is."}, "template has no {mask}: a language model cannot answer"),
+        ({"causal_template": "It is"}, "causal_template has no {text}"),
+        ({"kind": "pair", "fields": {"pair": "label"}}, "template has no {pair}"),
+        ({"label_words": ["Good", "fine|good"]}, "label word 'good' stands for no and yes"),
+    ],
+)
+def test_prompts_that_cannot_be_answered_are_problems(task, change, message):
+    changed = type(task).model_validate({**task.model_dump(by_alias=True), **change})
+    assert any(message in problem for problem in check(changed).problems)
+    assert not any("answer" in problem for problem in check(task).problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("signs.csv", {"label": [(-1, 1)[i % 2] for i in range(40)]}, "holds -1, which marks a hidden label"),
+        ("tags.jsonl", {"label": [["a"]] * 40}, "column 'label' holds lists or records"),
+        ("texts.jsonl", {"text": [["a", "b"]] * 40}, "column 'text' holds lists or records"),
+        ("records.json", {"label": [{"id": i % 2} for i in range(40)]}, "column 'label' holds lists or records"),
+    ],
+)
+def test_cells_that_would_be_misread_are_refused(tmp_path, name, rows, message):
+    table = pd.DataFrame({"text": [f"word {i}" for i in range(40)], "label": ["a", "b"] * 20} | rows)
+    path = tmp_path / name
+    if name.endswith("csv"):
+        table.to_csv(path, index=False)
+    else:
+        table.to_json(path, orient="records", lines=name.endswith("jsonl"))
+    with pytest.raises(TaskError, match=message):
+        new_task(path, "label")
+    assert not path.with_suffix(".yaml").exists()
+
+
+def test_a_byte_order_mark_before_json_lines_is_named(tmp_path):
+    lines = "".join(json.dumps({"text": f"word {i}", "label": i % 2}) + "\n" for i in range(20))
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8-sig")
+    with pytest.raises(TaskError, match="save it as UTF-8 without byte order mark"):
+        new_task(tmp_path / "rows.jsonl", "label")

@@ -5,6 +5,9 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from core.data.assets import AssetError
+from core.models.folder import check_one_text, check_readable, check_vocabulary, has_one_head
+from core.models.load import locate
 from core.transfer.modalities import MODALITIES
 from core.transfer.sources import open_source
 from tests.core.transfer import tiny
@@ -68,3 +71,58 @@ def test_absent_weights_are_refused_unless_they_are_the_output_layer(kind, modal
     without(f"{prefix}.e")
     with pytest.raises(ValueError, match=rf"lack weights \({prefix}\.\S+ and \d+ more\); needed is an image"):
         MODALITIES.get(modality).load(tmp_path)
+
+
+def _cut_weights(folder):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+
+
+def _unknown_type(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bertx"}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "has a config.json but no weights"),
+        (_cut_weights, "model.safetensors is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no configuration of a model"),
+        (_unknown_type, "is no configuration of a model .*`bertx`"),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded_is_refused_from_its_headers(harm, message, tmp_path):
+    tiny.build("bert", tmp_path)
+    check_readable(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(AssetError, match=message) as error:
+        check_readable(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_words_or_with_more_than_the_model_embeds_is_refused(tmp_path):
+    tiny.build("bert", tmp_path)
+    check_vocabulary(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 12}))
+    with pytest.raises(AssetError, match=r"has ids up to \d+, the model embeds 12 \(0 to 11\)"):
+        check_vocabulary(tmp_path)
+    for file in tmp_path.glob("*token*"):
+        file.unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(AssetError, match="knows no word"):
+        check_vocabulary(tmp_path)
+
+
+def test_one_text_is_not_read_by_a_sequence_to_sequence_model(tmp_path):
+    check_one_text(locate(tiny.build("bert", tmp_path / "bert")))
+    with pytest.raises(ValueError, match=r"t5 is a sequence-to-sequence model \(t5\); needed is an encoder"):
+        check_one_text(locate(tiny.build("t5", tmp_path / "t5")))
+
+
+@pytest.mark.parametrize(("kind", "one"), [("Bert", True), ("DistilBert", False), ("Electra", False)])
+def test_heads_of_several_parts_are_known_without_the_weights(kind, one, tmp_path):
+    import transformers
+
+    getattr(transformers, f"{kind}Config")(architectures=[f"{kind}ForMaskedLM"]).save_pretrained(tmp_path)
+    assert has_one_head(tmp_path) is one

@@ -1,0 +1,51 @@
+"""What the report of a distillation claims, from answers that are known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from core.evaluate.rows import Row
+from core.evaluate.statistics import bootstrap_mean
+from core.state import seal
+from tasks.cache_signals import HEAD_ROOM
+from tasks.evaluate_students import CORRECT, asked
+from tasks.report_students import BASELINE, TEACHER, ReportConfig, _gained, report_students
+from tasks.stage import Artifact, Output
+
+ROOM = {"gain": 0.1, "teacher_only": 3, "student_only": 1, "posterior": 0.8, "disagreement": 0.2, "weight": 1.0}
+
+
+def test_the_headline_is_the_gain_of_the_method_that_is_served():
+    hits = {TEACHER: [100.0] * 9 + [0.0], BASELINE: [100.0] * 5 + [0.0] * 5, "vanilla_kd": [100.0] * 7 + [0.0] * 3}
+    intervals = {name: bootstrap_mean(np.array(values)) for name, values in hits.items()}
+    said = _gained("vanilla_kd", intervals, {"vanilla_kd": 0.25}, ROOM)["what the transfer gained"]
+    assert said == "vanilla_kd: +20.0 points over the student alone (p = 0.25), 50 % of the gap to the teacher"
+    assert _gained(BASELINE, intervals, {}, ROOM)["what the transfer gained"].startswith("label_words: +0.0 points")
+
+
+@pytest.mark.parametrize("method", ["vanilla_kd", BASELINE])
+def test_the_page_explains_methods_and_gate(tmp_path, method):
+    folders = [tmp_path / name for name in ("evaluated", "signals", "out")]
+    for folder in folders:
+        folder.mkdir()
+    evaluated, signals, out = folders
+    hits = {TEACHER: [1] * 9 + [0], BASELINE: [1] * 5 + [0] * 5, "vanilla_kd": [1] * 7 + [0] * 3}
+    np.savez(evaluated / CORRECT, **{name: np.array(values) for name, values in hits.items()})
+    Output(evaluated).rows([Row(method=n, metric="ece", value=0.1, settings={}) for n in hits])
+    (signals / HEAD_ROOM).write_text(json.dumps(ROOM))
+    made = [Artifact(name=f.name, path=str(f), sha256=seal(f)) for f in (evaluated, signals)]
+    config = ReportConfig(title="Distillation", method=method)
+    report_students.body(Output(out), config, evaluated=made[0], signals=made[1])
+    page = (out / "report.html").read_text()
+    for words in (
+        f"{method}: +",
+        "cross-entropy and KD on labelled texts and pool",
+        "that the tuned teacher is better",
+    ):
+        assert words in page
+
+
+def test_labels_that_a_gate_looks_at_are_counted():
+    assert asked("prompt_distiller", 8) == {"dev_labels": 8.0}
+    assert asked("vanilla_kd", 8) == {}
