@@ -95,25 +95,26 @@ class MergeForm(Form):
         """Also what a default run shares out among its tasks: 20 to 1,000 texts each."""
         form = super().resolved()
         empty = [k for k in self.shared_out if getattr(form, k) is None]
-        share = {k: min(1000, max(20, self.shared_out[k] // len(suite_of(form)))) for k in empty}
+        share = {k: min(1000, max(20, self.shared_out[k] // _count(form))) for k in empty}
         return type(self)(**{**{k: getattr(form, k) for k in type(form).model_fields}, **share}) if share else form
 
 
-def suite_of(form: MergeForm) -> list[str]:
-    """The tasks a form names, else those of its suite, all of them."""
-    names = list(form.tasks)
-    named = {load_task(n).name for n in names}
-    names += [n for n in form.experts if load_task(n).name not in named]
-    if names:
-        return names
+def _count(form: MergeForm) -> int:
+    """Tasks that a form names, else those of its suite, all of them."""
+    return len({*form.tasks, *form.experts}) or len(_suite(form))
+
+
+def _suite(form: MergeForm) -> list[str]:
     return load_suite(form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive")
 
 
 def task_names(form: MergeForm) -> list[str]:
     """The tasks of a run, checked to be text classification."""
-    names = suite_of(form)
-    if not (form.tasks or form.experts):
-        names = names[: form.most_tasks]
+    names = list(form.tasks)
+    named = {load_task(n).name for n in names}
+    names += [n for n in form.experts if load_task(n).name not in named]
+    if not names:
+        names = _suite(form)[: form.most_tasks]
     as_tasks(names)
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
