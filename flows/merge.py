@@ -96,7 +96,7 @@ class MergeForm(Form):
         form = super().resolved()
         empty = [k for k in self.shared_out if getattr(form, k) is None]
         share = {k: min(1000, max(20, self.shared_out[k] // _count(form))) for k in empty}
-        return type(self)(**{**{k: getattr(form, k) for k in type(form).model_fields}, **share}) if share else form
+        return form.model_copy(update=share)
 
 
 def _count(form: MergeForm) -> int:

@@ -11,8 +11,7 @@ from tasks.stage import Artifact
 def register_model(name: str, package: Artifact, evaluated: Artifact, method: str) -> None:
     """Register ``package`` under ``name`` with the per-task test accuracies of ``method`` (promotion compares them).
 
-    Raises:
-        ValueError: the package does not open, or does not answer.
+    A package that does not open or answer ends here, with what its loader raises.
     """
     packaged = TextClassifier(package.folder)
     packaged.predict(["Does it answer?"], task=next(iter(packaged.heads)))
