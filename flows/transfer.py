@@ -114,26 +114,13 @@ def baseline(strategies: Sequence[str]) -> str:
     title="Share, adjust or retrain: rank sources, compare strategies, report what the transfer gained",
 )
 def transfer(form: TransferForm) -> Artifact:
-    if not form.sources:
-        raise ValueError("sources is empty; give at least one model: an asset, a folder or a hub name")
-    for name in form.strategies:
-        STRATEGIES.entry(name)
-    if len(form.strategies) < 2 or len(set(form.strategies)) < len(form.strategies):
-        raise ValueError(
-            f"strategies are {', '.join(form.strategies) or 'none'}; give at least two different ones, one of them "
-            "without transfer (scratch) or the linear probe"
-        )
+    _check_arms(form)
     target = target_task(form)
     task = load_task(target)
     _check_names(form, task)
     modality, data = modality_of(target), load_data(target)
-    if form.log_examples and (modality != "text" or not task.labels):
-        raise ValueError(f"log_examples quotes texts with class labels; target {target} has none")
-    if modality == "table":
-        raise ValueError(f"target {target} is a table; tables have no ready source model: use core.transfer in Python")
+    _check_modality(form, task, target, modality)
     steps = DataSteps(clean=form.clean, normalise=form.normalise, augment=form.augment)
-    if modality == "image" and TEXT_SOURCE in form.sources:
-        raise ValueError(f"target {target} has images, {TEXT_SOURCE} reads texts; give an image model with sources")
     examples = examples_there(form, target, steps)
     sizes = curve_sizes(examples, form.curve)
     if min(sizes) < task.n_classes:
@@ -200,6 +187,37 @@ def transfer(form: TransferForm) -> Artifact:
         facts=facts,
     )
     return report_transfer(config, ranking=ranking, runs=runs, **_quoted(form, target, runs))
+
+
+def _check_arms(form: TransferForm) -> None:
+    """Refuse a comparison without models or without two strategies.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if not form.sources:
+        raise ValueError("sources is empty; give at least one model: an asset, a folder or a hub name")
+    for name in form.strategies:
+        STRATEGIES.entry(name)
+    if len(form.strategies) < 2 or len(set(form.strategies)) < len(form.strategies):
+        raise ValueError(
+            f"strategies are {', '.join(form.strategies) or 'none'}; give at least two different ones, one of them "
+            "without transfer (scratch) or the linear probe"
+        )
+
+
+def _check_modality(form: TransferForm, task: Task, target: str, modality: str) -> None:
+    """Refuse a target that the sources, or the quoting of texts, cannot read.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    if form.log_examples and (modality != "text" or not task.labels):
+        raise ValueError(f"log_examples quotes texts with class labels; target {target} has none")
+    if modality == "table":
+        raise ValueError(f"target {target} is a table; tables have no ready source model: use core.transfer in Python")
+    if modality == "image" and TEXT_SOURCE in form.sources:
+        raise ValueError(f"target {target} has images, {TEXT_SOURCE} reads texts; give an image model with sources")
 
 
 def _check_names(form: TransferForm, task: Task) -> None:
