@@ -114,11 +114,9 @@ def check_architecture(source: Source, known: Container[type], wanted: str) -> N
     Raises:
         ValueError: a model of another kind, or a GGUF file.
     """
-    from transformers import AutoConfig
-
     if source.gguf is not None:
         raise ValueError(f"{source.name} is a GGUF language model; needed is {wanted}")
-    config = AutoConfig.from_pretrained(source.path)
+    config = configuration(source.path)
     if type(config) not in known:
         raise ValueError(f"{source.name} is a model of type {config.model_type}; needed is {wanted}")
 
