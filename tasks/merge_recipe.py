@@ -37,13 +37,14 @@ def merge_recipe(
 
 
 def merge_anew(recipe: Mapping[str, Any], model: Path, threads: int | None = None) -> None:
-    """Merge into ``model`` without what a killed attempt left beside it.
+    """Merge into ``model`` without what a killed attempt left there and beside it.
 
     The engine would go on from there, which saves minutes of a large merge; a stage takes seconds, and nothing tells
     whether unfinished files are still as they were written.
     """
     from core.merge.engine import merge
 
+    shutil.rmtree(model, ignore_errors=True)
     for left in model.parent.glob(f"{model.name}.part*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     merge(recipe, model, threads=threads)

@@ -32,3 +32,12 @@ def test_a_damaged_unfinished_merge_changes_nothing(recipe, tmp_path):
     merge_anew(recipe, model)
     assert (model / "model.safetensors").read_bytes() == whole.read_bytes()
     assert [p.name for p in model.parent.iterdir()] == ["model"]
+
+
+def test_a_finished_merge_of_an_unfinished_stage_is_made_again(recipe, tmp_path):
+    model = tmp_path / "stage" / "model"
+    file = merge(recipe, model) / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4] + b"\x00\x00\x80\x3f")
+    merge_anew(recipe, model)
+    assert file.read_bytes() == whole
