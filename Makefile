@@ -16,7 +16,7 @@ help:
 	@echo "make test-ui          browser tests (chromium, chromium-driver)"
 	@echo "make serve            MLflow, Prefect, deployments and a worker on this machine"
 	@echo "make overhead         a flow's wall time against the same core calls in a plain loop"
-	@echo "make bench-NAME       a benchmark: SIZE=smoke|default|full, VERIFY=5, MINUTES=30, PRUNE=1"
+	@echo "make bench-NAME       a benchmark: SIZE=smoke|default|full, VERIFY=5, MINUTES=30, PRUNE=1, CARRY=1"
 
 install: $(VENV)/installed
 

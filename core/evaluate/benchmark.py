@@ -1,8 +1,9 @@
 """Benchmarks: a long table that grows over runs and machines, and goals computed from it.
 
 A benchmark is a list of cells (method, settings, seed, inputs) and a function that measures a cell. Rows are appended
-to ``docs/results/NAME.jsonl``; a cell whose rows are there with the same method version is not computed again. From the
-rows alone ``NAME.md`` and ``NAME.goals.json`` are rewritten.
+to ``docs/results/NAME.jsonl``; a cell whose rows are there with the same method version is not computed again. Rows of
+earlier code count where ``NAME.carried.json`` says so (:mod:`core.evaluate.carry`). From rows alone ``NAME.md`` and
+``NAME.goals.json`` are rewritten.
 """
 
 import json
@@ -18,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.evaluate.carry import Carried, anonymous, by_cell, draw, latest, read_carried, write_carried
 from core.evaluate.rows import Row, read_rows, write_rows
 from core.hashing import code_version
 from core.progress import track
@@ -86,7 +88,7 @@ class Benchmark:
         measure: cell -> rows (made with :meth:`Cell.row`).
         goals: current rows -> goals; must give every goal also when rows are missing.
         page: current rows -> Markdown below the goals table (tables, links to plots it wrote next to the page).
-        timing_metrics: metrics that a VERIFY run does not compare (seconds, ratios of seconds).
+        timing_metrics: metrics that a VERIFY or CARRY run does not compare (seconds, ratios of seconds).
     """
 
     name: str
@@ -104,25 +106,33 @@ class Benchmark:
         folder: Path = RESULTS,
         minutes: float | None = None,
         prune: bool = False,
+        carry: int = 0,
     ) -> None:
         """Compute missing cells (at most about ``minutes``), append their rows, rewrite page and goals.
 
         Args:
             prune: first drop the rows of older code, which count for nothing. Only where the data of every cell are: a
                 cell whose inputs are missing has another key.
+            carry: first measure this many cells of every method of older code again; where all their values agree, all
+                rows of that code count for the present one.
+
+        Raises:
+            SystemExit: a cell measured again by ``verify`` or ``carry`` has another value.
         """
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
         path = folder / f"{self.name}.jsonl"
         rows = read_rows(path)
+        if carry:
+            rows = self._carry(rows, carry, folder)
         if prune:
-            rows = self.current(rows)
+            rows = self.current(rows, folder)
             write_rows(path, rows)
         cells = list(self.cells(size))
-        known = {r.key() for r in rows}
-        todo = [c for c in cells if c.row("", None).key() not in known]
+        known = by_cell(rows, self._carried(folder)).keys()
+        todo = [c for c in cells if _key(c) not in known]
         if verify:
-            self._verify(cells, rows, verify)
+            self._verify(cells, rows, verify, folder)
         stop = None if minutes is None else time.monotonic() + 60 * minutes
         with track(f"bench {self.name}", max(len(todo), 1), "cell") as bar:
             for cell in todo:
@@ -133,17 +143,19 @@ class Benchmark:
                 bar.advance()
         self.render(rows, folder)
 
-    def current(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows of the present code: those whose key is a cell of the full table."""
-        keys = {c.row("", None).key() for size in SIZES for c in self.cells(size)}
-        return [r for r in rows if r.key() in keys]
+    def current(self, rows: Sequence[Row], folder: Path = RESULTS) -> list[Row]:
+        """Rows that count for the present code: those of the cells of the full table."""
+        every = {_key(c) for size in SIZES for c in self.cells(size)}
+        counted = {id(r) for key, found in by_cell(rows, self._carried(folder)).items() if key in every for r in found}
+        return [r for r in rows if id(r) in counted]
 
     def render(self, rows: Sequence[Row], folder: Path = RESULTS) -> None:
         """Rewrite ``NAME.md`` and ``NAME.goals.json`` from rows."""
-        current = self.current(rows)
+        current = self.current(rows, folder)
         goals = list(self.goals(current))
         write_json(folder / f"{self.name}.goals.json", [g.as_dict() for g in goals])
         lines = [f"# {self.title}", "", f"{len(current)} rows of the present code. `make bench-{self.name}`", ""]
+        lines += self._on_carried(current, folder)
         lines += ["| goal | target | value | 95 % interval | holds |", "|---|---|---|---|---|"]
         for g in goals:
             value = "no rows" if g.value is None else f"{g.value:.4g}"
@@ -152,25 +164,73 @@ class Benchmark:
         body = self.page(current, folder)
         write_bytes(folder / f"{self.name}.md", ("\n".join(lines) + "\n\n" + body.strip() + "\n").encode())
 
-    def _verify(self, cells: Sequence[Cell], rows: Sequence[Row], count: int) -> None:
-        by_key: dict[str, list[Row]] = {}
+    def _carried(self, folder: Path) -> list[Carried]:
+        return read_carried(folder / f"{self.name}.carried.json")
+
+    def _on_carried(self, current: Sequence[Row], folder: Path) -> list[str]:
+        now = {c.row("", None).version for size in SIZES for c in self.cells(size)}
+        older = [r for r in current if r.version not in now]
+        if not older:
+            return []
+        versions = {r.version for r in older}
+        again = sum(len(f.cells) for f in self._carried(folder) if f.old in versions and f.new in now)
+        return [
+            f"{len(older)} of them were measured by earlier code (`version` and `commit` of a row say which); "
+            f"{again} of its cells, drawn at random, were measured again by the present code and agree in every value.",
+            "",
+        ]
+
+    def _carry(self, rows: list[Row], per_method: int, folder: Path) -> list[Row]:
+        """Measure cells of older code again; return the rows with those cells' new in place of their old ones."""
+        findings = self._carried(folder)
+        known = by_cell(rows, findings)
+        stored: dict[str, list[Row]] = {}
         for r in rows:
-            by_key.setdefault(r.key(), []).append(r)
-        done = [c for c in cells if c.row("", None).key() in by_key]
+            stored.setdefault(anonymous(r), []).append(r)
+        groups: dict[tuple[str, str], list[Cell]] = {}
+        for cell in {_key(c): c for size in SIZES for c in self.cells(size)}.values():
+            old = [] if _key(cell) in known else latest(stored.get(anonymous(cell.row("", None)), []))
+            if any(r.metric not in self.timing_metrics for r in old):  # a timing says nothing about other code
+                groups.setdefault((old[0].version, cell.row("", None).version), []).append(cell)
+        for (old_version, new_version), cells in groups.items():
+            again = [cells[i] for i in draw([(c.method, c.seed) for c in cells], per_method)]
+            for cell in again:
+                before = latest(stored[anonymous(cell.row("", None))])
+                after = list(self.measure(cell))
+                self._compare(cell, before, after)
+                gone = {id(r) for r in before}
+                rows = [*(r for r in rows if id(r) not in gone), *after]
+            count = sum(len(latest(stored[anonymous(c.row("", None))])) for c in cells)
+            told = [f"{c.method} {dict(c.settings)} seed {c.seed}" for c in again]
+            findings.append(Carried(old=old_version, new=new_version, commit=commit(), rows=count, cells=told))
+            write_rows(folder / f"{self.name}.jsonl", rows)
+            write_carried(folder / f"{self.name}.carried.json", findings)
+            print(f"{count} rows of {len(cells)} cells of code {old_version[:8]} count for {new_version[:8]}")
+        return rows
+
+    def _verify(self, cells: Sequence[Cell], rows: Sequence[Row], count: int, folder: Path) -> None:
+        known = by_cell(rows, self._carried(folder))
+        done = [c for c in cells if _key(c) in known]
         for cell in random.SystemRandom().sample(done, min(count, len(done))):
-            stored = {r.metric: r.value for r in by_key[cell.row("", None).key()]}
-            again = {r.metric: r.value for r in self.measure(cell)}
-            for metric in stored.keys() - self.timing_metrics:
-                if not _same(stored[metric], again.get(metric)):
-                    raise SystemExit(
-                        f"{self.name}: {cell.method} {dict(cell.settings)} seed {cell.seed} {metric}: "
-                        f"stored {stored[metric]}, recomputed {again.get(metric)}"
-                    )
-            print(f"verified {cell.method} {dict(cell.settings)} seed {cell.seed}: {len(stored)} rows agree")
+            self._compare(cell, known[_key(cell)], self.measure(cell))
+
+    def _compare(self, cell: Cell, before: Sequence[Row], after: Sequence[Row]) -> None:
+        stored, again = ({(r.metric, r.oracle): r.value for r in rows} for rows in (before, after))
+        for what in stored:
+            if what[0] not in self.timing_metrics and not _same(stored[what], again.get(what)):
+                raise SystemExit(
+                    f"{self.name}: {cell.method} {dict(cell.settings)} seed {cell.seed} {what[0]}: "
+                    f"stored {stored[what]}, recomputed {again.get(what)}"
+                )
+        print(f"verified {cell.method} {dict(cell.settings)} seed {cell.seed}: {len(stored)} rows agree")
+
+
+def _key(cell: Cell) -> str:
+    return cell.row("", None).key()
 
 
 def main(benchmark: Benchmark) -> None:
-    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``, ``PRUNE=1``."""
+    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``, ``PRUNE=1``, ``CARRY``."""
     minutes = os.environ.get("MINUTES")
     benchmark.run(
         os.environ.get("SIZE", "default"),
@@ -178,6 +238,7 @@ def main(benchmark: Benchmark) -> None:
         Path(os.environ.get("RESULTS", RESULTS)),
         float(minutes) if minutes else None,
         os.environ.get("PRUNE") == "1",
+        int(os.environ.get("CARRY", "0") or 0),
     )
     folder = Path(os.environ.get("RESULTS", RESULTS))
     for g in json.loads((folder / f"{benchmark.name}.goals.json").read_text()):

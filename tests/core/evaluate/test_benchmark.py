@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from core.evaluate.benchmark import Benchmark, Cell, Goal
+from core.evaluate.carry import draw
+from core.state import StateError
 
 
 def make(tmp_path, calls, value=0.5):
@@ -55,6 +57,55 @@ def test_rows_of_other_code_do_not_count(tmp_path):
     make(tmp_path, calls).run("default", folder=tmp_path, prune=True)
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6
     assert calls == [0, 1, 2]
+
+
+def of_earlier_code(tmp_path):
+    """A full table whose rows say that other code measured them."""
+    make(tmp_path, []).run("default", folder=tmp_path)
+    lines = [json.loads(line) | {"version": "older"} for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_rows_of_earlier_code_count_once_a_cell_measured_again_agrees(tmp_path):
+    of_earlier_code(tmp_path)
+    calls = []
+    make(tmp_path, calls).run("default", folder=tmp_path, carry=1)
+    assert len(calls) == 1
+    versions = [json.loads(line)["version"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert versions.count("older") == 4  # the cell measured again has rows of its own now
+    (finding,) = json.loads((tmp_path / "x.carried.json").read_text())
+    assert finding["old"] == "older"
+    assert finding["rows"] == 6
+    assert finding["cells"] == [f"m {{'n': {calls[0]}}} seed 0"]
+    page = (tmp_path / "x.md").read_text()
+    assert "6 rows of the present code" in page
+    assert "4 of them were measured by earlier code" in page
+    make(tmp_path, calls).run("default", folder=tmp_path, prune=True, verify=3)
+    assert len(calls) == 4  # nothing missing; VERIFY measures carried cells too
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6
+
+
+def test_rows_of_earlier_code_that_differ_are_not_carried(tmp_path):
+    of_earlier_code(tmp_path)
+    with pytest.raises(SystemExit, match=r"stored 0\.5, recomputed 0\.7"):
+        make(tmp_path, [], value=0.7).run("default", folder=tmp_path, carry=1)
+    assert not (tmp_path / "x.carried.json").exists()
+    calls = []
+    make(tmp_path, calls).run("default", folder=tmp_path)
+    assert calls == [0, 1, 2]
+
+
+def test_a_carry_draws_every_method_and_few_seeds():
+    cells = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 1), ("d", 2)]
+    assert draw(cells, 1) == [1, 3, 4, 5]
+    assert draw(cells, 2) == [0, 1, 2, 3, 4, 5]
+
+
+def test_damaged_findings_are_named(tmp_path):
+    of_earlier_code(tmp_path)
+    (tmp_path / "x.carried.json").write_text('[{"old": 1}]')
+    with pytest.raises(StateError, match=r"x\.carried\.json is damaged"):
+        make(tmp_path, []).run("default", folder=tmp_path)
 
 
 def test_a_goal_computed_from_arrays_is_written():
