@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.data.cleaning import PARTS, find_faults
 from core.data.examples import Examples, Splits
+from core.data.splitting import CALLED
+from core.data.tables import format_of
 from core.data.tasks import Task
 
 IMBALANCE = 10.0
@@ -168,6 +171,15 @@ def metric_problem(task: Task) -> str:
     return f"metric {task.metric} does not fit answers that are {answers}; allowed: {', '.join(allowed)}"
 
 
+def unused_splits(task: Task) -> list[str]:
+    """Files with the usual names of a validation or test split, beside a train file that alone is the source."""
+    path = Path(task.source.path) if task.source.path else None
+    if path is None or not path.is_file() or path.name.split(".")[0].lower() not in CALLED["train"]:
+        return []
+    names = (*CALLED["validation"], *CALLED["test"])
+    return sorted(p.name for p in path.parent.iterdir() if format_of(p) and p.name.split(".")[0].lower() in names)
+
+
 def _prompt_problems(task: Task) -> Iterator[str]:
     """What a language model could not answer from, and label words that are one word."""
     for key, template in (("template", task.template), ("causal_template", task.causal_template)):
@@ -191,6 +203,11 @@ def _problems(
 ) -> Iterator[str]:
     if unfit := metric_problem(task):
         yield unfit
+    if beside := unused_splits(task):
+        yield (
+            f"{', '.join(beside)} beside {Path(task.source.path).name} not read; `source: {{path: FOLDER}}` without "
+            "`splits` takes every table of a folder as the split that it is named after"
+        )
     for part in PARTS:
         absent = [name for name, n in balance[part].items() if n == 0]
         if absent:
