@@ -1,7 +1,8 @@
 """``check(task)``: what a task holds and what is wrong with it, before any run."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from core.data.splitting import CALLED
 from core.data.tables import format_of
 from core.data.tasks import Task
 
+HTML = re.compile(r"<(?:br|p|div|a|b|i|span|li)\b[^<>]*/?>|&(?:amp|lt|gt|quot|nbsp|#\d+);", re.I)
 IMBALANCE = 10.0
 TWO_CLASSES = ("precision", "recall", "f1")  # averaged over one positive class
 
@@ -113,7 +115,7 @@ def check(
         prompts=_prompts(task, splits.train),
         licence=task.licence,
         sha256=splits.sha256,
-        problems=tuple(_problems(task, balance, faults, leaks, truncated)),
+        problems=tuple(_problems(task, splits.train, balance, faults, leaks, truncated)),
     )
 
 
@@ -194,8 +196,27 @@ def _prompt_problems(task: Task) -> Iterator[str]:
                 yield f"label word {word!r} stands for {seen[word]} and {label}; give others (case is ignored)"
 
 
+def several_classes(labels: Sequence[str]) -> str:
+    """A label that joins other labels (``billing|bug`` beside ``bug``); empty where no two such are found."""
+    for mark in "|;,/+":
+        joined = [label for label in labels if mark in label]
+        parts = {part.strip() for label in joined for part in label.split(mark)}
+        if len(joined) > 1 and len(parts & set(labels)) > 1:
+            return joined[0]
+    return ""
+
+
+def _text_problems(task: Task, rows: Examples) -> Iterator[str]:
+    if joined := several_classes(task.labels):
+        yield f"labels such as {joined!r} join others: a text has one class here, so each combination is one of its own"
+    tagged = sum(bool(HTML.search(text)) for text in rows.texts)
+    if tagged > 0.05 * len(rows):
+        yield f"{tagged} texts of train hold HTML; `normalise: [html, spaces]` reads its line breaks and characters"
+
+
 def _problems(
     task: Task,
+    rows: Examples,
     balance: dict[str, dict[str, int]],
     faults: dict[str, dict[str, int]],
     leaks: dict[str, int],
@@ -208,6 +229,7 @@ def _problems(
             f"{', '.join(beside)} beside {Path(task.source.path).name} not read; `source: {{path: FOLDER}}` without "
             "`splits` takes every table of a folder as the split that it is named after"
         )
+    yield from _text_problems(task, rows)
     for part in PARTS:
         absent = [name for name, n in balance[part].items() if n == 0]
         if absent:

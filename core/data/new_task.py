@@ -204,7 +204,7 @@ def describe(
         second = " {pair}" if kind == "pair" else ""
         content["template"] = f"{{text}}{second} This is {{mask}}."
         content["causal_template"] = f"Text: {{text}}{second} The {label.strip()} of this text is"
-        content["label_words"] = [name.replace("_", " ") for name in labels]
+        content["label_words"] = [name.replace("_", " ").replace("|", " ") for name in labels]  # a | parts alternatives
     return content
 
 
@@ -228,6 +228,11 @@ def _classes(column: pd.Series) -> list[str]:
 
 def _labels(rows: pd.DataFrame, label: str, name: str, named: str) -> list[str]:
     values = set(_classes(rows[label])) - {""}
+    if label in values and plain_label(label).isdecimal():
+        raise TaskError(
+            f"{name}: column {label!r} holds {label} too, so its first row seems to be data; put a line of column "
+            "names before it"
+        )
     found = sorted(values, key=lambda v: (len(v), v) if v.isdigit() else (99, v))
     if named:
         chosen = [part.strip() for part in named.split(",")]

@@ -33,6 +33,12 @@ BUILT_IN = Path(__file__).with_name("tasks")
 TASKS: Registry[Path] = Registry("task")
 _FILES: dict[str, Path] = {}
 KINDS = ("single", "pair", "regression", "generation", "image", "table")
+AS_YAML = {  # what pydantic calls a tuple, a dictionary, a string
+    "tuple_type": "give a list, e.g. [a, b]",
+    "dict_type": "give keys and values, e.g. {key: value}",
+    "model_type": "give keys and values, e.g. {key: value}",
+    "string_type": "give a text (numbers, yes and no in quotes)",
+}
 TEXT_KINDS = ("single", "pair", "regression", "generation")
 
 
@@ -265,6 +271,8 @@ def parse_task(content: dict[str, Any], where: str) -> Task:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] in AS_YAML:
+            message = f"{AS_YAML[first['type']]}, got {first['input']!r:.60}"
         raise TaskError(f"{where}: {place + ': ' if place else ''}{message}") from None
 
 

@@ -315,3 +315,19 @@ def test_a_test_file_beside_the_train_file_is_said_to_be_unused(tmp_path):
     for name in ("dev.csv", "test.jsonl", "notes.csv"):
         (tmp_path / name).write_text("")
     assert any("dev.csv, test.jsonl beside train.csv not read" in problem for problem in check(task).problems)
+
+
+def test_several_classes_a_text_html_and_a_missing_header_are_said(tmp_path):
+    labels = ["bug", "ui", "bug|ui", "login", "bug|login"]
+    texts = [f"<p>text &amp; number {i}</p>" for i in range(100)]
+    pd.DataFrame({"text": texts, "label": labels * 20}).to_csv(tmp_path / "many.csv", index=False)
+    task = load_task(new_task(tmp_path / "many.csv", "label"))
+    assert "bug ui" in task.label_words, "a | would part two words for one class"
+    problems = "\n".join(check(task).problems)
+    assert "labels such as 'bug|login' join others: a text has one class here" in problems
+    assert "70 texts of train hold HTML; `normalise: [html, spaces]`" in problems
+    assert "label word" not in problems
+    assert not any("join" in p or "HTML" in p for p in check(load_task("chat_reply")).problems)
+    (tmp_path / "nohead.csv").write_text("".join(f"{i % 2},some words {i}\n" for i in range(40)))
+    with pytest.raises(TaskError, match="column '0' holds 0 too, so its first row seems to be data; put a line"):
+        new_task(tmp_path / "nohead.csv", "0")

@@ -289,6 +289,10 @@ def test_tables_and_images_become_arrays(folder):
 
 WRONG = [
     ({"kindd": "single"}, "unknown key 'kindd', did you mean 'kind'"),
+    ({"labels": "up, down"}, "labels: give a list, e.g. [a, b], got 'up, down'"),
+    ({"source": "rows.csv"}, "source: give keys and values, e.g. {key: value}, got 'rows.csv'"),
+    ({"splits": 0.2}, "splits: give keys and values, e.g. {key: value}, got 0.2"),
+    ({"fields": {"text": 1}}, "fields.text: give a text (numbers, yes and no in quotes), got 1"),
     ({"kind": "singel"}, "kind: Input should be 'single', 'pair'"),
     ({"labels": ["one"]}, "at least two labels"),
     ({"labels": ["a", "a"]}, "labels must differ"),
