@@ -6,7 +6,6 @@ from pydantic import Field
 
 from core.config import Config
 from core.data.assets import declared, state
-from core.data.examples import Splits, TaskError
 from core.data.tasks import Task, load_task
 from core.hashing import content_key
 from core.state import write_json
@@ -29,17 +28,7 @@ def load_data(task: str) -> Artifact:
     loaded = load_task(task)
     asset = loaded.source.asset
     absent = is_planning() and asset and state(declared(asset)) not in ("cached", "local")
-    return _load(DataConfig(task=task, sha256=loaded.key if absent else content_key(_splits(loaded).sha256)))
-
-
-def _splits(task: Task) -> Splits:
-    try:
-        return task.splits()
-    except RecursionError:
-        raise TaskError(
-            f"task {task.name!r}: a file of its source is nested too deeply to be read; a row is a flat object, "
-            "column names to values"
-        ) from None
+    return _load(DataConfig(task=task, sha256=loaded.key if absent else content_key(loaded.splits().sha256)))
 
 
 @stage("load-data", modules=["core.data.tasks"], keep="small")

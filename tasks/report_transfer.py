@@ -52,7 +52,7 @@ def report_transfer(
     quoted: Artifact | None = None,
 ) -> None:
     """Write the page, the effect as JSON, the rows, and the history."""
-    rows = [_at_its_size(r) for a in runs.values() for r in a.rows()]
+    rows = [r for a in runs.values() for r in a.rows()]
     ranked = json.loads((ranking.folder / RANKING).read_text())
     best_source = ranked["ranked"][0][0]
     report = effect(rows, metric=config.metric, without=config.without, unit=LABELS, size="n",
@@ -75,16 +75,8 @@ def report_transfer(
         record(history, _experiences(rows, source, found["situation"], config), _advice(found["advice"]))
     past = compared(history)
     write_json(out.folder / "predicted_and_realised.json", past)
-    told = [r for a in runs.values() for r in a.rows()]  # with what they spent, not what they are compared at
-    out.rows([*(r for r in told if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
+    out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
     out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
-
-
-def _at_its_size(row: Row) -> Row:
-    """A run that uses no label (a language model as it is) answers the same at any number: it is compared at its n."""
-    if row.budget.get(LABELS):
-        return row
-    return row.model_copy(update={"budget": {**row.budget, LABELS: float(row.settings["n"])}})
 
 
 def _gains(rows: list[Row], source: str, config: ReportTransferConfig) -> list[Row]:

@@ -1,16 +1,21 @@
 """``check(task)``: what a task holds and what is wrong with it, before any run."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.data.cleaning import PARTS, find_faults
 from core.data.examples import Examples, Splits
+from core.data.splitting import CALLED
+from core.data.tables import format_of
 from core.data.tasks import Task
 
+HTML = re.compile(r"<(?:br|p|div|a|b|i|span|li)\b[^<>]*/?>|&(?:amp|lt|gt|quot|nbsp|#\d+);", re.I)
 IMBALANCE = 10.0
 TWO_CLASSES = ("precision", "recall", "f1")  # averaged over one positive class
 
@@ -110,7 +115,7 @@ def check(
         prompts=_prompts(task, splits.train),
         licence=task.licence,
         sha256=splits.sha256,
-        problems=tuple(_problems(task, balance, faults, leaks, truncated)),
+        problems=tuple(_problems(task, splits.train, balance, faults, leaks, truncated)),
     )
 
 
@@ -168,6 +173,15 @@ def metric_problem(task: Task) -> str:
     return f"metric {task.metric} does not fit answers that are {answers}; allowed: {', '.join(allowed)}"
 
 
+def unused_splits(task: Task) -> list[str]:
+    """Files with the usual names of a validation or test split, beside a train file that alone is the source."""
+    path = Path(task.source.path) if task.source.path else None
+    if path is None or not path.is_file() or path.name.split(".")[0].lower() not in CALLED["train"]:
+        return []
+    names = (*CALLED["validation"], *CALLED["test"])
+    return sorted(p.name for p in path.parent.iterdir() if format_of(p) and p.name.split(".")[0].lower() in names)
+
+
 def _prompt_problems(task: Task) -> Iterator[str]:
     """What a language model could not answer from, and label words that are one word."""
     for key, template in (("template", task.template), ("causal_template", task.causal_template)):
@@ -182,8 +196,27 @@ def _prompt_problems(task: Task) -> Iterator[str]:
                 yield f"label word {word!r} stands for {seen[word]} and {label}; give others (case is ignored)"
 
 
+def several_classes(labels: Sequence[str]) -> str:
+    """A label that joins other labels (``billing|bug`` beside ``bug``); empty where no two such are found."""
+    for mark in "|;,/+":
+        joined = [label for label in labels if mark in label]
+        parts = {part.strip() for label in joined for part in label.split(mark)}
+        if len(joined) > 1 and len(parts & set(labels)) > 1:
+            return joined[0]
+    return ""
+
+
+def _text_problems(task: Task, rows: Examples) -> Iterator[str]:
+    if joined := several_classes(task.labels):
+        yield f"labels such as {joined!r} join others: a text has one class here, so each combination is one of its own"
+    tagged = sum(bool(HTML.search(text)) for text in rows.texts)
+    if tagged > 0.05 * len(rows):
+        yield f"{tagged} texts of train hold HTML; `normalise: [html, spaces]` reads its line breaks and characters"
+
+
 def _problems(
     task: Task,
+    rows: Examples,
     balance: dict[str, dict[str, int]],
     faults: dict[str, dict[str, int]],
     leaks: dict[str, int],
@@ -191,6 +224,12 @@ def _problems(
 ) -> Iterator[str]:
     if unfit := metric_problem(task):
         yield unfit
+    if beside := unused_splits(task):
+        yield (
+            f"{', '.join(beside)} beside {Path(task.source.path).name} not read; `source: {{path: FOLDER}}` without "
+            "`splits` takes every table of a folder as the split that it is named after"
+        )
+    yield from _text_problems(task, rows)
     for part in PARTS:
         absent = [name for name, n in balance[part].items() if n == 0]
         if absent:

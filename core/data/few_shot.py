@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.data.assets import find_local
+from core.data.assets import data_folders, find_local
+from core.data.encoded import first_line
 from core.data.examples import Examples, TaskError, fold
 from core.data.tasks import Task
 from core.registry import nearest
 
 SEEDS = (13, 21, 42, 87, 100)
 UNLABELLED = -1
+FILES = "text/_lmbff_kshot"  # LM-BFF's files inside a data folder
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,7 @@ def lmbff(task: Task, seed: int = 13, n: float = 10, k: int = 16, folder: str | 
         TaskError: no published files for this task or seed, or an unknown label in them.
     """
     _check(task, k, n)
-    if task.name not in PUBLISHED:
-        raise TaskError(f"no published few-shot files for {task.name!r}{nearest(task.name, PUBLISHED)}")
-    root = Path(folder) if folder else find_local("text/_lmbff_kshot")
-    source = PUBLISHED[task.name]
-    place = root / source.folder / f"{k}-{seed}" if root else None
-    if place is None or not place.is_dir():
-        raise TaskError(
-            f"no published few-shot files for {task.name} with k={k}, seed={seed} at {place or 'any folder'}"
-        )
+    source, place = _place(task, k, seed, folder)
     splits = task.splits()
     usable = _usable(splits.train, splits.test)
     order = np.random.default_rng(seed).permutation(usable)
@@ -175,22 +169,67 @@ def lmbff(task: Task, seed: int = 13, n: float = 10, k: int = 16, folder: str | 
     return FewShot(kept["train"], kept["dev"], pool, splits.test, k, seed, gold, replaced)
 
 
+def _place(task: Task, k: int, seed: int, folder: str | Path | None) -> tuple[_Published, Path]:
+    """Where the task's files lie; what is missing is named from the outside in."""
+    drawn = "or draw the few with `splits: drawn`"
+    missing = f"no published few-shot files for {task.name!r}"
+    if task.name not in PUBLISHED:
+        near = nearest(task.name, PUBLISHED)
+        raise TaskError(f"{missing}{near} LM-BFF has files of {', '.join(sorted(PUBLISHED))}; take one, {drawn}")
+    source, root = PUBLISHED[task.name], Path(folder) if folder else find_local(FILES)
+    if root is None or not root.is_dir():
+        folders = ", ".join(map(str, data_folders())) or "not set"
+        where = f"{root} is no folder" if root else f"no {FILES} in a local data folder (TRANSFEROPT_DATA: {folders})"
+        raise TaskError(
+            f"{missing}: {where}; put there what LM-BFF's tools/generate_k_shot_data.py writes "
+            f"({source.folder}/{k}-{seed}/train.tsv and dev.tsv), {drawn}"
+        )
+    if not (root / source.folder).is_dir():
+        near = nearest(source.folder, (p.name for p in root.iterdir() if p.is_dir()))
+        raise TaskError(f"{missing}: {root} has no folder {source.folder!r}{near} Put the task's files there, {drawn}")
+    place = root / source.folder / f"{k}-{seed}"
+    if not place.is_dir():
+        there = sorted(p.name for p in place.parent.iterdir() if p.is_dir())
+        raise TaskError(
+            f"{missing} with k={k} and seed={seed}: no folder {place}; it has (k-seed) {', '.join(there) or 'none'}; "
+            f"take one of them, {drawn}"
+        )
+    return source, place
+
+
 def _read(place: Path, stem: str, source: _Published, task: Task) -> Examples:
     files = [p for p in (place / f"{stem}.tsv", place / f"{stem}.csv") if p.is_file()]
     if not files:
-        raise TaskError(f"{place} holds no {stem}.tsv or {stem}.csv")
-    if files[0].suffix == ".csv":
-        cells = pd.read_csv(files[0], header=None, dtype=str, keep_default_na=False).values.tolist()
-    else:
-        lines = files[0].read_text(encoding="utf-8-sig").split("\n")
-        cells = [line.rstrip("\r").split("\t") for line in lines[1 if source.header else 0 :] if line]
+        raise TaskError(f"{place} holds no {stem}.tsv or {stem}.csv; copy LM-BFF's {stem} file of the task there")
+    try:
+        cells = _cells(files[0], source)
+    except ValueError as error:
+        raise TaskError(f"cannot read {files[0]} ({first_line(error)}); copy LM-BFF's file anew") from None
     raw = source.raw or tuple(str(i) for i in range(len(task.labels)))
+    needed = 1 + max(source.text, source.label, source.pair or 0)
+    for i, row in enumerate(cells, 1):
+        if len(row) < needed:
+            raise TaskError(
+                f"{files[0]}: row {i} has {len(row)} cells, LM-BFF's files of {source.folder} have at least {needed}; "
+                "copy LM-BFF's file anew"
+            )
     unknown = {row[source.label] for row in cells} - set(raw)
     if unknown:
-        raise TaskError(f"{files[0]} holds labels {sorted(unknown)}; expected {raw}")
+        names = ", ".join(f"{value} ({name})" for value, name in zip(raw, task.labels))
+        raise TaskError(
+            f"{files[0]} holds labels {sorted(unknown)[:5]} in column {source.label}, which are not those of task "
+            f"{task.name}; allowed: {names}. Is it LM-BFF's file of {source.folder}?"
+        )
     pairs = [row[source.pair].strip() for row in cells] if source.pair is not None else None
     labels = [raw.index(row[source.label]) for row in cells]
     return Examples([row[source.text].strip() for row in cells], pairs, labels)
+
+
+def _cells(file: Path, source: _Published) -> list[list[str]]:
+    if file.suffix == ".csv":
+        return pd.read_csv(file, header=None, dtype=str, keep_default_na=False).values.tolist()
+    lines = file.read_text(encoding="utf-8-sig").split("\n")
+    return [line.rstrip("\r").split("\t") for line in lines[1 if source.header else 0 :] if line]
 
 
 def _exchange(
@@ -215,6 +254,11 @@ def _exchange(
             seen.add(key)
             if reason:
                 reasons[reason] = reasons.get(reason, 0) + 1
+                if not spare[rows.labels[i]]:
+                    raise TaskError(
+                        f"row {i + 1} of the published {part} file is unusable ({reason}), and train has no further "
+                        f"row of class {rows.labels[i]} to exchange it for; draw the few with `splits: drawn`"
+                    )
                 j = spare[rows.labels[i]].pop()
                 columns.append((train.texts[j], train.pairs[j] if train.pairs else None, rows.labels[i]))
             else:

@@ -1,6 +1,5 @@
 """Write a task's YAML from a table with a label column."""
 
-from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +8,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from core.data.encoded import opened
 from core.data.examples import TaskError, fold
-from core.data.reading import format_of, read_table, strings
+from core.data.splitting import HIDDEN, plain_label
+from core.data.tables import SEPARATED, check_cells, format_of, read_table, strings
 from core.data.tasks import KINDS, load_task, parse_task
 from core.registry import nearest
 from core.state import write_bytes
 
 MOST_CLASSES = 200
 FEWEST_ROWS = 3  # of a class: one each for train, validation and test
-HIDDEN = "-1"  # read as "no label" (core.data.splitting)
-SEPARATED = ("csv", "tsv")
 TEXT_NAMES = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "question1", "prompt")
 PAIR_NAMES = ("pair", "hypothesis", "sentence2", "question2", "answer", "text2", "context")
 
@@ -33,6 +32,7 @@ def new_task(
     overwrite: bool = False,
     sep: str = "",
     encoding: str = "",
+    labels: str = "",
 ) -> Path:
     """Look at a csv, tsv, jsonl, json or parquet file and write ``<file>.yaml`` beside it.
 
@@ -49,6 +49,8 @@ def new_task(
         overwrite: write over an existing task file.
         sep: what separates the cells of a csv or tsv file, one character; default: a comma, or a tab.
         encoding: of a csv or tsv file, default UTF-8. Both become options of the written source.
+        labels: class names in index order, separated by commas; default: all values of the label column. A -1 must be
+            named to be a class: published test sets mark hidden labels so.
 
     Raises:
         TaskError: missing file or column, an existing task file, one class only, too many classes, too few rows of a
@@ -60,15 +62,15 @@ def new_task(
         raise TaskError(f"unknown kind {kind!r}{nearest(kind, KINDS)} Allowed: {', '.join(KINDS)}")
     target = Path(out) if out else file.with_suffix("").with_suffix(".yaml")
     options = _options(file, sep, encoding)
-    rows = _read(file, options)
+    given = [label, *filter(None, (text, pair))]
+    rows = _read(file, options, given)
     columns = [str(c) for c in rows.columns]
-    for column in [label, *filter(None, (text, pair))]:
+    for column in given:
         if column not in columns:
             separated = _separator_hint(columns) if format_of(file) in SEPARATED else ""
             near = nearest(column, columns)
             raise TaskError(f"{file.name}: no column {column!r}{near} Has: {', '.join(columns)}{separated}")
-    _check_cells(file, rows, [label])
-    content = describe(file, rows, label, text, pair, kind, target, options)
+    content = describe(file, rows, label, text, pair, kind, target, options, labels)
     parse_task({"name": target.stem, **content}, str(target))
     _check_target(target, file, overwrite)
     before = target.read_bytes() if target.exists() else None
@@ -104,16 +106,6 @@ def _check_target(target: Path, file: Path, overwrite: bool) -> None:
         raise TaskError(f"{target} exists; write over it with --force, or give another path with --out")
 
 
-def _check_cells(file: Path, rows: pd.DataFrame, columns: list[str]) -> None:
-    """Lists and dictionaries of json and parquet would be read as their Python text."""
-    for column in columns:
-        if any(isinstance(v, (list, tuple, dict, set, np.ndarray)) for v in rows[column]):
-            raise TaskError(
-                f"{file.name}: column {column!r} holds lists or records; write it as one text or value a row, or name "
-                "another column"
-            )
-
-
 def _options(file: Path, sep: str, encoding: str) -> dict[str, str]:
     """The read options of the written source."""
     options = {key: value for key, value in (("sep", sep.replace("\\t", "\t")), ("encoding", encoding)) if value}
@@ -129,22 +121,28 @@ def _options(file: Path, sep: str, encoding: str) -> dict[str, str]:
     return options
 
 
-def _read(file: Path, options: dict[str, str]) -> pd.DataFrame:
+def _read(file: Path, options: dict[str, str], columns: Sequence[str]) -> pd.DataFrame:
     """The rows; what the reading of a csv or tsv file trips over is answered with the option that helps."""
+    there = _header(file, options)
+    remedies = {
+        "header": f"Has: {', '.join(there)}{_separator_hint(there)}; a text with a separator in it stands in quotes",
+        "encoding": "give its encoding with --encoding, e.g. latin-1, cp1252, utf-16",
+        "separator": f"if its cells are not separated by {_sep(file, options)!r}, give --sep; a text with it stands in "
+        "quotes",
+    }
+    return read_table(file, options=options, where=file.name, columns=columns, remedies=remedies)
+
+
+def _header(file: Path, options: dict[str, str]) -> list[str]:
+    """The first line's cells, for messages."""
+    if format_of(file) not in SEPARATED:
+        return []
     try:
-        return read_table(file, options=options, where=file.name)
-    except TaskError as error:
-        cause = error.__context__
-        if isinstance(cause, UnicodeError) and format_of(file) in SEPARATED:
-            encoding = options.get("encoding", "utf-8")
-            raise TaskError(
-                f"{error}: it is not {encoding}; give its encoding with --encoding, e.g. latin-1, cp1252, utf-16"
-            ) from None
-        if isinstance(cause, UnicodeError) or file.read_bytes()[:3] == BOM_UTF8:
-            raise TaskError(f"{error}: save it as UTF-8 without byte order mark") from None
-        if isinstance(cause, pd.errors.ParserError) and format_of(file) in SEPARATED:
-            raise TaskError(f"{error}; if its cells are not separated by {_sep(file, options)!r}, give --sep") from None
-        raise
+        with opened(file) as stream:
+            line = stream.readline().decode(options.get("encoding", "utf-8"), "replace")
+    except (OSError, ValueError, EOFError):  # said by the reading itself
+        return []
+    return line.strip().split(_sep(file, options))
 
 
 def _sep(file: Path, options: dict[str, str]) -> str:
@@ -169,14 +167,18 @@ def describe(
     kind: str,
     target: Path,
     options: dict[str, str] | None = None,
+    named: str = "",
 ) -> dict[str, object]:
     """The task as a dictionary in the order in which it is written."""
     others = [c for c in map(str, rows.columns) if c not in (label, text, pair)]
-    numeric = [c for c in others if _is_numeric(rows[c])]
-    words = [c for c in others if c not in numeric]
-    text = text or next((c for c in TEXT_NAMES if c in words), "") or _longest(rows, words)
+    others = [c for c in others if others.count(c) == 1]
+    flat = [c for c in others if not _is_nested(rows[c])]
+    numeric = [c for c in flat if _is_numeric(rows[c])]
+    words = [c for c in flat if c not in numeric and not _is_numeric(_filled(rows[c]))]
+    likely = [c for c in others if c in words or c not in flat]  # lists in a column called text are said, not passed by
+    text = text or next((c for c in TEXT_NAMES if c in likely), "") or _longest(rows, words)
     pair = pair or next((c for c in PAIR_NAMES if c in words and c != text), "")
-    _check_cells(file, rows, [c for c in (text, pair) if c])
+    check_cells(rows, [c for c in (text, pair) if c], file.name)
     kind = kind or _kind(rows, label, text, pair, numeric)
     given: dict[str, object] = {"path": Path(_relative(file, target)).as_posix()}
     if options:
@@ -186,10 +188,11 @@ def describe(
         fields = {"label": label, "features": numeric}
     elif not text:
         raise TaskError(f"{file.name}: no text column found; give one with --text, or --kind table")
-    measured = (
-        kind == "table" and _is_numeric(rows[label]) and not (_whole(rows[label]) and rows[label].nunique() <= 20)
-    )
-    labels = [] if measured or kind in ("regression", "generation") else _labels(rows, label, file.name)
+    known = _filled(rows[label])
+    measured = kind == "table" and not named and _is_numeric(known) and not (_whole(known) and known.nunique() <= 20)
+    labels = [] if measured or kind in ("regression", "generation") else _labels(rows, label, file.name, named)
+    if named and not labels:
+        raise TaskError(f"{file.name}: kind {kind} has no classes; leave --labels out, or give --kind single or pair")
     content: dict[str, object] = {"version": 1, "summary": f"{label} of {file.name}", "kind": kind, "source": given}
     smallest = _fewest(rows, label, labels, "" if kind == "table" else text, file.name)
     shares = {"validation": 0.1, "test": 0.2} if smallest >= 10 else {"validation": 0.25, "test": 0.25}
@@ -201,31 +204,53 @@ def describe(
         second = " {pair}" if kind == "pair" else ""
         content["template"] = f"{{text}}{second} This is {{mask}}."
         content["causal_template"] = f"Text: {{text}}{second} The {label.strip()} of this text is"
-        content["label_words"] = [name.replace("_", " ") for name in labels]
+        content["label_words"] = [name.replace("_", " ").replace("|", " ") for name in labels]  # a | parts alternatives
     return content
 
 
 def _kind(rows: pd.DataFrame, label: str, text: str, pair: str, numeric: list[str]) -> str:
-    distinct = rows[label].nunique()
+    known = _filled(rows[label])
     if not text:
         return "table" if numeric else ""
-    if _is_numeric(rows[label]) and not _whole(rows[label]):
+    if _is_numeric(known) and not _whole(known):
         return "regression"
-    if distinct > MOST_CLASSES:
-        return "regression" if _is_numeric(rows[label]) else "generation"
+    if known.nunique() > MOST_CLASSES:
+        return "regression" if _is_numeric(known) else "generation"
     return "pair" if pair else "single"
 
 
-def _labels(rows: pd.DataFrame, label: str, name: str) -> list[str]:
-    found = sorted({v for v in strings(rows[label]) if v}, key=lambda v: (len(v), v) if v.isdigit() else (99, v))
+def _classes(column: pd.Series) -> list[str]:
+    """The label column as class names: 1.0 is 1 where all are whole numbers (a missing one makes a column so)."""
+    values = strings(column)
+    plain = [plain_label(v) for v in values]
+    return plain if all(v.lstrip("+-").isdecimal() for v in plain if v) else values
+
+
+def _labels(rows: pd.DataFrame, label: str, name: str, named: str) -> list[str]:
+    values = set(_classes(rows[label])) - {""}
+    if label in values and plain_label(label).isdecimal():
+        raise TaskError(
+            f"{name}: column {label!r} holds {label} too, so its first row seems to be data; put a line of column "
+            "names before it"
+        )
+    found = sorted(values, key=lambda v: (len(v), v) if v.isdigit() else (99, v))
+    if named:
+        chosen = [part.strip() for part in named.split(",")]
+        for part in chosen:
+            if part not in values:
+                raise TaskError(
+                    f"{name}: column {label!r} holds no {part!r}{nearest(part, found)} Has: {', '.join(found[:20])}"
+                )
+        return chosen
     if len(found) < 2:
         raise TaskError(f"{name}: column {label!r} holds {found or 'nothing'}; a classification needs two classes")
     if len(found) > MOST_CLASSES:
         raise TaskError(f"{name}: column {label!r} holds {len(found)} values, more than {MOST_CLASSES}; is it a text?")
     if HIDDEN in found:
         raise TaskError(
-            f"{name}: column {label!r} holds {HIDDEN}, which marks a hidden label in published test sets: such rows "
-            f"are left out. If it is a class, write another name into the table, e.g. 'negative' for {HIDDEN}"
+            f"{name}: column {label!r} holds {HIDDEN}, which marks a hidden label in published test sets, and may be a "
+            f"class. Name the classes: --labels={','.join(found)} where it is one, --labels="
+            f"{','.join(v for v in found if v != HIDDEN)} where such rows have no label and are left out"
         )
     return found
 
@@ -238,11 +263,12 @@ def _fewest(rows: pd.DataFrame, label: str, labels: Sequence[str], text: str, na
     """
     others = rows.drop(columns=label)
     keys = [fold(t) for t in strings(rows[text])] if text else map(repr, others.itertuples(index=False, name=None))
-    found = {(key, value if labels else "") for key, value in zip(keys, strings(rows[label])) if key and value}
+    values = _classes(rows[label]) if labels else strings(rows[label])
+    found = {(key, value if labels else "") for key, value in zip(keys, values) if key and value}
     counts = Counter(value for _, value in found)
     few = {value: counts[value] for value in labels or [""] if counts[value] < FEWEST_ROWS}
     if not few:
-        return min(counts.values())
+        return min(counts[value] for value in labels or [""])
     what = "texts" if text else "features"
     value, count = next(iter(few.items()))
     if not labels:
@@ -256,6 +282,15 @@ def _fewest(rows: pd.DataFrame, label: str, labels: Sequence[str], text: str, na
 
 def _is_numeric(column: pd.Series) -> bool:
     return bool(np.isfinite(pd.to_numeric(column, errors="coerce").astype(float)).all())
+
+
+def _filled(column: pd.Series) -> pd.Series:
+    """The cells that are not empty."""
+    return column[[text != "" for text in strings(column)]]
+
+
+def _is_nested(column: pd.Series) -> bool:
+    return any(isinstance(value, (list, tuple, dict, set, np.ndarray)) for value in column.tolist())
 
 
 def _whole(column: pd.Series) -> bool:

@@ -1,31 +1,19 @@
-"""Rows of a task's source: csv, tsv, jsonl, json, parquet, dialogues, folders of them or of images, hub, bundled."""
+"""Rows of a task's source: one table, folders of tables, of dialogues or of images, hub, bundled."""
 
-import json
-import lzma
-import zlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from core.data.archives import MAX_BYTES
 from core.data.assets import AssetError, data_folders, find_local, resolve
-from core.data.compressed import unpacked
 from core.data.derive import DERIVATIONS
 from core.data.examples import ALL, TaskError
+from core.data.tables import FORMATS, check_cells, format_of, read_table, strings
 from core.registry import nearest
-from core.safe_yaml import load_yaml
 
-PART = 4096  # rows of a parquet file decoded at once
-FORMATS = {
-    "csv": (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst"),
-    "tsv": (".tsv", ".tab", ".tsv.gz"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson"),
-    "json": (".json",),
-    "parquet": (".parquet",),
-    "dialogues": (".yml", ".yaml"),
-}
+SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-[0-9a-f]+)?$")  # of a split that is stored in several files
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm")
 BUNDLED = {
     "digits": "load_digits",
@@ -36,22 +24,25 @@ BUNDLED = {
 }
 
 
-def read_source(source: Any, where: str, seed: int = 0) -> dict[str, pd.DataFrame]:
+def read_source(source: Any, where: str, seed: int = 0, columns: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     """The source's rows by split name; ``{"all": rows}`` when it has no splits of its own.
 
     Args:
         source: a :class:`core.data.tasks.Source`.
         where: name of the task, for messages.
+        columns: those that hold texts and labels; lists and records in them are refused.
 
     Raises:
         TaskError, AssetError: missing file, unknown format, damaged rows, no access.
     """
     if source.hub:
         frames = _from_hub(source.hub, source.config, where)
+        for name, rows in frames.items():
+            check_cells(rows, columns, f"{where}: {source.hub}, split {name}")
     elif source.bundled:
         frames = {ALL: _bundled(source.bundled, where)}
     else:
-        frames = _from_disk(locate(source, where), source, where)
+        frames = _from_disk(locate(source, where), source, where, columns)
     frames = {name: _filtered(rows, source.where, where) for name, rows in frames.items()}
     for name, settings in source.derive.items():
         frames = {split: derive(name, rows, seed, settings, where) for split, rows in frames.items()}
@@ -102,90 +93,44 @@ def state_of(source: Any, where: str) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
-def _from_disk(path: Path, source: Any, where: str) -> dict[str, pd.DataFrame]:
+def _from_disk(path: Path, source: Any, where: str, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
     if path.is_file():
-        return {ALL: read_table(path, source.format, source.options, where)}
+        return {ALL: read_table(path, source.format, source.options, where, columns)}
     inside = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
-    files = [p for p in sorted(inside) if p.is_file() and p.name not in ("dataset_info.json", "artifact.json")]
-    tables = {p.name.split(".")[0]: p for p in files if format_of(p) not in ("", "dialogues")}
+    names = ("dataset_info.json", "artifact.json")
+    files = [p for p in sorted(inside) if p.is_file() and p.name not in names and not p.name.startswith(".")]
+    tables = _by_split([p for p in files if format_of(p) not in ("", "dialogues")], where)
     if tables:
-        return {name: read_table(p, source.format, source.options, where) for name, p in tables.items()}
+        frames = {
+            name: [read_table(p, source.format, source.options, where, columns) for p in parts]
+            for name, parts in tables.items()
+        }
+        return {name: pd.concat(f, ignore_index=True) if len(f) > 1 else f[0] for name, f in frames.items()}
     folders = [path / name for name in source.options.get("folders", ())] or [path]
     dialogues = [
         read_table(p, "dialogues", where=where)
         for folder in folders
         for p in sorted(folder.glob("*.y*ml"))
-        if "conversations:" in p.read_text(encoding="utf-8")
+        if b"conversations:" in p.read_bytes()
     ]
     if dialogues:
         return {ALL: pd.concat(dialogues, ignore_index=True)}
     return _image_folders(path, where)
 
 
-def format_of(path: Path) -> str:
-    """The table format that the file's suffix says, or an empty string."""
-    name = path.name.lower()
-    return next((f for f, suffixes in FORMATS.items() if name.endswith(suffixes)), "")
-
-
-def read_table(path: Path, kind: str = "", options: Mapping[str, Any] | None = None, where: str = "") -> pd.DataFrame:
-    """One file as a data frame. csv and tsv cells are text as written (``NA`` is no missing value, an empty cell is).
-
-    Raises:
-        TaskError: unknown format, not decodable, or damaged; the file is named.
-    """
-    kind = kind or format_of(path)
-    options = dict(options or {})
-    if kind not in FORMATS:
-        raise TaskError(f"{where}: {path.name} has no known format; allowed: {', '.join(FORMATS)} (source.format)")
-    try:
-        if kind in ("csv", "tsv"):
-            given = {"dtype": str, "keep_default_na": False, "na_values": [""], "sep": "\t" if kind == "tsv" else ","}
-            content = unpacked(path, options.pop("compression", "infer"))
-            return pd.read_csv(content, **{**given, **options})
-        if kind == "jsonl":
-            return pd.read_json(unpacked(path), lines=True, dtype=False, convert_dates=False)
-        if kind == "json":
-            return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-        if kind == "dialogues":
-            return _dialogues(path)
-        return _parquet(path)
-    except (ValueError, OSError, EOFError, TypeError, lzma.LZMAError, zlib.error) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"{where}: cannot read {path} as {kind} ({reason})") from None
-
-
-def _parquet(path: Path, most: int = MAX_BYTES) -> pd.DataFrame:
-    """A parquet file, part by part: a page of a few bytes can stand for any number of equal rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            parts, size = [], 0
-            for part in file.iter_batches(batch_size=PART):
-                part.validate(full=True)  # text that is no UTF-8 would else show up far from the file's name
-                parts.append(part)
-                size += part.nbytes
-                if size > most:
-                    raise ValueError(f"it unpacks to more than {most} bytes; split it into smaller files")
-            table = pa.Table.from_batches(parts, file.schema_arrow)
-        return table.to_pandas(ignore_metadata=True)  # notes of another pandas are not checked by the format
-    except pa.ArrowException as error:
-        raise ValueError(str(error)) from None
-
-
-def _dialogues(path: Path) -> pd.DataFrame:
-    """A chatterbot-corpus file, one row a turn: language (folder), topic (file), conversation, turn, text."""
-    content = load_yaml(path.read_text(encoding="utf-8"), path.name)
-    if not isinstance(content, dict) or not isinstance(content.get("conversations"), list):
-        raise ValueError("no list 'conversations'")
-    made = [
-        (path.parent.name, path.stem, i, j, "" if turn is None else str(turn).strip())
-        for i, turns in enumerate(content["conversations"])
-        for j, turn in enumerate(turns)
-    ]
-    return pd.DataFrame(made, columns=["language", "topic", "conversation", "turn", "text"])
+def _by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
+    """The tables of a folder by the split that they are named after, the parts of one in order."""
+    found: dict[str, list[Path]] = {}
+    for p in files:
+        found.setdefault(SHARD.sub("", p.name.split(".")[0]), []).append(p)
+    for name, parts in found.items():
+        whole = [p.name for p in parts if not SHARD.search(p.name.split(".")[0])]
+        if whole and len(parts) > 1:
+            raise TaskError(
+                f"{where}: {parts[0].parent} holds {len(parts)} tables for the split {name!r} "
+                f"({', '.join(p.name for p in parts)}); leave one there, or give the one as source.path"
+            )
+    return found
 
 
 def _image_folders(path: Path, where: str) -> dict[str, pd.DataFrame]:
@@ -239,13 +184,6 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
     base = [c for c in errors.HfHubHTTPError.__mro__ if c.__module__.split(".")[0] in ("httpx", "httpx2", "requests")]
     return tuple(base)
-
-
-def strings(column: pd.Series) -> list[str]:
-    """Cells as stripped texts; a missing cell is empty, a whole number written as float has no ``.0``."""
-    whole = pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all())
-    missing = column.isna().tolist()
-    return ["" if m else str(int(v) if whole else v).strip() for v, m in zip(column.tolist(), missing)]
 
 
 def _filtered(rows: pd.DataFrame, where: Mapping[str, Any], task: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Rows become splits: named splits are taken, others cut by hash so that no text crosses them; rows become examples."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -7,26 +8,36 @@ import numpy as np
 import pandas as pd
 
 from core.data.arrays import task_arrays
-from core.data.examples import ALL, Examples, Splits, TaskError, fold, share_of
+from core.data.examples import Examples, Splits, TaskError, fold, share_of
 from core.data.normalise import TEXT_STEPS
-from core.data.reading import derive, read_source, strings
+from core.data.reading import derive, read_source
+from core.data.tables import strings
 from core.data.tasks import TEXT_KINDS, Task
 from core.hashing import sha256_file
 from core.registry import nearest
+
+HIDDEN = "-1"  # a hidden label in many published test sets
+CALLED = {
+    "train": ("train", "training"),
+    "validation": ("validation", "dev", "development", "valid", "val"),
+    "test": ("test", "testing"),
+}
+_WHOLE = re.compile(r"[+-]?\d+\.0*")
 
 
 @cache
 def make_splits(description: str, seed: int, state: tuple[tuple[str, int, int], ...]) -> Splits:
     """The splits of a task given as JSON (see :meth:`core.data.tasks.Task.splits`); ``state`` only keys the memory."""
     task = Task.model_validate_json(description)
-    frames = cut(read_source(task.source, task.name, seed), task, seed)
+    columns = [c for c in (task.fields.text, task.fields.pair) if c and task.kind in TEXT_KINDS] + [task.fields.label]
+    frames = cut(read_source(task.source, task.name, seed, columns), task, seed)
     dropped: dict[str, dict[str, int]] = {}
     if task.plan.leaks == "remove" and task.kind in TEXT_KINDS:
         frames = _without_leaks(frames, task, dropped)
-    parts = {name: _examples(task, rows, dropped.setdefault(name, {})) for name, rows in frames.items()}
+    parts = {name: _examples(task, name, rows, dropped.setdefault(name, {})) for name, rows in frames.items()}
     for name, part in parts.items():
         if not len(part):
-            raise TaskError(f"task {task.name}: no rows in {name} (left out: {dropped[name] or 'none'})")
+            raise TaskError(f"task {task.name}: no rows in {name} ({_absent(name, dropped[name])})")
     for name, part in parts.items():
         present = set(part.labels)
         missing = [label for i, label in enumerate(task.labels) if i not in present]
@@ -36,6 +47,14 @@ def make_splits(description: str, seed: int, state: tuple[tuple[str, int, int], 
                 "share in `splits`, or remove the label"
             )
     return Splits(**parts, dropped=dropped)
+
+
+def _absent(part: str, dropped: dict[str, int]) -> str:
+    if not dropped:
+        return "left out: none"
+    reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
+    hidden = f"; where labels are hidden, give a share or another split as splits.{part}"
+    return f"left out: {reasons}{hidden if 'without label' in dropped and part != 'train' else ''}"
 
 
 def _without_leaks(
@@ -66,10 +85,8 @@ def _input_keys(task: Task, rows: pd.DataFrame) -> list[tuple[str]]:
 def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.DataFrame]:
     """Apply the split plan: named splits are taken, shares are cut from train by the hash of the split column."""
     plan = task.plan
-    train = plan.train or ("train" if "train" in frames else ALL)
-    test = plan.test or ("test" if "test" in frames else 0.2)
-    validation = plan.validation or ("validation" if "validation" in frames and test != "validation" else 0.1)
-    named = {"train": train, "validation": validation, "test": test}
+    named = _plan(frames, task)
+    train = named["train"]
     for part, name in named.items():
         if isinstance(name, str) and name not in frames:
             raise TaskError(f"task {task.name}: {part} names split {name!r}{nearest(name, frames)} Has: {list(frames)}")
@@ -93,11 +110,37 @@ def cut(frames: dict[str, pd.DataFrame], task: Task, seed: int) -> dict[str, pd.
     return {part: result[part] for part in ("train", "validation", "test")}
 
 
+def _plan(frames: dict[str, pd.DataFrame], task: Task) -> dict[str, str | float]:
+    """Each part's split or share: as the task says, else the split that is called so, else the usual share."""
+    said = {part: getattr(task.plan, part) for part in CALLED if getattr(task.plan, part) != ""}
+    if len(frames) == 1:
+        return {"train": next(iter(frames)), "validation": 0.1, "test": 0.2} | said
+    free = [name for name in frames if name not in said.values()]
+    found = {part: _called(part, free, task.name) for part in CALLED if part not in said}
+    if not said.get("train") and not found["train"]:
+        raise TaskError(
+            f"task {task.name}: none of the splits {', '.join(frames)} is called train; say which is, and which are "
+            "validation and test, as splits: {train: NAME, ...}"
+        )
+    shares = {"validation": 0.1, "test": 0.2}
+    return {part: said.get(part, found.get(part) or shares.get(part, "")) for part in CALLED}
+
+
+def _called(part: str, names: list[str], task: str) -> str:
+    """The split with a usual name of the part; the plain name goes before its short forms."""
+    found = [name for name in names if name.lower() in CALLED[part]]
+    if part in found:
+        return part
+    if len(found) > 1:
+        raise TaskError(f"task {task}: {' and '.join(found)} may both be {part}; say which as splits: {{{part}: NAME}}")
+    return found[0] if found else ""
+
+
 def _split_keys(rows: pd.DataFrame, task: Task) -> list[str]:
     """What decides a row's split: the folded text or group, the image's bytes, or all features."""
     by, text = task.plan.by, task.fields.text
     if by or task.kind in TEXT_KINDS:
-        column = _column(rows, by or text, task.name)
+        column = _column(rows, by or text, f"task {task.name}")
         if not by:
             return [fold(t) for t in _texts(task, rows, text)]
         groups = [fold(v) for v in strings(column)]
@@ -145,21 +188,22 @@ def _positions(keys: list[str], strata: list[str], seed: int) -> np.ndarray:
     return np.array([place[key] for key in keys])
 
 
-def _column(rows: pd.DataFrame, column: str, task: str) -> pd.Series:
+def _column(rows: pd.DataFrame, column: str, where: str) -> pd.Series:
     if column not in rows.columns:
         has = [str(c) for c in rows.columns]
-        raise TaskError(f"task {task}: no column {column!r}{nearest(column, has)} Has: {', '.join(has)}")
+        raise TaskError(f"{where}: no column {column!r}{nearest(column, has)} Has: {', '.join(has)}")
     return rows[column]
 
 
-def _examples(task: Task, rows: pd.DataFrame, dropped: dict[str, int]) -> Examples:
-    labelled = _column(rows, task.fields.label, task.name)
-    hidden = ("", "-1") if task.labels else ("",)  # -1 marks a hidden label in many published test sets
-    keep = np.array([label not in hidden for label in strings(labelled)], dtype=bool)
+def _examples(task: Task, part: str, rows: pd.DataFrame, dropped: dict[str, int]) -> Examples:
+    where = f"task {task.name}, {part}"
+    labelled = _column(rows, task.fields.label, where)
+    hidden = {"", HIDDEN} if task.labels and HIDDEN not in _known(task) else {""}
+    keep = np.array([plain_label(label) not in hidden for label in strings(labelled)], dtype=bool)
     _note(dropped, "without label", (~keep).sum())
     columns = [task.fields.text] + ([task.fields.pair] if task.fields.pair else [])
     for column in columns if task.kind in TEXT_KINDS else []:
-        full = np.array([text != "" for text in strings(_column(rows, column, task.name))], dtype=bool)
+        full = np.array([text != "" for text in strings(_column(rows, column, where))], dtype=bool)
         _note(dropped, "empty", (keep & ~full).sum())
         keep &= full
     rows = rows[keep]
@@ -179,7 +223,7 @@ def _texts(task: Task, rows: pd.DataFrame, column: str) -> list[str] | None:
     """The column's texts as the task reads them: normalised, then cut."""
     if not column:
         return None
-    texts = strings(rows[column])
+    texts = strings(_column(rows, column, f"task {task.name}"))
     for name in task.normalise:
         step = TEXT_STEPS.get(name)
         texts = [step(t) for t in texts]
@@ -193,13 +237,11 @@ def _labels(task: Task, raw: pd.Series) -> list[Any]:
         return strings(raw)
     if not task.labels:
         return _numbers(task, raw)
-    index = {name: i for i, name in enumerate(task.labels)}
-    known = {str(value): index[name] for value, name in task.values.items()} or dict(index)
-    if not task.values and not any(name.lstrip("-").isdigit() for name in index):
-        known |= {str(i): i for i in index.values()}
+    known = _known(task)
     texts = [
         str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v).strip() for v in raw
     ]
+    texts = [t if t in known else plain_label(t) for t in texts]
     unknown = sorted({t for t in texts if t not in known})
     if unknown:
         raise TaskError(
@@ -207,6 +249,20 @@ def _labels(task: Task, raw: pd.Series) -> list[Any]:
             f"Allowed: {', '.join(known)}; map raw labels with `values`, or leave rows out with source.where"
         )
     return [known[t] for t in texts]
+
+
+def _known(task: Task) -> dict[str, int]:
+    """What may stand in the label column -> class index: the raw labels of ``values``, else the names, else places."""
+    index = {name: i for i, name in enumerate(task.labels)}
+    known = {str(value): index[name] for value, name in task.values.items()} or dict(index)
+    if not task.values and not any(plain_label(name).lstrip("-").isdigit() for name in index):
+        known |= {str(i): i for i in index.values()}
+    return {plain_label(raw): i for raw, i in known.items()} | known
+
+
+def plain_label(text: str) -> str:
+    """``text``, or without ``.0`` where it is a whole number: a table writes classes so beside a missing one."""
+    return str(int(float(text))) if _WHOLE.fullmatch(text) else text
 
 
 def _numbers(task: Task, raw: pd.Series) -> list[float]:

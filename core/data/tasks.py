@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from core.config import Config
 from core.data.assets import card_licence, declared
+from core.data.encoded import read_text
 from core.data.examples import Splits, TaskError
 from core.hashing import content_key
 from core.registry import Registry, nearest
@@ -32,6 +33,12 @@ BUILT_IN = Path(__file__).with_name("tasks")
 TASKS: Registry[Path] = Registry("task")
 _FILES: dict[str, Path] = {}
 KINDS = ("single", "pair", "regression", "generation", "image", "table")
+AS_YAML = {  # what pydantic calls a tuple, a dictionary, a string
+    "tuple_type": "give a list, e.g. [a, b]",
+    "dict_type": "give keys and values, e.g. {key: value}",
+    "model_type": "give keys and values, e.g. {key: value}",
+    "string_type": "give a text (numbers, yes and no in quotes)",
+}
 TEXT_KINDS = ("single", "pair", "regression", "generation")
 
 
@@ -114,6 +121,14 @@ class Task(Config):
             return [str(n) if isinstance(n, (int, float)) else n for n in names]
         return names
 
+    @field_validator("values", mode="before")
+    @classmethod
+    def _as_names(cls, values: Any) -> Any:
+        """YAML reads 0, 1 and true as no texts; a column holds the same as text."""
+        if not isinstance(values, dict):
+            return values
+        return {_scalar(raw): _scalar(name) for raw, name in values.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> "Task":
         if self.kind in ("single", "pair") and len(self.labels) < 2:
@@ -124,6 +139,8 @@ class Task(Config):
             raise ValueError("labels must differ from each other")
         if self.kind == "pair" and not self.fields.pair and not self.plan.pair:
             raise ValueError("kind pair needs fields.pair, the column of the second text")
+        if self.kind in TEXT_KINDS and self.fields.text in (self.fields.pair, self.fields.label):
+            raise ValueError(f"fields.text and another field name the same column {self.fields.text!r}; they differ")
         if self.label_words and len(self.label_words) != len(self.labels):
             raise ValueError(f"{len(self.label_words)} label_words for {len(self.labels)} labels; give one each")
         unknown = set(self.values.values()) - set(self.labels)
@@ -204,29 +221,46 @@ def load_task(name: str | Path) -> Task:
     """The built-in task called ``name``, or the task that a YAML file describes.
 
     Raises:
-        TaskError: unknown name (the nearest is given), unknown or wrong keys, broken YAML.
+        TaskError: unknown name (the nearest is given), no YAML file, unknown or wrong keys, broken YAML.
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if str(name) not in TASKS:
-            raise TaskError(
-                f"unknown task {str(name)!r}{nearest(str(name), built_in())} Known: {', '.join(built_in())}; or give "
-                "the path of a task's YAML file"
-            )
-        path = TASKS.get(str(name))
-    if not path.is_file():
-        raise TaskError(f"{path} does not exist; `transferopt task new FILE --label COLUMN` writes a task from a csv")
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    except ValueError as error:
-        raise TaskError(str(error) if str(path) in str(error) else f"{path} is no readable YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise TaskError(f"{path} holds no task: expected keys like kind, source, fields, metric")
+    path = TASKS.get(str(name)) if str(name) in TASKS else Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise TaskError(
+            f"unknown task {str(name)!r}{nearest(str(name), built_in())} Known: {', '.join(built_in())}; or give "
+            "the path of a task's YAML file"
+        )
+    content = _read_task(path)
     content = {"name": path.stem, **{str(key): value for key, value in content.items()}}
     source = content.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
-        content["source"] = {**source, "path": str((path.parent / source["path"]).resolve())}
+        content["source"] = {**source, "path": str((path.parent / Path(source["path"]).expanduser()).resolve())}
     return parse_task(content, str(path))
+
+
+def _read_task(path: Path) -> dict[Any, Any]:
+    """The keys and values of a task's file; anything else is named for what it is."""
+    from core.data.tables import format_of
+
+    if not path.exists():
+        raise TaskError(f"{path} does not exist; `transferopt task new FILE --label COLUMN` writes a task from a csv")
+    if not path.is_file():
+        raise TaskError(f"{path} is a folder; a task is a YAML file that says how a folder is read: docs/data.md")
+    kind = format_of(path)
+    if kind not in ("", "json", "dialogues"):
+        raise TaskError(
+            f"{path} is a table ({kind}), not a task; `transferopt task new {path} --label COLUMN` writes its task"
+        )
+    try:
+        content = load_yaml(read_text(path), str(path))
+    except ValueError as error:
+        raise TaskError(str(error) if str(path) in str(error) else f"{path} is no readable YAML: {error}") from None
+    if not isinstance(content, dict):
+        held = "nothing" if content is None else "a list" if isinstance(content, list) else "a text or number"
+        raise TaskError(
+            f"{path} holds no task but {held}: expected keys like kind, source, fields, metric; `transferopt task new "
+            "TABLE --label COLUMN` writes such a file"
+        )
+    return content
 
 
 def parse_task(content: dict[str, Any], where: str) -> Task:
@@ -237,7 +271,13 @@ def parse_task(content: dict[str, Any], where: str) -> Task:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] in AS_YAML:
+            message = f"{AS_YAML[first['type']]}, got {first['input']!r:.60}"
         raise TaskError(f"{where}: {place + ': ' if place else ''}{message}") from None
+
+
+def _scalar(value: Any) -> Any:
+    return str(value) if isinstance(value, (bool, int, float)) else value
 
 
 def _check_template(template: str) -> None:

@@ -35,7 +35,8 @@ BEFORE, AFTER = "source_before", "source_after"
 class MethodEffect:
     """What one method gained over the twin. None where the rows do not tell.
 
-    ``gain``: mean score difference at the largest budget both reached, interval over cells and seeds. ``gain_items``:
+    ``gain``: mean score difference at the largest budget both reached, interval over cells and seeds (a run that spends
+    none of the budget's unit is compared at whatever the other spent, and costs 0 in ``budget_ratio``). ``gain_items``:
     the same in accuracy with its interval over test items, where they are known (mean over seeds). ``harm``: share of
     runs below the 5th percentile of the twin's runs in the same cell; ``harm_chance`` is what luck alone gives: 5 %
     with many twin runs, more with few, whose percentile is uncertain. ``budget_ratio``: median over cells of cost to
@@ -122,7 +123,7 @@ def effect(
         raise ValueError(f"no rows of {without!r} with metric {metric!r}; methods there: {', '.join(sorted(runs))}")
     twin = runs[without]
     names = [m for m in runs if m != without]
-    raw = [_one(m, runs[m], twin, rows, without, skip, seed) for m in names]
+    raw = [_one(m, runs[m], twin, rows, without, unit, skip, seed) for m in names]
     adjusted = holm([r["p_wilcoxon"] for r in raw]) if raw else []
     methods = []
     for values, p in zip(raw, adjusted):
@@ -164,14 +165,14 @@ def _cell(row: Row, skip: set[str]) -> Cell:
     return tuple(sorted((k, str(v)) for k, v in row.settings.items() if k not in skip))
 
 
-def _one(method, runs: Runs, twin: Runs, rows, without, skip, seed) -> dict[str, Any]:
+def _one(method, runs: Runs, twin: Runs, rows, without, unit, skip, seed) -> dict[str, Any]:
     shared = sorted(runs.keys() & twin.keys())
     if not shared:
         raise ValueError(f"{method!r} and {without!r} share no cell and seed; settings of the method go into ignore")
     pairs = {key: _equal_budget(runs[key], twin[key]) for key in shared}
     pairs = {key: p for key, p in pairs.items() if p}
     if not pairs:
-        raise ValueError(f"{method!r} and {without!r} were never measured at a common size")
+        raise ValueError(f"{method!r} and {without!r} were never measured at a common size and budget ({unit})")
     ours = {k: np.mean([a for a, _ in p]) for k, p in pairs.items()}
     base = {k: np.mean([b for _, b in p]) for k, p in pairs.items()}
     gains: dict[Cell, list[float]] = defaultdict(list)
@@ -197,11 +198,15 @@ def _one(method, runs: Runs, twin: Runs, rows, without, skip, seed) -> dict[str,
 
 
 def _equal_budget(ours: Sequence[_Point], twin: Sequence[_Point]) -> list[tuple[float, float]]:
-    """For each size both have: the two scores at the largest budget that both reached."""
+    """For each size both have: the two scores at the largest budget that both reached.
+
+    A run that spends nothing of the unit (a language model as it is looks at no label) would answer the same with any
+    of it, so it has reached whatever the other has.
+    """
     out = []
     for size in sorted({p.size for p in ours} & {p.size for p in twin}):
         a, b = ([p for p in points if p.size == size] for points in (ours, twin))
-        limit = min(a[-1].spent, b[-1].spent)
+        limit = min([points[-1].spent for points in (a, b) if points[-1].spent > 0], default=0.0)
         a, b = ([p for p in points if p.spent <= limit] for points in (a, b))
         if a and b:
             out.append((a[-1].score, b[-1].score))

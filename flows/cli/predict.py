@@ -18,7 +18,8 @@ def predict(
 ) -> None:
     import pandas as pd
 
-    from core.data.reading import read_table, strings
+    from core.data.encoded import read_text
+    from core.data.tables import read_table, strings
     from core.models.classifier import TextClassifier
     from core.state import write_bytes
     from flows.cli.show import console
@@ -32,7 +33,7 @@ def predict(
                 return [given]
             raise ValueError(f"{path} does not exist; give a text, or a file of texts ({', '.join(FILES)})")
         if path.suffix == ".txt":
-            return path.read_text().splitlines()
+            return read_text(path).splitlines()
         table = read_table(path, where=path.name)
         if name not in table:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}")

@@ -17,6 +17,7 @@ def task(
     force: Annotated[bool, typer.Option(help="new: write over an existing task file")] = False,
     sep: Annotated[str, typer.Option(help="new: separator of a csv or tsv file, e.g. ';' (\\t: a tab)")] = "",
     encoding: Annotated[str, typer.Option(help="new: encoding of a csv or tsv file, e.g. latin-1")] = "",
+    labels: Annotated[str, typer.Option(help="new: classes in order, as a,b,c (default: all values of --label)")] = "",
 ) -> None:
     from core.registry import nearest
 
@@ -25,7 +26,7 @@ def task(
         raise ValueError(f"unknown action {action!r}{nearest(action, actions)} Allowed: {', '.join(actions)}")
     if action != "list" and not what:
         raise ValueError("task new needs a table, task show the name of a task")
-    actions[action](what, label, text, pair, kind, out, force, sep, encoding)
+    actions[action](what, label, text, pair, kind, out, force, sep, encoding, labels)
 
 
 def _new(what: str, label: str, *options: Any) -> None:

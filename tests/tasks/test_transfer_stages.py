@@ -7,9 +7,7 @@ import pytest
 
 from core.data.examples import Examples
 from core.data.tasks import load_task
-from core.evaluate.rows import Row
 from core.state import seal
-from core.transfer.effect import effect
 from core.transfer.experiment import DataSteps
 from core.transfer.experiment import test_of as examples_of
 from core.transfer.history import read_history
@@ -19,7 +17,7 @@ from core.transfer.target import Target
 from flows.transfer import TransferForm, curve_sizes, problem
 from tasks.adapt import AdaptConfig, adapt
 from tasks.rank_sources import RankConfig, rank
-from tasks.report_transfer import ReportTransferConfig, _at_its_size, report_transfer
+from tasks.report_transfer import ReportTransferConfig, report_transfer
 from tasks.sources import modality_of, opened
 from tasks.stage import Artifact, Output
 from tasks.train_source import TrainSourceConfig, train_on
@@ -237,15 +235,3 @@ def test_form_and_problem(task):
     assert curve_sizes(6, 3) == (6,)
     assert modality_of(task) == "text"
     assert load_task(task).n_classes == 2
-
-
-def test_a_run_without_labels_is_compared_at_its_size():
-    facts = {"settings": {"source": "s", "target": "t", "n": 24}, "metric": "rouge_l"}
-    rows = [
-        Row(method="share", value=0.5, **facts),
-        Row(method="scratch", value=0.2, budget={"train_labels": 24.0}, **facts),
-    ]
-    compared = [_at_its_size(r) for r in rows]
-    assert compared[1] == rows[1]
-    report = effect(compared, metric="rouge_l", without="scratch", unit="train_labels", size="n")
-    assert report.of("share").gain.mean == pytest.approx(0.3)

@@ -5,7 +5,7 @@ import pytest
 from core.data.assets import resolve, table
 from core.data.augment.text import _roget
 from core.data.examples import fold
-from core.data.reading import read_table
+from core.data.tables import read_table
 from core.data.tasks import built_in, load_task
 
 ARCHIVE = [n for n in built_in() if load_task(n).source.asset and not table()[load_task(n).source.asset].opt_in]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.data import reading
+from core.data import tables
 from core.data.compressed import unpacked
 from core.data.examples import TaskError
 
@@ -22,7 +22,7 @@ PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 def test_a_compressed_table_reads_as_the_plain_one(tmp_path, suffix):
     path = tmp_path / f"rows.csv.{suffix}"
     path.write_bytes(PACKERS[suffix](ROWS.encode()))
-    assert reading.read_table(path).to_dict("list") == {"text": ["good", "bad"], "label": ["1", "0"]}
+    assert tables.read_table(path).to_dict("list") == {"text": ["good", "bad"], "label": ["1", "0"]}
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
@@ -40,7 +40,7 @@ def test_a_bomb_is_a_fault_of_the_task_file(tmp_path, monkeypatch):
     for name, pack in (("rows.csv.gz", b"text\n" + b"word\n" * 4096), ("rows.jsonl.gz", b'{"text": "word"}\n' * 4096)):
         (tmp_path / name).write_bytes(gzip.compress(pack))
         with pytest.raises(TaskError, match=f"cannot read .*{name} as .* unpacks to more than 1024 bytes"):
-            reading.read_table(tmp_path / name)
+            tables.read_table(tmp_path / name)
 
 
 def test_a_parquet_file_of_one_page_that_stands_for_many_rows(tmp_path):
@@ -49,13 +49,13 @@ def test_a_parquet_file_of_one_page_that_stands_for_many_rows(tmp_path):
     pq.write_table(pa.table({"text": text.cast(pa.string())}), path)
     assert path.stat().st_size < 1 << 16
     with pytest.raises(ValueError, match="unpacks to more than"):
-        reading._parquet(path, most=1 << 20)
+        tables._parquet(path, {}, most=1 << 20)
 
 
 def test_an_empty_parquet_file_keeps_its_columns(tmp_path):
     path = tmp_path / "rows.parquet"
     pd.DataFrame({"text": pd.Series([], dtype=str), "label": pd.Series([], dtype="int64")}).to_parquet(path)
-    assert list(reading.read_table(path)) == ["text", "label"]
+    assert list(tables.read_table(path)) == ["text", "label"]
 
 
 def test_a_missing_reader_and_an_unknown_method_are_said(tmp_path, monkeypatch):
@@ -63,9 +63,9 @@ def test_a_missing_reader_and_an_unknown_method_are_said(tmp_path, monkeypatch):
     path.write_bytes(b"(\xb5/\xfd")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(TaskError, match="pip install zstandard"):
-        reading.read_table(path)
+        tables.read_table(path)
     with pytest.raises(TaskError, match="unknown compression 'rar'; allowed: gzip"):
-        reading.read_table(path, options={"compression": "rar"})
+        tables.read_table(path, options={"compression": "rar"})
 
 
 def test_dialogues_behind_exploding_aliases(tmp_path):
@@ -73,4 +73,4 @@ def test_dialogues_behind_exploding_aliases(tmp_path):
     path = tmp_path / "talk.yml"
     path.write_text(f"l0: &l0 [{'x, ' * 9}x]\n{levels}\nconversations:\n- *l6\n")
     with pytest.raises(TaskError, match="stands for more than"):
-        reading.read_table(path)
+        tables.read_table(path)

@@ -83,6 +83,38 @@ def test_published_files_lose_leaks_and_repeats(task, tmp_path):
         lmbff(named, 14, k=2, folder=tmp_path / "files")
 
 
+def test_what_misses_of_the_published_files_is_said(task, tmp_path, monkeypatch):
+    named = task.model_copy(update={"name": "subj"})
+    monkeypatch.setenv("TRANSFEROPT_DATA", str(tmp_path))
+    root = tmp_path / "files"
+
+    def refused(message, folder=root, task=named):
+        with pytest.raises(TaskError) as error:
+            lmbff(task, 13, k=2, folder=folder)
+        assert message in str(error.value)
+
+    refused("LM-BFF has files of cola, cr,", task=task)
+    refused(f"no text/_lmbff_kshot in a local data folder (TRANSFEROPT_DATA: {tmp_path}); put there", folder=None)
+    refused("files is no folder")
+    (root / "Subj").mkdir(parents=True)
+    refused("has no folder 'subj', did you mean 'Subj'")
+    place = root / "subj" / "2-13"
+    (root / "subj" / "16-13").mkdir(parents=True)
+    refused("with k=2 and seed=13: no folder")
+    refused("it has (k-seed) 16-13; take one of them, or draw the few with `splits: drawn`")
+    place.mkdir()
+    refused("holds no train.tsv or train.csv; copy LM-BFF's train file")
+    (place / "train.csv").write_text("0,a\n7,b\n")
+    (place / "dev.csv").write_text("0,a\n")
+    refused("holds labels ['7'] in column 0, which are not those of task subj; allowed: 0 (x), 1 (y), 2 (z)")
+    (place / "train.csv").write_text("0\n")
+    refused("row 1 has 1 cells, LM-BFF's files of subj have at least 2")
+    (place / "train.csv").write_text("")
+    refused("train.csv (No columns to parse from file)")
+    (place / "train.csv").write_text("0,\n" * 200)
+    refused("row 64 of the published train file is unusable (empty), and train has no further row of class 0")
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_the_real_files_agree_with_our_labels(shared_data, name):

@@ -262,8 +262,72 @@ def test_cells_that_would_be_misread_are_refused(tmp_path, name, rows, message):
     assert not path.with_suffix(".yaml").exists()
 
 
-def test_a_byte_order_mark_before_json_lines_is_named(tmp_path):
+def test_a_byte_order_mark_before_json_lines_is_read(tmp_path):
     lines = "".join(json.dumps({"text": f"word {i}", "label": i % 2}) + "\n" for i in range(20))
     (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8-sig")
-    with pytest.raises(TaskError, match="save it as UTF-8 without byte order mark"):
-        new_task(tmp_path / "rows.jsonl", "label")
+    assert load_task(new_task(tmp_path / "rows.jsonl", "label")).splits().train.texts[0].startswith("word")
+
+
+def test_minus_one_is_a_class_or_no_label_as_the_user_says(tmp_path):
+    rows = pd.DataFrame({"text": [f"word {i}" for i in range(60)], "label": [i % 3 - 1 for i in range(60)]})
+    rows.to_csv(tmp_path / "signs.csv", index=False)
+    with pytest.raises(TaskError, match=r"--labels=0,1,-1 where it is one, --labels=0,1 where such rows have no label"):
+        new_task(tmp_path / "signs.csv", "label")
+    three = load_task(new_task(tmp_path / "signs.csv", "label", labels="-1, 0, 1"))
+    assert three.labels == ("-1", "0", "1")
+    splits = three.splits()
+    assert not any(splits.dropped.values())
+    assert all(n == int(t.split()[1]) % 3 for t, n in zip(splits.train.texts, splits.train.labels))
+    two = load_task(new_task(tmp_path / "signs.csv", "label", labels="0,1", overwrite=True))
+    assert sum(d.get("without label", 0) for d in two.splits().dropped.values()) == 20
+    with pytest.raises(TaskError, match=r"holds no '2'.* Has: 0, 1, -1"):
+        new_task(tmp_path / "signs.csv", "label", labels="0,2", overwrite=True)
+    with pytest.raises(TaskError, match="kind regression has no classes; leave --labels out"):
+        new_task(tmp_path / "signs.csv", "label", labels="0,1", kind="regression", overwrite=True)
+
+
+def test_whole_numbers_beside_missing_labels_are_classes(tmp_path):
+    rows = pd.DataFrame({"text": [f"word {i}" for i in range(40)], "label": [i % 2 for i in range(38)] + [None] * 2})
+    rows.to_csv(tmp_path / "rows.csv", index=False)  # written as 0.0 and 1.0
+    task = load_task(new_task(tmp_path / "rows.csv", "label"))
+    assert task.labels == ("0", "1")
+    assert sum(d.get("without label", 0) for d in task.splits().dropped.values()) == 2
+
+
+def test_numbers_with_missing_cells_are_a_regression_and_no_text(tmp_path):
+    rows = frame().assign(hours=[None, *(i / 3 for i in range(1, 60))], size=[None, *range(10**9, 10**9 + 59)])
+    rows[["size", "comment", "hours"]].to_csv(tmp_path / "rows.csv", index=False)
+    task = load_task(new_task(tmp_path / "rows.csv", "hours"))
+    assert (task.kind, task.fields.text) == ("regression", "comment")
+
+
+def test_lists_in_columns_that_are_not_read_do_no_harm(tmp_path):
+    frame()[["comment", "part"]].assign(tags=[["a", "b"]] * 60).to_json(
+        tmp_path / "rows.jsonl", orient="records", lines=True
+    )
+    assert load_task(new_task(tmp_path / "rows.jsonl", "part")).fields.text == "comment"
+
+
+def test_a_test_file_beside_the_train_file_is_said_to_be_unused(tmp_path):
+    frame()[["comment", "part"]].to_csv(tmp_path / "train.csv", index=False)
+    task = load_task(new_task(tmp_path / "train.csv", "part"))
+    assert not any("not read" in problem for problem in check(task).problems)
+    for name in ("dev.csv", "test.jsonl", "notes.csv"):
+        (tmp_path / name).write_text("")
+    assert any("dev.csv, test.jsonl beside train.csv not read" in problem for problem in check(task).problems)
+
+
+def test_several_classes_a_text_html_and_a_missing_header_are_said(tmp_path):
+    labels = ["bug", "ui", "bug|ui", "login", "bug|login"]
+    texts = [f"<p>text &amp; number {i}</p>" for i in range(100)]
+    pd.DataFrame({"text": texts, "label": labels * 20}).to_csv(tmp_path / "many.csv", index=False)
+    task = load_task(new_task(tmp_path / "many.csv", "label"))
+    assert "bug ui" in task.label_words, "a | would part two words for one class"
+    problems = "\n".join(check(task).problems)
+    assert "labels such as 'bug|login' join others: a text has one class here" in problems
+    assert "70 texts of train hold HTML; `normalise: [html, spaces]`" in problems
+    assert "label word" not in problems
+    assert not any("join" in p or "HTML" in p for p in check(load_task("chat_reply")).problems)
+    (tmp_path / "nohead.csv").write_text("".join(f"{i % 2},some words {i}\n" for i in range(40)))
+    with pytest.raises(TaskError, match="column '0' holds 0 too, so its first row seems to be data; put a line"):
+        new_task(tmp_path / "nohead.csv", "0")

@@ -135,6 +135,90 @@ def test_named_splits_and_a_validation_set_as_test(tmp_path):
         load_task(write(tmp_path, "c", ".", splits={"test": "validation", "validation": "validation"})).splits()
 
 
+@pytest.mark.parametrize("name", ["dev", "val", "valid", "Validation", "development", "dev-00000-of-00001"])
+def test_a_development_file_beside_train_and_test_is_the_validation_split(tmp_path, name):
+    for stem, rows in (("train", ROWS[:30]), (name, ROWS[30:40]), ("test", ROWS[40:])):
+        rows.to_json(tmp_path / f"{stem}.jsonl", orient="records", lines=True)
+    splits = load_task(write(tmp_path, file=".")).splits()
+    assert splits.validation.texts == ROWS.text[30:40].tolist()
+    assert (len(splits.train), len(splits.test)) == (30, 20)
+    cut = load_task(write(tmp_path, "cut", ".", splits={"validation": 0.2})).splits()
+    assert len(cut.validation) == 6, "a share that the task names goes first"
+
+
+def test_doubtful_splits_are_asked_for(tmp_path):
+    for stem, rows in (("train", ROWS[:30]), ("dev", ROWS[30:40]), ("val", ROWS[30:40]), ("test", ROWS[40:])):
+        rows.to_csv(tmp_path / f"{stem}.csv", index=False)
+    with pytest.raises(TaskError, match=r"dev and val may both be validation; say which as splits: {validation: NAME}"):
+        load_task(write(tmp_path, file=".")).splits()
+    assert len(load_task(write(tmp_path, "dev", ".", splits={"validation": "dev"})).splits().validation) == 10
+    assert len(load_task(write(tmp_path, "t", ".", splits={"test": "dev", "validation": "val"})).splits().test) == 10
+    ROWS[30:40].to_csv(tmp_path / "validation.csv", index=False)
+    assert len(load_task(write(tmp_path, "plain", ".")).splits().validation) == 10
+    ROWS.to_json(tmp_path / "train.jsonl", orient="records", lines=True)
+    with pytest.raises(TaskError, match=r"2 tables for the split 'train' \(train.csv, train.jsonl\); leave one there"):
+        load_task(write(tmp_path, "two", ".")).splits()
+
+
+def test_splits_of_other_names_are_asked_for_and_parts_are_joined(tmp_path):
+    ROWS[:20].to_parquet(tmp_path / "train-00000-of-00002.parquet")
+    ROWS[20:40].to_parquet(tmp_path / "train-00001-of-00002-ab12.parquet")
+    (tmp_path / "._train-00000-of-00002.parquet").write_bytes(b"of a file manager")
+    splits = load_task(write(tmp_path, file=".")).splits()
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 40
+    ROWS[40:].to_parquet(tmp_path / "holdout.parquet")
+    for path in tmp_path.glob("train*"):
+        path.rename(path.with_name(path.name.replace("train", "fit")))
+    with pytest.raises(TaskError, match=r"none of the splits fit, holdout is called train; say which is"):
+        load_task(write(tmp_path, "asked", ".")).splits()
+    named = load_task(write(tmp_path, "named", ".", splits={"train": "fit", "test": "holdout"})).splits()
+    assert (len(named.train) + len(named.validation), len(named.test)) == (40, 20)
+    with pytest.raises(TaskError, match=r"shares must lie between 0 and 1 .* got {'validation': 0.0}"):
+        load_task(write(tmp_path, "zero", ".", splits={"train": "fit", "validation": 0, "test": "holdout"})).splits()
+
+
+def test_hidden_and_missing_columns_name_the_split(tmp_path):
+    for stem, rows in (("train", ROWS[:40]), ("test", ROWS[40:].assign(mood="-1"))):
+        rows.to_csv(tmp_path / f"{stem}.csv", index=False)
+    with pytest.raises(TaskError, match=r"no rows in test \(left out: 20 without label; where labels are hidden"):
+        load_task(write(tmp_path, file=".")).splits()
+    ROWS[40:].drop(columns="mood").to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(TaskError, match=r"task b, test: no column 'mood'"):
+        load_task(write(tmp_path, "b", ".")).splits()
+    ROWS[40:].drop(columns="text").to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(TaskError, match=r"no column 'text'"):
+        load_task(write(tmp_path, "c", ".", splits={"leaks": "remove"})).splits()
+
+
+@pytest.mark.parametrize("form", ["csv", "floats.csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("said", [{"labels": [-1, 1]}, {"labels": ["down", "up"], "values": {-1: "down", 1: "up"}}])
+def test_minus_one_is_a_class_where_the_task_says_so(tmp_path, form, said):
+    rows = ROWS.assign(mood=[1, -1] * 30)[["text", "mood"]]
+    path = tmp_path / f"rows.{form}"
+    if form == "jsonl":
+        rows.to_json(path, orient="records", lines=True)
+    elif form == "parquet":
+        rows.to_parquet(path)
+    else:
+        rows.astype({"mood": float if form.startswith("f") else int}).to_csv(path, index=False)
+    splits = load_task(write(tmp_path, "signs", path.name, **said)).splits()
+    assert not any(splits.dropped.values())
+    good = {t: " good " in t for t in splits.train.texts}
+    assert [good[t] for t in splits.train.texts] == [label == 1 for label in splits.train.labels]
+
+
+def test_whole_labels_are_the_same_as_texts_numbers_and_floats(folder):
+    for name, labels in (("ints", [1, 0]), ("mixed", [1, "0"]), ("floats", [1.0, 0.0]), ("words", ["1.0", "0.0"])):
+        rows = [{"text": t, "mood": labels[i % 2]} for i, t in enumerate(ROWS.text)]
+        (folder / "rows.json").write_text(json.dumps(rows))
+        for classes in (["down", "up"], [0, 1], [0.0, 1.0]):
+            task = write(folder, f"{name}{len(classes)}", "rows.json", labels=classes)
+            splits = load_task(task).splits()
+            assert [" good " in t for t in splits.train.texts] == [label == 1 for label in splits.train.labels]
+    backwards = load_task(write(folder, "back", "rows.json", labels=[1.0, 0.0])).splits()
+    assert [" good " in t for t in backwards.train.texts] == [label == 0 for label in backwards.train.labels]
+
+
 def test_empty_and_unlabelled_rows_are_left_out_and_counted(folder):
     extra = pd.DataFrame({"text": ["", "  ", "fine", "fine too"], "mood": ["up", "down", "", "-1"]})
     pd.concat([ROWS, extra]).to_csv(folder / "rows.csv", index=False)
@@ -205,6 +289,10 @@ def test_tables_and_images_become_arrays(folder):
 
 WRONG = [
     ({"kindd": "single"}, "unknown key 'kindd', did you mean 'kind'"),
+    ({"labels": "up, down"}, "labels: give a list, e.g. [a, b], got 'up, down'"),
+    ({"source": "rows.csv"}, "source: give keys and values, e.g. {key: value}, got 'rows.csv'"),
+    ({"splits": 0.2}, "splits: give keys and values, e.g. {key: value}, got 0.2"),
+    ({"fields": {"text": 1}}, "fields.text: give a text (numbers, yes and no in quotes), got 1"),
     ({"kind": "singel"}, "kind: Input should be 'single', 'pair'"),
     ({"labels": ["one"]}, "at least two labels"),
     ({"labels": ["a", "a"]}, "labels must differ"),
@@ -216,6 +304,7 @@ WRONG = [
     ({"source": {"pth": "rows.csv"}}, "unknown key 'pth', did you mean 'path'"),
     ({"kind": "pair"}, "needs fields.pair"),
     ({"values": {"x": "sideways"}}, "unknown labels ['sideways']"),
+    ({"fields": {"text": "mood", "label": "mood"}}, "name the same column 'mood'; they differ"),
     ({"metric": None}, "metric: Field required"),
     ({"max_words": 0}, "max_words"),
 ]
@@ -315,6 +404,42 @@ def test_unknown_tasks_get_the_nearest_name(folder):
     (folder / "torn.yaml").write_text("a: [1")
     with pytest.raises(TaskError, match=r"torn.yaml is not YAML"):
         load_task(folder / "torn.yaml")
+
+
+NO_TASKS = [
+    ("rows.csv", "text,label\n", "rows.csv is a table (csv), not a task; `transferopt task new"),
+    ("rows.json", '[{"text": "a"}]', "rows.json holds no task but a list"),
+    ("notes.txt", "just words\n", "notes.txt holds no task but a text or number: expected keys like kind"),
+    ("half.txt", "kind: single\n", "half.txt: "),
+    ("model.bin", b"\x80\x04\x95\xff", "model.bin is no readable YAML: in line 1 it is not utf-8"),
+    ("empty.yaml", "", "empty.yaml holds no task but nothing"),
+    ("tab.yaml", "kind: single\nsource:\n\tpath: rows.csv\n", "line 3, column 1: found character that cannot start"),
+    ("tab2.yaml", "kind: single\nsource:\n\tpath: rows.csv\n", "indent with spaces, not tabs"),
+    ("twice.yaml", "kind: single\nmetric: f1\nkind: pair\n", "key 'kind' is given twice, again in line 3; keep one"),
+    ("quote.yaml", "kind: single\nsummary: so: what\n", "line 2, column 12: mapping values are not allowed"),
+    ("at.yaml", "kind: single\nsummary: @me\n", "put a text that begins with @ in quotes"),
+    ("source.yaml", "kind: single\nsource: rows.csv\nlabels: [a, b]\nmetric: accuracy\n", "source: "),
+    ("folder", None, "folder is a folder; a task is a YAML file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), NO_TASKS)
+def test_what_is_no_task_is_named_for_what_it_is(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TaskError) as error:
+        load_task(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_may_have_a_byte_order_mark(folder):
+    path = write(folder)
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert load_task(path).labels == ("down", "up")
 
 
 def test_offline_a_hub_data_set_fails_in_one_line(folder, monkeypatch):

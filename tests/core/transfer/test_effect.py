@@ -74,6 +74,41 @@ def test_gain_is_taken_at_equal_budget_not_at_the_end():
     assert m.budget_ratio == pytest.approx(10)
 
 
+def free_and_trained(free, sizes=(24, 96), seeds=2):
+    """``trained`` rises from .2 to .4; ``as_it_is`` looks at no label and has ``free`` at every size."""
+    for s in range(seeds):
+        for i, n in enumerate(sizes):
+            facts = {"metric": "accuracy", "seed": s, "settings": {"task": "a", "n": n}}
+            yield Row(method="trained", value=0.2 + 0.2 * i, budget={"train_labels": n}, **facts)
+            yield Row(method="as_it_is", value=free, **facts)
+
+
+def test_a_run_that_spends_nothing_is_compared_at_what_the_other_spent():
+    report = effect(list(free_and_trained(0.5)), metric="accuracy", without="trained", size="n")
+    m = report.of("as_it_is")
+    assert m.pairs == 2
+    assert m.gain.mean == pytest.approx(0.5 - 0.3), "mean over the sizes"
+    assert m.budget_ratio == 0, "the twin's score costs it no label"
+    assert m.area.mean == pytest.approx(0.2)
+    weak = effect(list(free_and_trained(0.3)), metric="accuracy", without="trained", size="n").of("as_it_is")
+    assert (weak.budget_ratio, weak.not_reached) == (None, 1)
+    turned = effect(list(free_and_trained(0.5)), metric="accuracy", without="as_it_is", size="n").of("trained")
+    assert turned.gain.mean == pytest.approx(-0.2)
+    assert turned.budget_ratio is None, "nothing is no measure of a cost"
+    shown = dict(zip(effect_page.COLUMNS, effect_page.table(report)[0]))
+    assert (shown["method"], shown["budget ratio"], shown["pairs"]) == ("as_it_is", "0", 2)
+
+
+def test_a_run_that_begins_free_and_goes_on_is_still_cut_where_the_twin_stopped():
+    out = []
+    for s in range(3):
+        for spent, value in ((0, 0.3), (10, 0.5), (100, 0.9)):
+            out.append(Row(method="long", metric="accuracy", value=value, seed=s, budget={"queries": spent}))
+        out.append(Row(method="none", metric="accuracy", value=0.6, seed=s, budget={"queries": 10}))
+    m = effect(out, metric="accuracy", without="none", unit="queries").of("long")
+    assert m.gain.mean == pytest.approx(-0.1)
+
+
 def test_error_metrics_are_turned_round():
     out = [Row(method=m, metric="mse", value=v, seed=s) for s in range(3) for m, v in (("none", 2.0), ("with", 1.5))]
     assert effect(out, metric="mse", without="none").of("with").gain.mean == pytest.approx(0.5)
