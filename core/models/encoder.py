@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from core.hashing import content_key
-from core.models.load import first_layers
+from core.models.load import first_layers, layer_states, output_width
 from core.models.score import Tokenized, score
 
 
@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         """H, the length of an embedding."""
-        return self.backbone.config.hidden_size
+        return output_width(self.backbone)
 
     @property
     def depth(self) -> int:
@@ -54,7 +54,8 @@ class TextEncoder(nn.Module):
         pooled = mean_pool(out.last_hidden_state[:, -length:], mask)
         if not hidden:
             return pooled
-        return pooled, torch.stack([mean_pool(h[:, -length:], mask) for h in out.hidden_states])
+        states = layer_states(self.backbone, out.hidden_states)
+        return pooled, torch.stack([mean_pool(h[:, -length:], mask) for h in states])
 
     def embed(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, dtype: str = "auto", normalize: bool = False

@@ -70,6 +70,13 @@ class Tokenized:
         types = None if self.token_types is None else [self.token_types[i] for i in indices]
         return Tokenized(ids, types, self.pad, self.lengths[np.asarray(indices, dtype=np.int64)])
 
+    def unended(self, tokenizer: Any) -> "Tokenized":
+        """Without the end-of-text token that a tokenizer may append: what follows a text is read at its last word."""
+        end = tokenizer.eos_token_id
+        if end is None or tokenizer("a")["input_ids"][-1:] != [end]:
+            return self
+        return Tokenized([r[:-1] for r in self.ids], None, self.pad, self.lengths - 1)
+
     def __add__(self, other: "Tokenized") -> "Tokenized":
         types = None if self.token_types is None else [*self.token_types, *other.token_types]
         return Tokenized([*self.ids, *other.ids], types, self.pad, np.concatenate([self.lengths, other.lengths]))

@@ -79,12 +79,12 @@ def test_distillation_refuses_what_its_models_cannot_do(tasks, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["DistilBert", "Electra"])
-def test_a_masked_model_whose_head_is_in_parts_is_read_as_an_encoder(kind, tmp_path):
+def test_a_masked_model_answers_at_its_mask_even_if_its_head_is_in_parts(kind, tmp_path):
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(architectures=[f"{kind}ForMaskedLM"])
     config.save_pretrained(tmp_path)
-    assert readable(student_of(str(tmp_path))).kind == "encoder"
+    assert readable(student_of(str(tmp_path))).kind == "masked"
 
 
 def test_distillation_and_search_refuse_other_kinds_of_tasks(tasks):
