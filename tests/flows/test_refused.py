@@ -104,6 +104,16 @@ def test_evolution_knows_its_granularities_and_the_names_of_own_tasks(tasks):
     assert flow.plan(flow.form(size="smoke", **own, preference={"a": 3.0}))
 
 
+@pytest.mark.parametrize(("granularity", "fits"), [("blocks:3", False), ("blocks:2", True), ("layers", True)])
+def test_evolution_looks_at_the_depth_of_the_base_before_experts_are_trained(tasks, tmp_path, granularity, fits):
+    values = {"base": str(tiny.build("bert", tmp_path)), "tasks": (tasks["a"], tasks["b"]), "granularity": granularity}
+    if fits:
+        flow = FLOWS.get("evolve-merge")
+        assert flow.plan(flow.form(size="smoke", **values))
+    else:
+        assert "granularity 'blocks:3': the model has 2 layers" in refused("evolve-merge", **values)
+
+
 def test_a_transfer_counts_no_examples_that_are_not_there(tasks):
     steps = DataSteps()
     assert examples_there(TransferForm(examples=10), tasks["a"], steps) == 10
