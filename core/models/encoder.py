@@ -1,6 +1,6 @@
 """The sentence encoder: a transformer without head, mean pooling, texts or pairs in, vectors out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class TextEncoder(nn.Module):
             dtype: ``"auto"`` (bfloat16 where the hardware is fast at it), ``"float32"`` or ``"bfloat16"``.
             normalize: scale each to length one.
         """
+        if not len(texts):
+            return np.zeros((0, self.width), dtype=np.float32)
         vectors = score(self, self.tokenize(texts, pairs), dtype=dtype, description=f"embed {self.name}")[0]
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
@@ -74,6 +76,15 @@ class TextEncoder(nn.Module):
         backbone = first_layers(self.backbone, count)
         digest = content_key(self.sha256, count)
         return TextEncoder(backbone, self.tokenizer, f"{self.name}[:{count}]", digest, self.max_length)
+
+
+@torch.inference_mode()
+def embed_batches(encoder: nn.Module, batches: Iterable[tuple[np.ndarray, dict[str, torch.Tensor]]], count: int):
+    """Embeddings, float32 [count, H], of padded batches ``(rows, tensors)``: each goes to its rows."""
+    pooled = np.empty((count, encoder.width), dtype=np.float32)
+    for rows, batch in batches:
+        pooled[rows] = encoder(batch).float().cpu().numpy()
+    return pooled
 
 
 def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
