@@ -12,7 +12,7 @@ from core.distill.methods import METHODS
 from core.distill.students import STUDENTS, student_of
 from core.distill.study import StudyConfig
 from core.distill.teachers import TEACHERS, ModelConfig, TeacherConfig, teacher_of
-from core.models.folder import check_one_text, has_one_head
+from core.models.folder import check_one_text
 from core.models.load import locate
 from core.registry import nearest
 from core.transfer.problem import Problem
@@ -98,16 +98,13 @@ def asset_of(name: str, known: Mapping[str, ModelConfig]) -> str:
 
 
 def readable(model: M) -> M:
-    """``model``; as a sentence encoder where it is a masked model whose head the prompt interface cannot read.
+    """``model``, where one text goes into it.
 
     Raises:
         ValueError: a sequence-to-sequence model.
     """
-    place = locate(model.asset)
-    check_one_text(place)
-    if model.kind != "masked" or has_one_head(place.path):
-        return model
-    return model.model_copy(update={"kind": "encoder"})
+    check_one_text(locate(model.asset))
+    return model
 
 
 def study_of(form: DistillForm) -> StudyConfig:

@@ -13,8 +13,18 @@ from core.merge.problem import ProblemConfig
 from core.merge.recipe_space import SpaceConfig, granularity_filters
 from core.merge.solver import SolverConfig
 from core.merge.static import STATIC
+from core.merge.task_vectors import LAYER, read_tensors
 from core.transfer.problem import Problem
-from flows.merge import MergeForm, align_config, make_experts, merge_statically, quoted, taken_from, task_names
+from flows.merge import (
+    MergeForm,
+    align_config,
+    load_base,
+    make_experts,
+    merge_statically,
+    quoted,
+    taken_from,
+    task_names,
+)
 from flows.runtime import transfer_flow
 from tasks.align_heads import align_heads
 from tasks.build_subproblems import EvolveConfig, build_subproblems
@@ -24,6 +34,7 @@ from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
 from tasks.fan_out import gather
+from tasks.load_model import given_path
 from tasks.report_evolution import ReportConfig, report_evolution
 from tasks.stage import Artifact
 
@@ -115,6 +126,18 @@ def problem(form: EvolveMergeForm) -> Problem:
     )
 
 
+def check_depth(form: EvolveMergeForm, base: Artifact) -> None:
+    """Refuse more blocks than the base has layers, before experts are trained. (A plan may not have the base yet.)
+
+    Raises:
+        ValueError: naming both.
+    """
+    folder = given_path(form.base) if base.planned else base.folder
+    if folder is not None and any(folder.glob("*.safetensors")):
+        found = [LAYER.search(name) for name in read_tensors(folder)]
+        granularity_filters(form.granularity, 1 + max((int(m[1]) for m in found if m), default=0))
+
+
 def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
     """The stage configuration of one search."""
     return EvolveConfig(
@@ -145,7 +168,9 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
 def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
     preference_weights(tuple(load_task(n).name for n in names), form.preference)  # a wrong name is refused now
-    base, experts = make_experts(form, names)
+    base = load_base(form)
+    check_depth(form, base)
+    experts = make_experts(form, names, base)
     tuned, merged = merge_statically(form, base, experts)
     earlier = {}
     if form.source == LATEST:

@@ -139,9 +139,13 @@ def taken_from(form: MergeForm) -> str:
     return f"; fine-tuned elsewhere: {', '.join(form.experts.values())}" if form.experts else ""
 
 
-def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str, Artifact]]:
-    """The base and one expert a task."""
-    base = as_plain_encoder(load_model(form.base))
+def load_base(form: MergeForm) -> Artifact:
+    """The base as merging reads it."""
+    return as_plain_encoder(load_model(form.base))
+
+
+def make_experts(form: MergeForm, names: list[str], base: Artifact) -> dict[str, Artifact]:
+    """One expert of ``base`` a task."""
     given = {load_task(n).name: load_model(m) for n, m in form.experts.items()}
     train = TrainConfig(lr=1e-4, head_lr=3e-3, epochs=form.epochs, batch_size=16)
     draw = {"examples": form.examples, "max_length": form.max_length, "seed": form.seed}
@@ -154,7 +158,7 @@ def make_experts(form: MergeForm, names: list[str]) -> tuple[Artifact, dict[str,
             started[task] = take_expert.submit(taken, model=given[task], base=base, data=data)
         else:
             started[task] = train_expert.submit(TrainExpertConfig(task=n, expert=expert), base=base, data=data)
-    return base, gather({task: started[task] for task in tasks})
+    return gather({task: started[task] for task in tasks})
 
 
 def merge_statically(form: MergeForm, base: Artifact, experts: dict[str, Artifact]) -> tuple[Artifact, dict]:
@@ -198,7 +202,8 @@ def quoted(form: MergeForm, names: list[str], model: str, evaluated: Artifact) -
 )
 def merge(form: MergeForm) -> Artifact:
     names = task_names(form)
-    base, experts = make_experts(form, names)
+    base = load_base(form)
+    experts = make_experts(form, names, base)
     tuned, merged = merge_statically(form, base, experts)
     aligned = (
         {"aligned": align_heads(align_config(form), experts=experts, merged=merged, tuned=tuned)} if form.align else {}

@@ -28,6 +28,8 @@ class Student:
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
         """Float32 [n, C] in the order of ``labels``."""
+        if not len(texts):
+            return np.zeros((0, len(self.labels)), dtype=np.float32)
         tokens = self.model.tokenize(list(texts), None if pairs is None else list(pairs))
         return np.exp(log_softmax(score(self.model, tokens, description="predict")[0]))
 

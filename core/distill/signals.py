@@ -141,5 +141,7 @@ def answer_states(model: Any, texts: Sequence[str], pairs: Sequence[str] | None,
             continue
         filled = [model.prompt.fill(model.kind, t, p, words[0]) for t, p in zip(texts, second, strict=True)]
         tokens = Tokenized.of(model.tokenizer, filled, max_length=model.max_length)
+        if model.kind == "causal":
+            tokens = tokens.unended(model.tokenizer)
         columns.append(score(LastState(model.model), tokens, dtype=dtype, description="answers")[0])
     return np.stack(columns, axis=1)

@@ -12,8 +12,18 @@ from torch import nn
 from core.config import Config
 from core.data.examples import Examples
 from core.hashing import code_version, content_key
-from core.models.load import kind_of, layer_list, load_causal, load_encoder, load_masked, locate, shape
-from core.models.prompt import Demonstration, Prompt, PromptedEncoder, PromptedLM, body_and_head, prompted
+from core.models.inserts import has_transposed, room_for_text, token_sizes
+from core.models.load import (
+    behind_layers,
+    kind_of,
+    layer_list,
+    load_causal,
+    load_encoder,
+    load_masked,
+    locate,
+    shape,
+)
+from core.models.prompt import Demonstration, Prompt, PromptedEncoder, PromptedLM, prompted
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train
 from core.models.used_words import only_used_words
@@ -209,7 +219,11 @@ def tune(
 
 
 def prepare_tuning(model: PromptedLM | PromptedEncoder, config: TeacherConfig, seed: int) -> None:
-    """Freeze and wrap so that exactly what ``config.tuning`` names is trainable."""
+    """Freeze and wrap so that exactly what ``config.tuning`` names is trainable.
+
+    Raises:
+        ValueError: more layers than the model has, or more soft prompt tokens than leave room for a text.
+    """
     if config.tuning == "full":
         if config.last_layers is not None:
             _train_last_layers(model, config.last_layers)
@@ -217,13 +231,15 @@ def prepare_tuning(model: PromptedLM | PromptedEncoder, config: TeacherConfig, s
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
     kind = "FEATURE_EXTRACTION"
-    peft_config = (
-        LoraConfig(task_type=kind, r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear")
-        if config.tuning == "lora"
-        else PromptTuningConfig(task_type=kind, num_virtual_tokens=config.soft_tokens)
-    )
     encoder = isinstance(model, PromptedEncoder)
-    body = model.encoder.backbone if encoder else body_and_head(model.model)[0]
+    body = model.encoder.backbone if encoder else model.model.base_model
+    if config.tuning == "lora":
+        own = {"fan_in_fan_out": has_transposed(body), "target_modules": "all-linear"}
+        peft_config = LoraConfig(task_type=kind, r=config.rank, lora_alpha=2 * config.rank, **own)
+    else:
+        peft_config = PromptTuningConfig(task_type=kind, num_virtual_tokens=config.soft_tokens, **token_sizes(body))
+        reader = model.encoder if encoder else model
+        reader.max_length = room_for_text(body, reader.max_length, config.soft_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         wrapped = get_peft_model(body, peft_config).to(model.device)
@@ -249,8 +265,8 @@ def _train_last_layers(model: PromptedLM | PromptedEncoder, count: int) -> None:
         parameter.requires_grad_(False)
     for layer in layers[-count:]:
         layer.requires_grad_(True)
-    if getattr(holder, "norm", None) is not None:
-        holder.norm.requires_grad_(True)
+    for module in behind_layers(holder):
+        module.requires_grad_(True)
     if encoder:
         model.head.requires_grad_(True)
 

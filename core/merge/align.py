@@ -86,14 +86,11 @@ def embed(encoder: Any, tasks: Mapping[str, EncoderObjective], batches: list[Any
     Args:
         batches: from :func:`core.merge.objectives.mixed_batches` for all examples, to reuse them.
     """
-    import torch
+    from core.models.encoder import embed_batches
 
     everything = {t: np.arange(o.size) for t, o in tasks.items()}
     batches = mixed_batches(tasks, everything, encoder.device) if batches is None else batches
     names = sorted(tasks)
     sizes = [tasks[n].size for n in names]
-    pooled = np.empty((sum(sizes), encoder.width), dtype=np.float32)
-    with torch.inference_mode():
-        for rows, batch in batches:
-            pooled[rows] = encoder(batch).float().cpu().numpy()
+    pooled = embed_batches(encoder, batches, sum(sizes))
     return dict(zip(names, np.split(pooled, np.cumsum(sizes)[:-1]), strict=True))

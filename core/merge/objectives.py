@@ -110,15 +110,12 @@ def score_encoder(
         wanted: task -> indices into its examples.
         batches: from :func:`mixed_batches` for the same ``wanted``, to reuse them.
     """
-    import torch
+    from core.models.encoder import embed_batches
 
     names = sorted(wanted)
     batches = mixed_batches(objectives, wanted, encoder.device) if batches is None else batches
     counts = [len(wanted[n]) for n in names]
-    pooled = np.empty((sum(counts), encoder.width), dtype=np.float32)
-    with torch.inference_mode():
-        for rows, batch in batches:
-            pooled[rows] = encoder(batch).float().cpu().numpy()
+    pooled = embed_batches(encoder, batches, sum(counts))
     out, at = {}, 0
     for name, count in zip(names, counts, strict=True):
         task = objectives[name]

@@ -66,17 +66,16 @@ def predict(encoder: Any, tasks: Mapping[str, EncoderObjective]) -> dict[str, Pr
 
     The dtype is the fastest that the hardware has (bfloat16 products, float32 weights and sums).
     """
-    import torch
     from scipy.special import softmax
 
+    from core.models.encoder import embed_batches
     from core.models.score import autocast
 
     names = sorted(tasks)
     wanted = {n: np.arange(tasks[n].size) for n in names}
-    pooled = np.empty((sum(tasks[n].size for n in names), encoder.width), dtype=np.float32)
-    with torch.inference_mode(), autocast(encoder.device):
-        for rows, batch in mixed_batches(tasks, wanted, encoder.device):
-            pooled[rows] = encoder(batch).float().cpu().numpy()
+    with autocast(encoder.device):
+        batches = mixed_batches(tasks, wanted, encoder.device)
+        pooled = embed_batches(encoder, batches, sum(tasks[n].size for n in names))
     found, at = {}, 0
     for name in names:
         task = tasks[name]

@@ -1,6 +1,6 @@
 """The sentence encoder: a transformer without head, mean pooling, texts or pairs in, vectors out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from core.hashing import content_key
-from core.models.load import first_layers
+from core.models.load import first_layers, layer_states, output_width
 from core.models.score import Tokenized, score
 
 
@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         """H, the length of an embedding."""
-        return self.backbone.config.hidden_size
+        return output_width(self.backbone)
 
     @property
     def depth(self) -> int:
@@ -54,7 +54,8 @@ class TextEncoder(nn.Module):
         pooled = mean_pool(out.last_hidden_state[:, -length:], mask)
         if not hidden:
             return pooled
-        return pooled, torch.stack([mean_pool(h[:, -length:], mask) for h in out.hidden_states])
+        states = layer_states(self.backbone, out.hidden_states)
+        return pooled, torch.stack([mean_pool(h[:, -length:], mask) for h in states])
 
     def embed(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, dtype: str = "auto", normalize: bool = False
@@ -65,6 +66,8 @@ class TextEncoder(nn.Module):
             dtype: ``"auto"`` (bfloat16 where the hardware is fast at it), ``"float32"`` or ``"bfloat16"``.
             normalize: scale each to length one.
         """
+        if not len(texts):
+            return np.zeros((0, self.width), dtype=np.float32)
         vectors = score(self, self.tokenize(texts, pairs), dtype=dtype, description=f"embed {self.name}")[0]
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
@@ -73,6 +76,15 @@ class TextEncoder(nn.Module):
         backbone = first_layers(self.backbone, count)
         digest = content_key(self.sha256, count)
         return TextEncoder(backbone, self.tokenizer, f"{self.name}[:{count}]", digest, self.max_length)
+
+
+@torch.inference_mode()
+def embed_batches(encoder: nn.Module, batches: Iterable[tuple[np.ndarray, dict[str, torch.Tensor]]], count: int):
+    """Embeddings, float32 [count, H], of padded batches ``(rows, tensors)``: each goes to its rows."""
+    pooled = np.empty((count, encoder.width), dtype=np.float32)
+    for rows, batch in batches:
+        pooled[rows] = encoder(batch).float().cpu().numpy()
+    return pooled
 
 
 def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -80,10 +80,22 @@ def check_vocabulary(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
         raise AssetError(f"the tokenizer in {folder} cannot be read ({reason}); {SAVE}") from None
-    ids = tokenizer.get_vocab().values()
-    if len(ids) <= len(tokenizer.all_special_tokens):
+    check_words(tokenizer, folder, getattr(configuration(folder).get_text_config(), "vocab_size", None))
+
+
+def check_words(tokenizer: Any, folder: Path, size: int | None) -> None:
+    """Refuse a tokenizer that knows no word, or gives ids for which a model with ``size`` embeddings has none.
+
+    Special tokens of other modalities count for neither: no text becomes an image token.
+
+    Raises:
+        AssetError: such a tokenizer.
+    """
+    named = set(tokenizer.all_special_ids)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - named
+    ids = [i for i in tokenizer.get_vocab().values() if i not in special]
+    if not set(ids) - named:
         raise AssetError(f"the tokenizer in {folder} knows no word, its vocabulary is not there; {SAVE}")
-    size = getattr(configuration(folder).get_text_config(), "vocab_size", None)
     if size is not None and max(ids) >= size:
         raise AssetError(
             f"the tokenizer in {folder} has ids up to {max(ids)}, the model embeds {size} (0 to {size - 1}): {SAVE}, "
@@ -127,32 +139,39 @@ def check_one_text(source: Source) -> None:
     Raises:
         ValueError: an encoder with a decoder.
     """
-    if source.gguf is not None:
-        return
-    config = configuration(source.path)
+    if source.gguf is None:
+        _one_text(source.name, configuration(source.path), "an encoder, or a masked or causal language model")
+
+
+def _one_text(name: str, config: Any, wanted: str) -> None:
     if config.is_encoder_decoder:
-        raise ValueError(
-            f"{source.name} is a sequence-to-sequence model ({config.model_type}); needed is an encoder, "
-            "or a masked or causal language model"
-        )
+        raise ValueError(f"{name} is a sequence-to-sequence model ({config.model_type}); needed is {wanted}")
 
 
-def has_one_head(folder: Path) -> bool:
-    """Whether a masked language model answers through one module behind its body, as the prompt interface reads it.
+def check_direction(name: str, config: Any, auto: type, wanted: str) -> None:
+    """Refuse to load a model as what it is not: with a decoder, without such a head, or reading in another direction.
 
-    DistilBERT, ELECTRA and ModernBERT keep the parts of their heads apart. No weights are loaded.
+    An encoder that is loaded as a causal model would look at the words that it is to write.
+
+    Args:
+        auto: the class of transformers that would load it.
+        wanted: what is needed instead, for the message.
+
+    Raises:
+        ValueError: such a model. A type that comes with its own code is taken as it is.
     """
-    import torch
-    from transformers import AutoModelForMaskedLM
+    import transformers as t
 
-    from core.models.prompt import body_and_head
-
-    try:
-        with torch.device("meta"):
-            body_and_head(AutoModelForMaskedLM.from_config(configuration(folder)))
-    except ValueError:
-        return False
-    return True
+    _one_text(name, config, wanted)
+    known = {
+        t.AutoModelForCausalLM: t.MODEL_FOR_CAUSAL_LM_MAPPING,
+        t.AutoModelForMaskedLM: t.MODEL_FOR_MASKED_LM_MAPPING,
+    }
+    if auto not in known or not type(config).__module__.startswith("transformers."):
+        return
+    both_ways = type(config) in t.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if type(config) not in known[auto] or (auto is t.AutoModelForCausalLM and both_ways):
+        raise ValueError(f"{name} is a model of type {config.model_type}; needed is {wanted}")
 
 
 def check_complete(name: str, missing: Collection[str], wanted: str) -> None:

@@ -34,6 +34,8 @@ class Classifier(nn.Module):
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None, dtype: str = "auto") -> np.ndarray:
         """Logits of texts, float32 [n, C]."""
+        if not len(texts):
+            return np.zeros((0, self.head.out_features), dtype=np.float32)
         return score(self, self.tokenize(texts, pairs), dtype=dtype)[0]
 
 

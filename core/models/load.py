@@ -1,12 +1,13 @@
 """Loading: an asset, a folder or a hub name becomes an encoder or a language model with its tokenizer.
 
-Nothing here unpickles and nothing runs code that comes with a model unless ``remote_code=True`` is asked for. A GGUF
-file (4-bit SmolLM2) is dequantised once and cached as safetensors: say "dequantised" where it is reported.
+Weights are safetensors, or a ``pytorch_model.bin`` of which torch reads tensors and nothing else (``weights_only``).
+Nothing runs code that comes with a model unless ``remote_code=True`` is asked for. A GGUF file (4-bit SmolLM2) is
+dequantised once and cached as safetensors: say "dequantised" where it is reported.
 """
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -17,6 +18,8 @@ from core.hashing import content_key, sha256_file
 from core.state import Cache
 
 QUANTISED = ("none", "8bit", "4bit")
+NORMS = ("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f", "layernorm")  # behind the last layer
+FLOAT32 = ("deberta",)  # they mask attention by the least float32, which autocast's narrower scores cannot hold
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,20 @@ def load_encoder(source: Any, *, layers: int | None = None, device: str | None =
     Args:
         layers: keep the first ``layers`` transformer layers (None: all).
         device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where it is.
+
+    Raises:
+        ValueError: a sequence-to-sequence model, no tokenizer (or none of this model), or files that lack weights.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     from core.models.encoder import TextEncoder
 
     found = locate(source)
-    backbone = quietly(AutoModel.from_pretrained, found.path, trust_remote_code=remote_code, dtype="float32")
+    folder = dequantised(found) if found.gguf else found.path
+    backbone, tokenizer = _read(AutoModel, found.name, folder, "an encoder", remote_code)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
-    tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=remote_code)
-    encoder = TextEncoder(backbone, tokenizer, found.name, found.sha256, _sentence_length(found.path, backbone.config))
+    encoder = TextEncoder(backbone, tokenizer, found.name, found.sha256, _sentence_length(folder, backbone))
     if layers is not None:
         encoder = encoder.first_layers(layers)
     return encoder.to(device or default_device()).eval()
@@ -102,6 +108,9 @@ def load_causal(
         layers: keep the first ``layers`` layers (the final norm and the head stay).
         quantised: ``"8bit"`` or ``"4bit"`` load through bitsandbytes (CUDA only).
         cache: where a dequantised GGUF is kept.
+
+    Raises:
+        ValueError: a model of another kind, no tokenizer (or none of this model), or files that lack weights (a head).
     """
     from transformers import AutoModelForCausalLM
 
@@ -123,16 +132,13 @@ def load_masked(
 
 
 def _load_lm(auto, kind, source, layers, device, quantised, cache, remote_code) -> LanguageModel:
-    from transformers import AutoTokenizer
-
     if quantised not in QUANTISED:
         raise ValueError(f"quantised={quantised!r}; allowed: {', '.join(QUANTISED)}")
     found = locate(source)
     folder = dequantised(found, cache) if found.gguf else found.path
     device = device or default_device()
     extra = _placement(folder, device, quantised)
-    model = quietly(auto.from_pretrained, folder, trust_remote_code=remote_code, dtype="float32", **extra)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    model, tokenizer = _read(auto, found.name, folder, f"a {kind} language model with its head", remote_code, **extra)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -140,9 +146,52 @@ def _load_lm(auto, kind, source, layers, device, quantised, cache, remote_code) 
         model = first_layers(model, layers)
     if not extra:
         model = model.to(device)
-    length = int(getattr(model.config, "max_position_embeddings", 512))
     name = found.name if layers is None else f"{found.name}[:{layers}]"
-    return LanguageModel(model.eval(), tokenizer, kind, name, content_key(found.sha256, layers or 0), length)
+    digest = content_key(found.sha256, layers or 0)
+    return LanguageModel(model.eval(), tokenizer, kind, name, digest, longest_input(model))
+
+
+def _read(auto: Any, name: str, folder: Path, wanted: str, remote_code: bool, **extra: Any) -> tuple[Any, Any]:
+    """Model (float32) and tokenizer of a folder; what transformers would make up for it is refused instead.
+
+    Args:
+        auto: the class of transformers that loads it.
+        wanted: what it is loaded as, for messages.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from core.models.folder import check_complete, check_direction, check_tokenizer, check_words
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    check_direction(name, config, auto, wanted)
+    check_tokenizer(folder)
+    given = {"trust_remote_code": remote_code, "dtype": "float32", "weights_only": True, "output_loading_info": True}
+    model, info = quietly(auto.from_pretrained, folder, **given, **extra)
+    # The pooler of a sentence encoder is not read, and often not saved.
+    check_complete(name, [key for key in info["missing_keys"] if not key.startswith("pooler.")], wanted)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    check_words(tokenizer, folder, model.get_input_embeddings().num_embeddings)
+    keep_float32(model)
+    return model, tokenizer
+
+
+def keep_float32(model: Any) -> None:
+    """Make a model that fails in narrower floats (:data:`FLOAT32`) compute in float32 under any autocast."""
+    if model.config.model_type in FLOAT32:
+        model.base_model.forward = _Float32(model.base_model)
+
+
+class _Float32:
+    """The forward of ``body`` outside autocast. (An object, so that a copy of the body takes a copy of it along.)"""
+
+    def __init__(self, body: Any):
+        self.body = body
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        with torch.autocast(next(self.body.parameters()).device.type, enabled=False):
+            return type(self.body).forward(self.body, *args, **kwargs)
 
 
 def _placement(folder: Path, device: str, quantised: str) -> dict[str, Any]:
@@ -239,17 +288,52 @@ def default_device() -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
-def _sentence_length(folder: Path, config: Any) -> int:
+def _sentence_length(folder: Path, model: Any) -> int:
     """Longest input in tokens: sentence-transformers' setting where it is given, else the position table's."""
     import json
 
-    length = int(getattr(config, "max_position_embeddings", 512))
-    if getattr(config, "model_type", "") in ("mpnet", "roberta", "xlm-roberta"):
-        length -= 2  # their position table starts behind the padding index
+    length = longest_input(model)
     stated = folder / "sentence_bert_config.json"
     if stated.exists():
         length = min(length, int(json.loads(stated.read_text()).get("max_seq_length") or length))
     return length
+
+
+def longest_input(model: Any) -> int:
+    """How many tokens a model has positions for; 512 where its configuration sets no limit.
+
+    A position table with a padding row (RoBERTa and what is built like it) begins behind that row.
+    """
+    from torch import nn
+
+    length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 512))
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            length = min(length, table.num_embeddings - table.padding_idx - 1)
+    return length
+
+
+def output_width(model: Any) -> int:
+    """Length of a last hidden state: ``hidden_size``, or what a projection behind the layers makes of it (OPT)."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def layer_states(model: Any, states: Sequence[Any]) -> list[Any]:
+    """The states [..., H] of all layers, of the last one's width: narrower by OPT's projection, where it has one."""
+    width = states[-1].shape[-1]
+    if all(s.shape[-1] == width for s in states):
+        return list(states)
+    project = next(module for name, module in model.named_modules() if name.endswith("project_out"))
+    return [s if s.shape[-1] == width else project(s) for s in states]
+
+
+def behind_layers(holder: Any) -> list[Any]:
+    """The modules behind the last layer in ``holder`` (see :func:`layer_list`): a norm, a projection."""
+    from torch import nn
+
+    found = [getattr(holder, name, None) for name in (*NORMS, "project_out")]
+    return [module for module in found if isinstance(module, nn.Module)]
 
 
 def quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -280,7 +364,9 @@ def kind_of(source: Any) -> str:
     names = " ".join(getattr(_config(source), "architectures", None) or [])
     if "ForCausalLM" in names or "LMHeadModel" in names:
         return "causal"
-    return "masked" if "ForMaskedLM" in names or "ForPreTraining" in names else "encoder"
+    # ELECTRA's pre-training head tells replaced words apart and writes none.
+    pretrained = "ForPreTraining" in names and "ElectraForPreTraining" not in names
+    return "masked" if "ForMaskedLM" in names or pretrained else "encoder"
 
 
 def _config(source: Any) -> Any:

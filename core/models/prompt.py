@@ -10,8 +10,9 @@ label logits [B, C] and the hidden state of every layer at the answer position [
 Nothing assumes that teacher and student share kind, width, depth or tokenizer.
 """
 
+import copy
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from core.config import Config
 from core.hashing import content_key
 from core.models.encoder import TextEncoder
 from core.models.heads import Classifier, label_word_head
-from core.models.load import LanguageModel
+from core.models.load import LanguageModel, layer_states, output_width
 from core.models.score import Tokenized, score
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -128,6 +129,7 @@ class PromptedLM(nn.Module):
         self.name, self.sha256 = lm.name, lm.sha256
         self.max_length = min(lm.max_length, max_length or 512)
         self.model, self.too_long = lm.model, too_long
+        self._head = (body_and_head(lm.model)[1],)  # a tuple, as its weights are the model's already
         self.demonstrations = tuple(demonstrations)
         self._shown = self._demonstrated()
         ids, weights = label_tokens(self.tokenizer, prompt.words)
@@ -145,7 +147,7 @@ class PromptedLM(nn.Module):
 
     @property
     def width(self) -> int:
-        return self.model.config.hidden_size
+        return output_width(self.model)
 
     @property
     def depth(self) -> int:
@@ -184,19 +186,21 @@ class PromptedLM(nn.Module):
         """Token ids of the filled prompts."""
         rendered = [self.render(t, p) for t, p in zip(texts, pairs or [""] * len(texts), strict=True)]
         types = self.kind == "masked" and getattr(self.model.config, "type_vocab_size", 0) > 1
-        return Tokenized.of(self.tokenizer, rendered, token_types=types)
+        tokens = Tokenized.of(self.tokenizer, rendered, token_types=types)
+        return tokens if self.kind == "masked" else tokens.unended(self.tokenizer)
 
     def forward(self, batch: dict[str, torch.Tensor], hidden: bool = False):
         """Label logits [B, C]; with ``hidden`` also the states at the answer [layers + 1, B, H]."""
-        base, head = body_and_head(self.model)
-        out = base(**batch, output_hidden_states=hidden)
+        (head,) = self._head
+        out = self.model.base_model(**batch, output_hidden_states=hidden)
         rows = torch.arange(len(batch["input_ids"]), device=self.device)
         soft = out.last_hidden_state.shape[1] - batch["input_ids"].shape[1]  # soft prompt tokens come first
         position = self._position(batch) + soft
         logits = self._label_logits(head, out.last_hidden_state[rows, position])
         if not hidden:
             return logits
-        return logits, torch.stack([h[rows, position].float() for h in out.hidden_states])
+        states = layer_states(self.model, out.hidden_states)
+        return logits, torch.stack([h[rows, position].float() for h in states])
 
     def _position(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.kind == "causal":
@@ -207,7 +211,7 @@ class PromptedLM(nn.Module):
         length = is_mask.shape[1]
         return length - 1 - is_mask.flip(1).argmax(1)  # the last mask: earlier ones belong to demonstrations
 
-    def _label_logits(self, head: nn.Module, state: torch.Tensor) -> torch.Tensor:
+    def _label_logits(self, head: Callable[[torch.Tensor], torch.Tensor], state: torch.Tensor) -> torch.Tensor:
         """Mean over a label's words of the mean logit of the word's tokens, [B, C] in float32."""
         if isinstance(head, nn.Linear):
             flat = self.label_ids.flatten()
@@ -267,7 +271,7 @@ def label_tokens(tokenizer: Any, words: Sequence[Sequence[str]]) -> tuple[np.nda
     """
     rows: list[list[list[int]]] = []
     for label, group in enumerate(words):
-        tokens = [tokenizer(" " + w.strip(), add_special_tokens=False)["input_ids"] for w in group]
+        tokens = [_within_text(tokenizer, w.strip()) for w in group]
         for word, ids in zip(group, tokens, strict=True):
             if not ids or all(i == tokenizer.unk_token_id for i in ids):
                 raise ValueError(f"label word {word!r} of label {label} tokenizes to nothing; choose another word")
@@ -288,17 +292,83 @@ def label_tokens(tokenizer: Any, words: Sequence[Sequence[str]]) -> tuple[np.nda
     return ids, weights
 
 
-def body_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
-    """The transformer body and the LM head of a transformers model.
+def _within_text(tokenizer: Any, word: str) -> list[int]:
+    """Token ids of a word that follows another one.
+
+    Alone it may get a blank too many: tokenizers of Llama 2 and Gemma's kind put one before every text.
+    """
+    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a {word}"))
+    if after[: len(before)] == before:
+        return after[len(before) :]
+    return tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+
+
+def body_and_head(model: Any) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """The transformer body of a transformers model, and what makes logits [..., V] of the body's last states [..., H].
+
+    The head is the output layer itself where nothing else comes after the body. Where more does (a head in several
+    parts; logits that are scaled or bounded), it is the model's own forward, given the states.
 
     Raises:
-        ValueError: the model has no single head.
+        ValueError: the model has no head, or does not put it on the last states of its body.
     """
-    body = model.base_model
-    heads = [child for child in model.children() if child is not body]
-    if len(heads) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(heads)} heads; expected one")
-    return body, heads[0]
+    body, layer = model.base_model, model.get_output_embeddings()
+    if body is model:
+        raise ValueError(f"{type(model).__name__} has no language-model head; load a masked or causal language model")
+    whole, others = OwnHead(model), [child for child in model.children() if child is not body]
+    if len(others) == 1 and others[0] is layer and isinstance(layer, nn.Linear):
+        with torch.no_grad():  # large states: a bound of logits shows
+            state = 100 * torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
+            if torch.allclose(layer(state), whole(state), rtol=1e-3, atol=1e-3):
+                return body, layer
+    return body, whole
+
+
+class OwnHead:
+    """The head of ``model`` as its own forward applies it: the forward runs, but its body gives the states at hand."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of the body's last states [..., H]."""
+        shell = copy.copy(self.model)  # shares every weight; only its table of modules is another
+        body = _Given(self.model.base_model, states.reshape(1, -1, states.shape[-1]))
+        shell._modules = {**self.model._modules, self.model.base_model_prefix: body}
+        ids = torch.zeros(body.states.shape[:2], dtype=torch.long, device=states.device)
+        logits = type(self.model).forward(shell, input_ids=ids).logits
+        if not body.asked:
+            raise ValueError(f"the head of {type(self.model).__name__} is not read from the last states of its body")
+        return logits.reshape(*states.shape[:-1], -1)
+
+
+class _Given(nn.Module):
+    """Stands for a body: whatever it is called with, it gives ``states`` [B, L, H]."""
+
+    def __init__(self, body: nn.Module, states: torch.Tensor):
+        super().__init__()
+        self.__dict__["body"] = body  # not a module of this one: nothing moves or counts its weights twice
+        self.states, self.asked = states, False
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        self.asked = True
+        return _Output((self.states,))
+
+    def __getattr__(self, name: str) -> Any:
+        # OPT and BART's decoders are asked by what wraps them.
+        return self if name == "decoder" else getattr(self.__dict__["body"], name)
+
+
+class _Output(tuple):
+    """A body's output that holds its last states and None under every other name."""
+
+    @property
+    def last_hidden_state(self) -> torch.Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class LastState(nn.Module):

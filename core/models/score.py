@@ -44,6 +44,9 @@ class Tokenized:
         """Tokenise; texts over ``max_length`` tokens are cut."""
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"{len(texts)} texts but {len(pairs)} second texts; give one for each")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        if not len(texts):  # which transformers' tokenizers do not take
+            return cls([], [] if token_types else None, pad, np.zeros(0, dtype=np.int64))
         out = tokenizer(
             list(texts),
             None if pairs is None else list(pairs),
@@ -55,7 +58,6 @@ class Tokenized:
         )
         ids = [list(row) for row in out["input_ids"]]
         types = [list(row) for row in out["token_type_ids"]] if token_types else None
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return cls(ids, types, pad, np.array([len(row) for row in ids], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -69,6 +71,13 @@ class Tokenized:
         ids = [self.ids[i] for i in indices]
         types = None if self.token_types is None else [self.token_types[i] for i in indices]
         return Tokenized(ids, types, self.pad, self.lengths[np.asarray(indices, dtype=np.int64)])
+
+    def unended(self, tokenizer: Any) -> "Tokenized":
+        """Without the end-of-text token that a tokenizer may append: what follows a text is read at its last word."""
+        end = tokenizer.eos_token_id
+        if end is None or tokenizer("a")["input_ids"][-1:] != [end]:
+            return self
+        return Tokenized([r[:-1] for r in self.ids], None, self.pad, self.lengths - 1)
 
     def __add__(self, other: "Tokenized") -> "Tokenized":
         types = None if self.token_types is None else [*self.token_types, *other.token_types]
@@ -114,7 +123,12 @@ def score(
 
     A tensor output [B, ...] gives one array [n, ...]; a tuple gives one array for each element, where an element with a
     leading layer axis [layers, B, ...] (three axes) gives [n, layers, ...].
+
+    Raises:
+        ValueError: no texts (the shapes of the outputs are the model's to tell).
     """
+    if not len(tokenized):
+        raise ValueError(f"{description}: there are no texts; give at least one")
     device = next(model.parameters()).device
     results: list[np.ndarray] = []
     with evaluating(model), track(description, len(tokenized), "text") as bar:

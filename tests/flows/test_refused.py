@@ -79,12 +79,12 @@ def test_distillation_refuses_what_its_models_cannot_do(tasks, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["DistilBert", "Electra"])
-def test_a_masked_model_whose_head_is_in_parts_is_read_as_an_encoder(kind, tmp_path):
+def test_a_masked_model_answers_at_its_mask_even_if_its_head_is_in_parts(kind, tmp_path):
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(architectures=[f"{kind}ForMaskedLM"])
     config.save_pretrained(tmp_path)
-    assert readable(student_of(str(tmp_path))).kind == "encoder"
+    assert readable(student_of(str(tmp_path))).kind == "masked"
 
 
 def test_distillation_and_search_refuse_other_kinds_of_tasks(tasks):
@@ -102,6 +102,16 @@ def test_evolution_knows_its_granularities_and_the_names_of_own_tasks(tasks):
     assert "Tasks: a, b" in refused("evolve-merge", **own, preference={"a.yaml": 3.0})
     flow = FLOWS.get("evolve-merge")
     assert flow.plan(flow.form(size="smoke", **own, preference={"a": 3.0}))
+
+
+@pytest.mark.parametrize(("granularity", "fits"), [("blocks:3", False), ("blocks:2", True), ("layers", True)])
+def test_evolution_looks_at_the_depth_of_the_base_before_experts_are_trained(tasks, tmp_path, granularity, fits):
+    values = {"base": str(tiny.build("bert", tmp_path)), "tasks": (tasks["a"], tasks["b"]), "granularity": granularity}
+    if fits:
+        flow = FLOWS.get("evolve-merge")
+        assert flow.plan(flow.form(size="smoke", **values))
+    else:
+        assert "granularity 'blocks:3': the model has 2 layers" in refused("evolve-merge", **values)
 
 
 def test_a_transfer_counts_no_examples_that_are_not_there(tasks):

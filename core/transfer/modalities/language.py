@@ -10,7 +10,16 @@ from torch import nn
 from core.data.examples import Examples
 from core.models.encoder import mean_pool
 from core.models.folder import check_architecture, check_complete, check_tokenizer
-from core.models.load import Source, default_device, dequantised, first_layers, locate, quietly
+from core.models.load import (
+    Source,
+    default_device,
+    dequantised,
+    first_layers,
+    locate,
+    longest_input,
+    output_width,
+    quietly,
+)
 from core.models.score import Tokenized, evaluating, length_buckets
 from core.progress import track
 from core.transfer.modalities import MODALITIES, seeded
@@ -32,7 +41,7 @@ class LanguageBody(nn.Module):
         self.backbone, self.tokenizer, self.name, self.sha256 = backbone, tokenizer, name, sha256
         self.max_length, self.template = max_length, template
         self.seq2seq = bool(backbone.config.is_encoder_decoder)
-        self.width = int(getattr(backbone.config, "d_model", None) or backbone.config.hidden_size)
+        self.width = output_width(backbone)
 
     @classmethod
     def load(
@@ -62,6 +71,8 @@ class LanguageBody(nn.Module):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         name = found.name if layers is None else f"{found.name}[:{layers}]"
+        if not model.config.is_encoder_decoder:  # those have relative positions, without a limit
+            max_length = min(max_length, longest_input(model))
         body = cls(model, tokenizer, name, found.sha256, max_length, template)
         return body.to(device or default_device()).eval()
 

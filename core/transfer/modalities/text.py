@@ -4,7 +4,7 @@ from typing import Any
 
 from core.data.examples import Examples
 from core.models.encoder import TextEncoder
-from core.models.load import dequantised, load_encoder, locate
+from core.models.load import keep_float32, load_encoder
 from core.models.score import Tokenized
 from core.transfer.modalities import MODALITIES, seeded
 
@@ -18,10 +18,7 @@ class TextBody(TextEncoder):
     @classmethod
     def load(cls, source: Any, layers: int | None = None, max_length: int = 128, device: str | None = None):
         """From an asset, folder, GGUF file or name; ``layers`` keeps the first ones, ``max_length`` cuts texts."""
-        found = locate(source)
-        if found.gguf is not None:
-            found = type(found)(found.name, dequantised(found), found.sha256)
-        e = load_encoder(found, layers=layers, device=device)
+        e = load_encoder(source, layers=layers, device=device)
         return cls(e.backbone, e.tokenizer, e.name, e.sha256, min(max_length, e.max_length))
 
     def inputs(self, examples: Examples) -> Tokenized:
@@ -33,5 +30,6 @@ class TextBody(TextEncoder):
         backbone = seeded(lambda: type(self.backbone)(self.backbone.config), seed)
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None
+        keep_float32(backbone)
         body = TextBody(backbone, self.tokenizer, f"{self.name} (new)", "", self.max_length)
         return body.to(self.device)

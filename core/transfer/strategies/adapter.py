@@ -79,7 +79,9 @@ def add_adapters(body: nn.Module, config: StrategyConfig) -> None:
 
 
 def _stacks(backbone: nn.Module) -> list[nn.ModuleList]:
-    """The lists of layers: one, or the encoder's and the decoder's."""
+    """The lists of layers: one, the encoder's and the decoder's, or ALBERT's groups, each of which runs repeatedly."""
+    if getattr(backbone.config, "num_hidden_groups", None):
+        return [_longest(backbone)]
     if getattr(backbone.config, "is_encoder_decoder", False):
         return [_longest(part) for part in (backbone.get_encoder(), backbone.get_decoder())]
     holder, name = layer_list(backbone)

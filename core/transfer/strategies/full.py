@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from core.models.load import layer_list
+from core.models.load import behind_layers, layer_list
 from core.transfer.budget import Budget
 from core.transfer.sources import Source
 from core.transfer.strategies import STRATEGIES, Fitted, StrategyConfig
@@ -37,7 +37,5 @@ def _free_the_top(body: nn.Module, config: StrategyConfig) -> None:
     layers = getattr(holder, name)
     for layer in layers[-max(1, round(config.unfrozen * len(layers))) :]:
         layer.requires_grad_(True)
-    for part in ("norm", "final_layer_norm", "ln_f", "layernorm"):  # the norm behind the last layer
-        norm = getattr(holder, part, None)
-        if isinstance(norm, nn.Module):
-            norm.requires_grad_(True)
+    for module in behind_layers(holder):
+        module.requires_grad_(True)

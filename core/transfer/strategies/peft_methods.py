@@ -2,17 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
+from core.models.inserts import has_transposed, linear_maps, room_for_text, token_sizes
 from core.transfer.strategies import STRATEGIES, StrategyConfig
 from core.transfer.strategies.tuning import ALL, tune
 
 # What IA3 scales where peft has no entry for an architecture: keys, values, and the feed-forward's inner state.
-KEYS_VALUES = ("key", "value", "k_proj", "v_proj", "k", "v", "query_key_value", "c_attn")
-FEED_FORWARD = ("intermediate.dense", "down_proj", "fc2", "wo", "dense2", "output_dense", "lin2")
+# Where one map makes queries, keys and values, all three are scaled, as peft does.
+KEYS_VALUES = (
+    *("key", "value", "k_proj", "v_proj", "key_proj", "value_proj", "k_lin", "v_lin", "k", "v"),
+    *("query_key_value", "c_attn", "in_proj", "Wqkv"),
+)
+FEED_FORWARD = (
+    *("intermediate.dense", "down_proj", "fc2", "wo", "dense2", "output_dense", "lin2"),
+    *("ffn_output", "dense_4h_to_h", "mlp.c_proj", "mlp.Wo"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,35 +38,48 @@ class Method:
 def _lora(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
     from peft import LoraConfig
 
-    names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and not _is_output(n)]
-    return LoraConfig(task_type=task, r=c.rank, lora_alpha=2 * c.rank, target_modules=names)
+    linear = set(linear_maps(model))
+    names = [n for n, m in model.named_modules() if n in linear or isinstance(m, nn.Conv2d)]
+    if not names:
+        raise ValueError(f"lora needs linear maps or convolutions; {type(model).__name__} has none")
+    own = {"target_modules": names, "fan_in_fan_out": has_transposed(model)}
+    return LoraConfig(task_type=task, r=c.rank, lora_alpha=2 * c.rank, **own)
 
 
 def _ia3(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
     from peft import IA3Config
 
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _is_output(n)]
+    linear = linear_maps(model)
     inner = [n for n in linear if n.endswith(FEED_FORWARD)]
     scaled = [n for n in linear if n.rsplit(".", 1)[-1] in KEYS_VALUES]
     if not scaled:
-        raise ValueError(f"ia3 scales keys and values; {type(model).__name__} has no attention to scale")
-    return IA3Config(task_type=task, target_modules=scaled + inner, feedforward_modules=inner)
+        raise ValueError(
+            f"ia3 scales keys and values; {type(model).__name__} has no attention to scale under a name known here; "
+            "use lora or adapter"
+        )
+    own = {"feedforward_modules": inner, "fan_in_fan_out": has_transposed(model)}
+    return IA3Config(task_type=task, target_modules=scaled + inner, **own)
 
 
 def _prompt(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
     from peft import PromptTuningConfig
 
-    return PromptTuningConfig(task_type=task, num_virtual_tokens=c.virtual_tokens)
+    return PromptTuningConfig(task_type=task, num_virtual_tokens=c.virtual_tokens, **token_sizes(model))
 
 
 def _prefix(model: nn.Module, c: StrategyConfig, task: Any) -> Any:
     from peft import PrefixTuningConfig
 
-    if getattr(model.config, "model_type", "") == "mpnet":
+    if "past_key_values" not in signature(type(model).forward).parameters:
         raise ValueError(
-            "prefix tuning needs a model that takes past keys and values, mpnet does not; use prompt_tuning"
+            f"prefix tuning needs a model that takes past keys and values, {model.config.model_type} does not; "
+            "use prompt_tuning, lora, ia3 or adapter"
         )
-    return PrefixTuningConfig(task_type=task, num_virtual_tokens=c.virtual_tokens)
+    own = {}
+    if hasattr(model.config, "d_kv"):  # T5: heads need not be as wide together as the model
+        heads = model.config.num_attention_heads
+        own = {"token_dim": model.config.d_kv * heads, "num_attention_heads": heads}
+    return PrefixTuningConfig(task_type=task, num_virtual_tokens=c.virtual_tokens, **own)
 
 
 METHODS = {
@@ -93,10 +115,11 @@ class Wrapped(nn.Module):
 
 
 def insert(method: Method, body: nn.Module, config: StrategyConfig) -> None:
-    """Put the method's parameters into ``body.backbone``.
+    """Put the method's parameters into ``body.backbone``; where they are tokens, texts are cut to leave them room.
 
     Raises:
-        ValueError: virtual tokens for a model that reads no tokens.
+        ValueError: virtual tokens for a model that reads no tokens or has no room for them; prefixes for one that takes
+            no past keys and values; no part of the model that the method changes.
     """
     from peft import TaskType, get_peft_model
     from peft.mapping import inject_adapter_in_model
@@ -111,6 +134,7 @@ def insert(method: Method, body: nn.Module, config: StrategyConfig) -> None:
     if body.modality == "language":
         task = TaskType.SEQ_2_SEQ_LM if backbone.config.is_encoder_decoder else TaskType.CAUSAL_LM
     wrapped = get_peft_model(backbone, method.config(backbone, config, task))
+    body.max_length = room_for_text(backbone, body.max_length, config.virtual_tokens)
     _start_near_the_source(wrapped, backbone)
     body.backbone = Wrapped(wrapped)
 
@@ -125,10 +149,6 @@ def _start_near_the_source(wrapped: nn.Module, backbone: nn.Module) -> None:
                 virtual.copy_(words[torch.randint(len(words), (len(virtual),)).to(words.device)])
             else:
                 virtual.mul_(0.02)
-
-
-def _is_output(name: str) -> bool:
-    return name.split(".")[-1] in ("lm_head", "classifier", "pooler")
 
 
 def _register(name: str, method: Method) -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.models.encoder import embed_batches
 from core.models.heads import Classifier, label_word_head, linear_head
 from core.models.load import first_layers, kind_of, load_causal, load_encoder, load_masked, locate, shape
 from core.models.score import Tokenized, length_buckets, resolve_dtype, score
@@ -110,3 +111,22 @@ def test_tokenized_pieces():
     batch = tokens.batch(np.array([0, 1]))
     assert batch["input_ids"].shape == (2, 4)
     assert tokens.sha256 != both.sha256
+
+
+def test_no_texts_give_no_rows_or_a_plain_error():
+    encoder = tiny.encoder()
+    model = Classifier(encoder, linear_head(16, 2, seed=0))
+    assert encoder.embed([]).shape == (0, 16)
+    assert encoder.embed([], normalize=True).shape == (0, 16)
+    assert model.logits([]).shape == (0, 2)
+    with pytest.raises(ValueError, match="predict: there are no texts"):
+        score(encoder, encoder.tokenize([]), description="predict")
+
+
+def test_batches_go_to_their_rows():
+    encoder = tiny.encoder()
+    tokens = encoder.tokenize(tiny.TEXTS)
+    batches = [(rows, tokens.batch(rows)) for rows in length_buckets(tokens.lengths, 20)]
+    assert len(batches) > 2
+    expected = score(encoder, tokens, dtype="float32", batch_tokens=20)[0]
+    np.testing.assert_array_equal(embed_batches(encoder, batches, len(tokens)), expected)

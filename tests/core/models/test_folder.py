@@ -4,9 +4,10 @@ import json
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 
 from core.data.assets import AssetError
-from core.models.folder import check_one_text, check_readable, check_vocabulary, has_one_head
+from core.models.folder import check_one_text, check_readable, check_vocabulary
 from core.models.load import locate
 from core.transfer.modalities import MODALITIES
 from core.transfer.sources import open_source
@@ -120,9 +121,32 @@ def test_one_text_is_not_read_by_a_sequence_to_sequence_model(tmp_path):
         check_one_text(locate(tiny.build("t5", tmp_path / "t5")))
 
 
-@pytest.mark.parametrize(("kind", "one"), [("Bert", True), ("DistilBert", False), ("Electra", False)])
-def test_heads_of_several_parts_are_known_without_the_weights(kind, one, tmp_path):
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Electra"])
+def test_heads_of_one_part_and_of_several_are_read_without_the_weights(kind):
+    import torch
     import transformers
 
-    getattr(transformers, f"{kind}Config")(architectures=[f"{kind}ForMaskedLM"]).save_pretrained(tmp_path)
-    assert has_one_head(tmp_path) is one
+    from core.models.prompt import body_and_head
+
+    with torch.device("meta"):
+        config = getattr(transformers, f"{kind}Config")(num_hidden_layers=1)
+        model = getattr(transformers, f"{kind}ForMaskedLM")(config)
+        body, head = body_and_head(model)
+        assert body is model.base_model
+        assert head(torch.zeros(3, config.hidden_size)).shape == (3, config.vocab_size)
+
+
+def test_a_token_of_another_modality_needs_no_embedding(tmp_path):
+    """Gemma 3's image token lies behind its word embeddings; no text becomes one."""
+    from transformers import AutoTokenizer
+
+    tiny.build("bert", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([AddedToken(f"<image {i}>", special=True) for i in range(9)], special_tokens=True)
+    assert len(tokenizer) > 48
+    tokenizer.save_pretrained(tmp_path)
+    check_vocabulary(tmp_path)
+    tokenizer.add_tokens(["<no special one>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(AssetError, match=r"has ids up to \d+, the model embeds 48"):
+        check_vocabulary(tmp_path)
