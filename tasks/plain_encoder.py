@@ -9,7 +9,8 @@ from pathlib import Path
 
 from core.config import Config
 from core.merge.tensors import read_header
-from core.models.load import load_encoder, quietly
+from core.models.load import load_encoder
+from core.models.quiet import quietly
 from tasks.load_model import ASSET, opened
 from tasks.stage import Artifact, Output, stage
 

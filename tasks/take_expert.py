@@ -22,7 +22,8 @@ from core.config import Config
 from core.data.tasks import load_task
 from core.hashing import sha256_file
 from core.merge.experts import CARD, HEAD, TASK, fit_probe, load_expert
-from core.models.load import Source, load_encoder, quietly
+from core.models.load import Source, load_encoder
+from core.models.quiet import quietly
 from core.state import write_json
 from tasks.load_model import opened
 from tasks.plain_encoder import WEIGHTS, WHOLE

@@ -6,7 +6,7 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from core.models.load import quietly
+from core.models.quiet import quietly
 
 WORDS = """
 good bad film plot dull fine great awful story scene actor music the a was is very not and but so at on it : . , review

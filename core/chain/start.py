@@ -84,7 +84,7 @@ def make_start(
     from core.merge.task_vectors import read_tensors
     from core.models.cut import cut
     from core.models.encoder import TextEncoder
-    from core.models.load import quietly
+    from core.models.quiet import quietly
 
     space.check(shape)
     kept = {layer for layer in shape.layers if layer is not None}

@@ -69,7 +69,8 @@ def distil_student(config: StudyConfig, method: str, start: Start, folder: Path,
     """
     from safetensors.numpy import save_file
 
-    from core.models.load import load_encoder, quietly
+    from core.models.load import load_encoder
+    from core.models.quiet import quietly
 
     study = FromStart(config, start, max_length)
     model, budget, facts = study.train(method, folder=folder)

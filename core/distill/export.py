@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from core.models.classifier import HEADS, Head, package
-from core.models.load import quietly
 from core.models.prompt import Prompt, PromptedEncoder, log_softmax, prompted
+from core.models.quiet import quietly
 from core.models.score import score
 from core.state import StateError, write_json
 

@@ -13,16 +13,8 @@ from core.config import Config
 from core.data.examples import Examples
 from core.hashing import code_version, content_key
 from core.models.inserts import has_transposed, room_for_text, token_sizes
-from core.models.load import (
-    behind_layers,
-    kind_of,
-    layer_list,
-    load_causal,
-    load_encoder,
-    load_masked,
-    locate,
-    shape,
-)
+from core.models.layers import behind_layers, layer_list
+from core.models.load import kind_of, load_causal, load_encoder, load_masked, locate, shape
 from core.models.prompt import Demonstration, Prompt, PromptedEncoder, PromptedLM, prompted
 from core.models.score import score
 from core.models.train import TrainConfig, TrainReport, train

@@ -97,7 +97,8 @@ def train_adapter(task: Any, base: Any, config: AdapterConfig, cache: Cache | No
 
 
 def _build(folder: Path, task: Any, drawn: Any, source: Any, config: AdapterConfig, cache: Cache | None) -> None:
-    from core.models.load import load_causal, quietly
+    from core.models.load import load_causal
+    from core.models.quiet import quietly
     from core.models.train import train
 
     lm = load_causal(source, cache=cache)

@@ -127,7 +127,8 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
     from safetensors.numpy import save_file
 
     from core.hashing import sha256_file
-    from core.models.load import load_encoder, quietly
+    from core.models.load import load_encoder
+    from core.models.quiet import quietly
 
     encoder = load_encoder(source)
     encoder.max_length = min(config.max_length, encoder.max_length)

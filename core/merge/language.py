@@ -79,7 +79,8 @@ def language_problem(
     """
     import torch
 
-    from core.models.load import dequantised, load_causal, locate
+    from core.models.gguf import dequantised
+    from core.models.load import load_causal, locate
     from core.models.score import resolve_dtype
 
     check_tasks(experts)

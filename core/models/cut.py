@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.models.load import layer_list
+from core.models.layers import layer_list
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from core.hashing import content_key
-from core.models.load import first_layers, layer_states, output_width
+from core.models.layers import first_layers, layer_states, output_width
 from core.models.score import Tokenized, score
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from core.models.load import longest_input
+from core.models.layers import longest_input
 
 SHORTEST_TEXT = 8  # tokens that virtual ones must leave
 

@@ -5,20 +5,18 @@ Nothing runs code that comes with a model unless ``remote_code=True`` is asked f
 dequantised once and cached as safetensors: say "dequantised" where it is reported.
 """
 
-import copy
 import os
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from core.hashing import content_key, sha256_file
+from core.hashing import content_key
+from core.models.gguf import dequantised
+from core.models.layers import first_layers, longest_input
+from core.models.quiet import quietly
 from core.state import Cache
 
 QUANTISED = ("none", "8bit", "4bit")
-NORMS = ("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f", "layernorm")  # behind the last layer
 FLOAT32 = ("deberta",)  # they mask attention by the least float32, which autocast's narrower scores cannot hold
 
 
@@ -213,72 +211,6 @@ def _placement(folder: Path, device: str, quantised: str) -> dict[str, Any]:
     return {}
 
 
-def dequantised(source: Source, cache: Cache | None = None) -> Path:
-    """The float16 safetensors folder of a GGUF model, made once and kept in the cache."""
-    key = content_key(sha256_file(source.gguf), "float16 1")
-
-    def build(folder: Path) -> dict[str, str]:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        where = {"gguf_file": source.gguf.name}
-        with redirect_stderr(StringIO()):  # its bar knows no other off switch
-            loaded = quietly(AutoModelForCausalLM.from_pretrained, source.gguf.parent, dtype="float32", **where)
-        config = copy.deepcopy(loaded.config)
-        for stale in ("quantization_config", "_pre_quantization_dtype"):
-            if hasattr(config, stale):
-                delattr(config, stale)
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        fresh.load_state_dict(loaded.state_dict())
-        quietly(fresh.half().save_pretrained, folder)
-        AutoTokenizer.from_pretrained(source.gguf.parent, **where).save_pretrained(folder)
-        return {"name": source.name, "weights": "dequantised"}
-
-    return (cache or Cache()).compute("models", key, build)
-
-
-def layer_list(model: Any) -> tuple[Any, str]:
-    """The module that holds the transformer layers and the attribute's name (``encoder, "layer"``).
-
-    Raises:
-        ValueError: no ModuleList has as many entries as ``config.num_hidden_layers``.
-    """
-    from torch import nn
-
-    count = model.config.num_hidden_layers
-    found = [
-        (sum(p.numel() for p in child.parameters()), module, name)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == count
-    ]
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no list of {count} layers; it cannot be cut to its first layers")
-    # A speech model may have as many convolutions as transformer layers: the transformer's are the heavy ones.
-    _, module, name = max(found, key=lambda entry: entry[0])
-    return module, name
-
-
-def first_layers(model: Any, count: int) -> Any:
-    """A copy of ``model`` with its first ``count`` layers; norm, pooling and head stay.
-
-    Raises:
-        ValueError: ``count`` is not between 1 and the number of layers.
-    """
-    total = model.config.num_hidden_layers
-    if not 1 <= count <= total:
-        raise ValueError(f"layers={count}: the model has {total}; give 1 to {total}")
-    holder, name = layer_list(model)
-    layers = getattr(holder, name)
-    setattr(holder, name, layers[:count])
-    try:
-        smaller = copy.deepcopy(model)
-    finally:
-        setattr(holder, name, layers)
-    smaller.config.num_hidden_layers = count
-    return smaller
-
-
 def default_device() -> str:
     """``"cuda"`` where a device is there (each of several processes takes its own), else ``"cpu"``."""
     import torch
@@ -297,60 +229,6 @@ def _sentence_length(folder: Path, model: Any) -> int:
     if stated.exists():
         length = min(length, int(json.loads(stated.read_text()).get("max_seq_length") or length))
     return length
-
-
-def longest_input(model: Any) -> int:
-    """How many tokens a model has positions for; 512 where its configuration sets no limit.
-
-    A position table with a padding row (RoBERTa and what is built like it) begins behind that row.
-    """
-    from torch import nn
-
-    length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 512))
-    for name, table in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            length = min(length, table.num_embeddings - table.padding_idx - 1)
-    return length
-
-
-def output_width(model: Any) -> int:
-    """Length of a last hidden state: ``hidden_size``, or what a projection behind the layers makes of it (OPT)."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
-
-
-def layer_states(model: Any, states: Sequence[Any]) -> list[Any]:
-    """The states [..., H] of all layers, of the last one's width: narrower by OPT's projection, where it has one."""
-    width = states[-1].shape[-1]
-    if all(s.shape[-1] == width for s in states):
-        return list(states)
-    project = next(module for name, module in model.named_modules() if name.endswith("project_out"))
-    return [s if s.shape[-1] == width else project(s) for s in states]
-
-
-def behind_layers(holder: Any) -> list[Any]:
-    """The modules behind the last layer in ``holder`` (see :func:`layer_list`): a norm, a projection."""
-    from torch import nn
-
-    found = [getattr(holder, name, None) for name in (*NORMS, "project_out")]
-    return [module for module in found if isinstance(module, nn.Module)]
-
-
-def quietly(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a loader or writer of transformers without its bar; the global RNG is left as it was."""
-    import torch
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with torch.random.fork_rng():
-            return load(*args, **kwargs)
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def shape(source: Any) -> tuple[int, int]:

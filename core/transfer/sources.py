@@ -119,7 +119,7 @@ def save_source(source: Source, folder: Path) -> None:
     """Write a trained text source as a model folder, with its output layer and labels beside the weights."""
     from safetensors.torch import save_file
 
-    from core.models.load import quietly
+    from core.models.quiet import quietly
 
     quietly(source.original.backbone.save_pretrained, folder)
     source.original.tokenizer.save_pretrained(folder)

@@ -10,7 +10,8 @@ from torch import nn
 
 from core.data.examples import Examples
 from core.models.folder import check_architecture, check_complete
-from core.models.load import default_device, locate, quietly
+from core.models.load import default_device, locate
+from core.models.quiet import quietly
 from core.transfer.modalities import MODALITIES, ArrayInputs, arrays_of, seeded
 
 WANTED = "an image classifier of transformers (ResNet, ViT, ConvNeXt, ...)"

@@ -10,16 +10,10 @@ from torch import nn
 from core.data.examples import Examples
 from core.models.encoder import mean_pool
 from core.models.folder import check_architecture, check_complete, check_tokenizer
-from core.models.load import (
-    Source,
-    default_device,
-    dequantised,
-    first_layers,
-    locate,
-    longest_input,
-    output_width,
-    quietly,
-)
+from core.models.gguf import dequantised
+from core.models.layers import first_layers, longest_input, output_width
+from core.models.load import Source, default_device, locate
+from core.models.quiet import quietly
 from core.models.score import Tokenized, evaluating, length_buckets
 from core.progress import track
 from core.transfer.modalities import MODALITIES, seeded

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from core.models.load import layer_list
+from core.models.layers import layer_list
 from core.transfer.budget import Budget
 from core.transfer.sources import Source
 from core.transfer.strategies import STRATEGIES, Fitted, StrategyConfig

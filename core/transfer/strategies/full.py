@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from core.models.load import behind_layers, layer_list
+from core.models.layers import behind_layers, layer_list
 from core.transfer.budget import Budget
 from core.transfer.sources import Source
 from core.transfer.strategies import STRATEGIES, Fitted, StrategyConfig

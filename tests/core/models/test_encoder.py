@@ -4,7 +4,8 @@ import torch
 
 from core.models.encoder import embed_batches
 from core.models.heads import Classifier, label_word_head, linear_head
-from core.models.load import first_layers, kind_of, load_causal, load_encoder, load_masked, locate, shape
+from core.models.layers import first_layers
+from core.models.load import kind_of, load_causal, load_encoder, load_masked, locate, shape
 from core.models.score import Tokenized, length_buckets, resolve_dtype, score
 from tests import tiny_models as tiny
 
