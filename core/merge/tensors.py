@@ -287,7 +287,7 @@ class Slot:
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * itemsize(self.dtype)
+        return math.prod(self.shape) * itemsize(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_bytes: in
     groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
     for name, dtype, shape in tensors:
-        size = int(np.prod(shape, dtype=np.int64)) * itemsize(dtype)
+        size = math.prod(shape) * itemsize(dtype)
         if groups[-1] and filled + size > shard_bytes:
             groups.append([])
             filled = 0
@@ -326,7 +326,7 @@ def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_bytes: in
         head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at, places = 0, []
         for name, dtype, shape in group:
-            size = int(np.prod(shape, dtype=np.int64)) * itemsize(dtype)
+            size = math.prod(shape) * itemsize(dtype)
             head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
             places.append((name, dtype, shape, at))
             at += size
