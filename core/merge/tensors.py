@@ -21,6 +21,7 @@ from core.merge.dtypes import OTHER, RAW, itemsize
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 HEADER_LIMIT = 100 << 20  # the format's own limit
 
 
@@ -144,29 +145,52 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"model {path} does not exist")
     config_path = path / "config.json"
     config = json.loads(config_path.read_text()) if config_path.is_file() else {}
-    if (path / INDEX).is_file():
-        files = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
-        missing = [f for f in files if not (path / f).is_file()]
-        if missing:
-            raise ValueError(f"{path / INDEX} names {', '.join(missing)}, which is not there")
-        shards = [path / f for f in files]
-    elif (path / SINGLE).is_file():
+    weight_map: dict[str, str] = {}
+    if (path / SINGLE).is_file():  # before an index, as transformers does
         shards = [path / SINGLE]
+    elif (path / INDEX).is_file():
+        weight_map = _weight_map(path / INDEX)
+        shards = [path / f for f in sorted(set(weight_map.values()))]
     else:
-        shards = sorted(path.glob("*.safetensors"))
+        shards = sorted(p for p in path.glob("*.safetensors") if p.name != ADAPTER)
     if not shards:
-        raise FileNotFoundError(f"{path} holds no .safetensors file; convert the model with save_pretrained first")
+        raise FileNotFoundError(f"{path} holds no .safetensors file{_instead(path)}")
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         for name, info in read_header(shard).items():
             if name in tensors:
                 raise ValueError(f"tensor {name!r} is in {tensors[name].file} and in {shard}")
             tensors[name] = info
-    if (path / INDEX).is_file():
-        lost = sorted(set(json.loads((path / INDEX).read_text())["weight_map"]) - tensors.keys())
-        if lost:
-            raise ValueError(f"{path / INDEX} names tensor {lost[0]!r}, which no shard holds")
+    lost = sorted(weight_map.keys() - tensors.keys())
+    if lost:
+        raise ValueError(f"{path / INDEX} names tensor {lost[0]!r}, which no shard holds")
     return Checkpoint(path, tensors, config)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor -> file of an index, all of them there."""
+    try:
+        found = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is no index of a model (it has no weight_map); copy or save the model again"
+        ) from None
+    missing = sorted(f for f in set(found.values()) if not (path.parent / f).is_file())
+    if missing:
+        raise ValueError(f"{path} names {', '.join(missing)}, which is not there; copy the model again, whole")
+    return found
+
+
+def _instead(path: Path) -> str:
+    """What a folder without model weights holds instead, and what to do."""
+    if (path / ADAPTER).is_file():
+        return f"; it is an adapter ({ADAPTER}): write it behind its base, BASE+{path}"
+    pickles = sorted(p.name for p in path.glob("*.bin"))
+    if pickles:
+        return (
+            f"; {pickles[0]} is a pickle, which is not opened: load the model with transformers and save_pretrained it"
+        )
+    return "; convert the model with save_pretrained first"
 
 
 class FileSource:
