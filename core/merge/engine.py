@@ -63,12 +63,13 @@ def merge(
     out = Path(out)
     plan = make_plan(source)
     key = plan_key(plan)
+    _check_place(plan, out)
     if os.path.lexists(out):
         trouble = _trouble(out, key)
         if trouble is None:
             return out
         if not replace:
-            raise StateError(f"{trouble}; remove {out} to merge again, or choose another folder")
+            raise StateError(f"{trouble}; choose another folder, or remove {out} to merge again")
         print(f"transferopt: {trouble}; merging again")
         shutil.rmtree(out) if out.is_dir() and not out.is_symlink() else out.unlink()
     check_space(plan, out)
@@ -121,6 +122,22 @@ def plan_key(plan: Plan) -> str:
     stats = {name: f.stat() for name, f in files.items()}
     seen = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     return content_key(plan.recipe, seen, engine_digest(), __version__)
+
+
+def _check_place(plan: Plan, out: Path) -> None:
+    """Refuse an output where a folder cannot be, or that is or holds one of the inputs."""
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{out} cannot be made: {parent} is a file; choose another folder")
+    part, whole = out.with_name(out.name + ".part"), out.resolve()
+    if part.is_symlink() or (part.exists() and not part.is_dir()):
+        raise StateError(
+            f"{part} is where the unfinished merge goes, but is no folder; remove it or choose another name"
+        )
+    for ref, checkpoint in zip(plan.references, plan.checkpoints):
+        place = checkpoint.path.resolve()
+        if whole == place or whole in place.parents:
+            raise StateError(f"{out} holds {ref}, which is to be merged; choose another folder")
 
 
 def _trouble(out: Path, key: str) -> str | None:

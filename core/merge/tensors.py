@@ -96,6 +96,10 @@ def _place(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInf
     start, stop = offsets
     if not 0 <= start <= stop <= size - data:
         raise ValueError(f"{path}: tensor {name!r} does not fit its place (truncated file?); copy the file again")
+    if dtype not in RAW and dtype not in OTHER:
+        raise ValueError(
+            f"{path}: tensor {name!r} has the unknown dtype {dtype!r}; known: {', '.join([*RAW, *OTHER])}; convert it"
+        )
     info = TensorInfo(path, data + start, dtype, tuple(shape))
     if stop - start != info.bytes:
         raise ValueError(f"{path}: tensor {name!r} ({dtype} {shape}) has {stop - start} bytes, not {info.bytes}")
@@ -143,8 +147,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, read_header(path))
     if not path.is_dir():
         raise FileNotFoundError(f"model {path} does not exist")
-    config_path = path / "config.json"
-    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    config = _config(path / "config.json")
     weight_map: dict[str, str] = {}
     if (path / SINGLE).is_file():  # before an index, as transformers does
         shards = [path / SINGLE]
@@ -165,6 +168,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if lost:
         raise ValueError(f"{path / INDEX} names tensor {lost[0]!r}, which no shard holds")
     return Checkpoint(path, tensors, config)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """``config.json``, empty without one."""
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy or save the model again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, not a mapping; copy or save the model again")
+    return config
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -373,9 +387,13 @@ class ShardFiles:
         self.fds = []
         for name, header, size in zip(layout.files, layout.headers, layout.sizes):
             fd = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(fd, size)
-            write_exactly(fd, header, 0)
             self.fds.append(fd)
+            try:
+                os.ftruncate(fd, size)
+                write_exactly(fd, header, 0)
+            except OSError as error:
+                self.close()
+                raise OSError(error.errno, f"{error.strerror} ({size} bytes)", str(folder / name)) from None
 
     def sync(self) -> None:
         """Put everything written so far on the disk."""
