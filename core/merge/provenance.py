@@ -17,7 +17,7 @@ from core.merge.plan import Plan
 from core.merge.tensors import read_exactly
 from core.state import home, write_bytes
 
-STEP = 1 << 18  # stays in a second-level cache from the read to the second hash
+STEP = 1 << 20  # stays in a second-level cache from the read to the second hash
 
 
 @cache
