@@ -3,9 +3,10 @@
 import yaml
 
 from core.config import Config
+from core.merge.engine import merge
 from core.state import write_bytes
 from tasks.evolve_recipes import RECIPE
-from tasks.merge_recipe import MODEL, merge_anew
+from tasks.merge_recipe import MODEL
 from tasks.stage import Artifact, Output, stage
 
 
@@ -18,4 +19,4 @@ def execute_recipe(out: Output, config: ExecuteConfig, evolved: Artifact) -> Non
     """Merge as the recipe says, into a model that transformers opens."""
     text = (evolved.folder / RECIPE).read_text()
     write_bytes(out.folder / RECIPE, text.encode())
-    merge_anew(yaml.safe_load(text), out.folder / MODEL)
+    merge(yaml.safe_load(text), out.folder / MODEL, replace=True)

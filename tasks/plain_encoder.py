@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from core.config import Config
+from core.merge.experts import WHOLE
 from core.merge.tensors import read_header
 from core.models.load import load_encoder
 from core.models.quiet import quietly
@@ -15,7 +16,6 @@ from tasks.load_model import ASSET, opened
 from tasks.stage import Artifact, Output, stage
 
 WEIGHTS = "model.safetensors"
-WHOLE = 10**15  # bytes: one file whatever the size
 
 
 class PlainConfig(Config):

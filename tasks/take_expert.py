@@ -21,16 +21,16 @@ from safetensors.torch import save_file as save_tensors
 from core.config import Config
 from core.data.tasks import load_task
 from core.hashing import sha256_file
-from core.merge.experts import CARD, HEAD, TASK, fit_probe, load_expert
+from core.merge.experts import CARD, HEAD, TASK, WHOLE, fit_probe, load_expert
+from core.merge.one_base import POOLER, Descent
 from core.models.load import Source, load_encoder
 from core.models.quiet import quietly
 from core.state import write_json
 from tasks.load_model import opened
-from tasks.plain_encoder import WEIGHTS, WHOLE
+from tasks.plain_encoder import WEIGHTS
 from tasks.stage import Artifact, Output, stage
 
 PENALTY = 1.0  # of the mean loss, on embeddings of unit mean variance; a third and three times made no difference
-FAR = 0.9  # of the base's norm: as far as task vectors may go; unrelated weights are about 1.4 away
 
 
 class TakeExpertConfig(Config):
@@ -59,7 +59,7 @@ def take_expert(out: Output, config: TakeExpertConfig, model: Artifact, base: Ar
         raise ValueError(f"{source.name} reads other tokens than the base {origin.name}: it was not fine-tuned from it")
     quietly(expert.backbone.save_pretrained, out.folder, max_shard_size=WHOLE)
     expert.tokenizer.save_pretrained(out.folder)
-    _beside(out.folder / WEIGHTS, base.folder / WEIGHTS, source.name, origin.name)
+    _beside(out.folder / WEIGHTS, Descent(source.name, source.path, origin.name, base.folder))
     card = _card(source.path, task.name)
     if card is None:
         heads = {"": fit_head(expert, expert.tokenize(drawn.texts, drawn.pairs), labels, len(task.labels))}
@@ -122,36 +122,17 @@ def _card(folder: Path, task: str) -> dict | None:
     return json.loads((folder / CARD).read_text())
 
 
-def _beside(path: Path, base: Path, name: str, base_name: str) -> None:
+def _beside(path: Path, descent: Descent) -> None:
     """Leave the tensors of the base in ``path``, those that the encoder does not use (a pooler) as the base has them.
 
     Raises:
         ValueError: tensors missing or of another shape, NaN, weights too far from the base's, or equal to them.
     """
-    own, start = load_file(path), load_file(base)
-    counts = {t for t, v in (start | own).items() if v.is_floating_point() and "pooler" not in t}
-    other = sorted(t for t in counts if t not in own or t not in start or own[t].shape != start[t].shape)
-    if other:
-        listed = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
-        raise ValueError(
-            f"{name} is not of the base {base_name}: {len(other)} tensors are in one of them only or of another shape "
-            f"({listed})"
-        )
-    broken = sorted(t for t in counts if not own[t].isfinite().all())
-    if broken:
-        raise ValueError(
-            f"{name} holds NaN or infinite values in {len(broken)} tensors ({broken[0]}); take another copy"
-        )
-    moved = norm = 0.0
-    for tensor in counts:
-        if own[tensor].ndim > 1:  # norms and biases start alike in every model and would hide a foreign base
-            moved += float(((own[tensor] - start[tensor]).double() ** 2).sum())
-            norm += float((start[tensor].double() ** 2).sum())
-    ratio = (moved / max(norm, 1e-30)) ** 0.5
-    if ratio > FAR:
-        raise ValueError(
-            f"{name} is {ratio:.2f} of the norm of {base_name} away from it: it was fine-tuned from another base"
-        )
-    if moved == 0:
-        raise ValueError(f"{name} equals the base {base_name}: there is nothing to merge")
+    own, start = load_file(path), load_file(Path(descent.base_folder) / WEIGHTS)
+    floats = [{t: v for t, v in side.items() if v.is_floating_point()} for side in (start, own)]
+    descent.prefix(*[{t: tuple(v.shape) for t, v in side.items()} for side in floats], heads=False)
+    for tensor, value in floats[0].items():
+        if not POOLER.search(tensor):
+            descent.add(tensor, value.float().numpy(), (own[tensor].float() - value.float()).numpy())
+    descent.check()
     save_tensors({t: own.get(t, v) for t, v in start.items()}, path, metadata={"format": "pt"})

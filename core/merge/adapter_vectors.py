@@ -11,6 +11,7 @@ import numpy as np
 from core.hashing import content_key, sha256_file
 from core.merge.dtypes import decode
 from core.merge.lora import Adapter, Change, open_adapter, read_all
+from core.merge.one_base import FAR, Descent
 from core.merge.task_vectors import TaskVectors, Tensor, write_layout
 from core.merge.tensors import Checkpoint, FileSource, open_checkpoint
 from core.state import Cache
@@ -19,7 +20,7 @@ VERSION = 1
 
 
 def adapter_vectors(
-    base: str | Path, adapters: Mapping[str, str | Path], cache: Cache | None = None, far: float = 0.9
+    base: str | Path, adapters: Mapping[str, str | Path], cache: Cache | None = None, far: float = FAR
 ) -> TaskVectors:
     """Raw task vectors of adapters, cached by the hashes of their files and of the base's.
 
@@ -46,7 +47,8 @@ def adapter_vectors(
         shape = (len(opened), layout[-1].stop)
         deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, shape)
         for row, (name, adapter) in zip(deltas, opened.items(), strict=True):
-            _fill(row, name, adapter, checkpoint, layout, far)
+            descent = Descent(f"expert {name!r}", adapter.path, Path(base).name, base, far)
+            _fill(row, descent, adapter, checkpoint, layout)
         deltas.flush()
         write_layout(folder, list(opened), layout, "raw", {}, key)
 
@@ -85,11 +87,8 @@ def _layout(checkpoint: Checkpoint, names: set[str]) -> list[Tensor]:
     return tensors
 
 
-def _fill(
-    row: np.ndarray, name: str, adapter: Adapter, checkpoint: Checkpoint, layout: list[Tensor], far: float
-) -> None:
+def _fill(row: np.ndarray, descent: Descent, adapter: Adapter, checkpoint: Checkpoint, layout: list[Tensor]) -> None:
     """Write an adapter's deltas into its row [P], checking each; tensors it leaves alone stay zero."""
-    distance = norm = 0.0
     for t in layout:
         if not adapter.touches(t.name):
             continue
@@ -99,15 +98,6 @@ def _fill(
             delta = decode(source.read(0, t.size), source.dtype).ravel() - start
         finally:
             source.close()
-        if not np.isfinite(delta).all():
-            raise ValueError(f"expert {name!r}: tensor {t.name!r} holds NaN or infinite values")
-        if len(t.shape) > 1:
-            distance, norm = distance + float(delta @ delta), norm + float(start @ start)
+        descent.add(t.name, start.reshape(t.shape), delta)
         row[t.start : t.stop] = delta
-    ratio = float(np.sqrt(distance / max(norm, 1e-30)))
-    if not row.any():
-        raise ValueError(f"expert {name!r} equals the base; there is nothing to merge")
-    if ratio > far:
-        raise ValueError(
-            f"expert {name!r} is {ratio:.2f} of the base's norm away from it: trained on another base, or diverged"
-        )
+    descent.check()

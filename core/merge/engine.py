@@ -1,23 +1,26 @@
 """The merge engine: streams tensors from shards to shards, never holds a model.
 
 Every output tensor has its place in the output files before the first is computed, so threads and processes work in any
-order and the bytes are the same. Work goes on in ``OUT.part``; a journal beside it names the finished tensors. A killed
-merge is taken up by the next run of the same recipe on the same inputs; ``OUT`` appears whole, by one rename.
+order and the bytes are the same. Work goes on in ``OUT.part``; a journal beside it names the finished tensors and their
+checksums. A killed merge is taken up by the next run of the same recipe on the same inputs, which reads again what it
+takes over; ``OUT`` appears whole, by one rename.
 """
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core import __version__
-from core.hashing import content_key
+from core.hashing import content_key, sha256_file
 from core.merge.compute import run_job
 from core.merge.journal import Work
 from core.merge.output import MANIFEST, model_card, write_companions
@@ -37,6 +40,7 @@ def merge(
     *,
     threads: int | None = None,
     part: tuple[int, int] | None = None,
+    replace: bool = False,
 ) -> Path:
     """Merge as the recipe says into the folder ``out``.
 
@@ -46,19 +50,28 @@ def merge(
         threads: workers; default the processors, at most 8. Any number gives the same bytes.
         part: ``(i, n)``: compute only the i-th of n shares (from 1) and leave the rest; several processes or machines
             on one file system may compute different shares at once. A run without ``part`` completes and finishes.
+        replace: remove an ``out`` that is anything but this merge, every byte of it as it was written, and merge again;
+            otherwise it is refused.
 
     Returns:
         ``out``, or the unfinished ``OUT.part`` for a share.
 
     Raises:
         ValueError: a recipe or inputs that cannot be merged, NaN or infinity, overflow, not enough disk or memory.
-        StateError: ``out`` holds something else, or another process works on it.
+        StateError: ``out`` holds something else or was changed since, or another process works on it.
     """
     out = Path(out)
     plan = make_plan(source)
     key = plan_key(plan)
-    if out.exists():
-        return _finished(out, key)
+    _check_place(plan, out)
+    if os.path.lexists(out):
+        trouble = _trouble(out, key)
+        if trouble is None:
+            return out
+        if not replace:
+            raise StateError(f"{trouble}; choose another folder, or remove {out} to merge again")
+        print(f"transferopt: {trouble}; merging again")
+        shutil.rmtree(out) if out.is_dir() and not out.is_symlink() else out.unlink()
     check_space(plan, out)
     threads = affordable(plan, threads or default_threads())
     started = time.monotonic()
@@ -66,14 +79,19 @@ def merge(
         todo = work.todo(part)
         total = sum(plan.jobs[i].read_bytes + plan.layout.slots[plan.jobs[i].name].bytes for i in todo)
         with track(f"merge {plan.recipe.merge_method}", total, "B") as bar:
-            digests = None if part else Digests(plan, work.files, work.done)
+            digests = None if part else Digests(plan, work)
             _run(plan, work, todo, threads, bar, digests)
+        if work.changed:
+            print(
+                f"transferopt: {len(work.changed)} of {len(work.claims)} finished tensors in {work.folder} were not as "
+                f"they were written ({work.changed[0]!r}); merged again"
+            )
         if part:
             return work.folder
         _finish(plan, work, key, digests)
         os.replace(work.folder, out)
         work.forget()
-    if len(todo) == len(plan.jobs):
+    if not work.claims:
         record(plan.recipe.merge_method, plan.read_bytes + plan.write_bytes, time.monotonic() - started)
     return out
 
@@ -106,20 +124,44 @@ def plan_key(plan: Plan) -> str:
     return content_key(plan.recipe, seen, engine_digest(), __version__)
 
 
-def _finished(out: Path, key: str) -> Path:
-    """``out`` when it is this very merge."""
-    manifest = out / MANIFEST
-    if manifest.is_file():
-        try:
-            if json.loads(manifest.read_text())["key"] == key:
-                return out
-        except (ValueError, KeyError):
-            raise StateError(f"{manifest} is damaged; remove {out} to merge again") from None
-    raise StateError(f"{out} exists and is not the result of this recipe on these inputs; remove it or choose another")
+def _check_place(plan: Plan, out: Path) -> None:
+    """Refuse an output where a folder cannot be, or that is or holds one of the inputs."""
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{out} cannot be made: {parent} is a file; choose another folder")
+    part, whole = out.with_name(out.name + ".part"), out.resolve()
+    if part.is_symlink() or (part.exists() and not part.is_dir()):
+        raise StateError(
+            f"{part} is where the unfinished merge goes, but is no folder; remove it or choose another name"
+        )
+    for ref, checkpoint in zip(plan.references, plan.checkpoints):
+        place = checkpoint.path.resolve()
+        if whole == place or whole in place.parents:
+            raise StateError(f"{out} holds {ref}, which is to be merged; choose another folder")
+
+
+def _trouble(out: Path, key: str) -> str | None:
+    """Why ``out`` is not this very merge as it was written; None when it is."""
+    path = out / MANIFEST
+    try:
+        written = json.loads(path.read_bytes())
+        found, outputs = written["key"], dict(written["outputs"])
+    except (FileNotFoundError, NotADirectoryError):
+        found, outputs = None, {}
+    except (ValueError, KeyError, TypeError):
+        return f"{path} is damaged"
+    if found != key:
+        return f"{out} exists and is not the result of this recipe on these inputs"
+    for name, digest in outputs.items():
+        if not (out / name).is_file():
+            return f"{out / name} is missing"
+        if sha256_file(out / name) != digest:
+            return f"{out / name} is not as the merge wrote it (sha256 differs)"
+    return None
 
 
 def _run(plan: Plan, work: Work, todo: Sequence[int], threads: int, bar: Progress, digests: Any) -> None:
-    """Let ``threads`` workers take the jobs; the calling thread hashes what is complete. The first error stops all."""
+    """Let ``threads`` workers take the jobs; the calling thread hashes and journals. The first error stops all."""
     queue = deque(todo)
     errors: list[BaseException] = []
     lock = threading.Lock()
@@ -131,8 +173,9 @@ def _run(plan: Plan, work: Work, todo: Sequence[int], threads: int, bar: Progres
                     break
                 job = plan.jobs[queue.popleft()]
             try:
-                run_job(plan, job, work.files)
-                work.finished(job.name)
+                if not work.holds(job.name):
+                    run_job(plan, job, work.files)
+                    work.written(job.name)
                 with lock:
                     bar.advance(job.read_bytes + plan.layout.slots[job.name].bytes)
             except BaseException as error:  # handed to the calling thread, which raises it
@@ -145,14 +188,18 @@ def _run(plan: Plan, work: Work, todo: Sequence[int], threads: int, bar: Progres
         w.start()
     try:
         while any(w.is_alive() for w in workers):
-            if digests is None or errors or not digests.advance():
+            if errors or not ((digests is not None and digests.advance()) or work.vouch_next()):
                 time.sleep(0.01)
     except BaseException as error:
         errors.append(error)
     for w in workers:
         w.join()
     if errors:
+        with suppress(OSError):  # a full disk takes no lines; tensors without one are merged again
+            work.vouch_rest()
         raise errors[0]
+    if digests is None:
+        work.vouch_rest()
 
 
 def _finish(plan: Plan, work: Work, key: str, digests: Any) -> None:

@@ -17,6 +17,8 @@ from pydantic import Field
 
 from core.config import Config
 from core.hashing import content_key
+from core.merge.one_base import longer_by
+from core.merge.tensors import SINGLE, open_checkpoint
 from core.models.train import TrainConfig
 from core.state import Cache, write_json
 
@@ -24,6 +26,7 @@ CARD = "expert.json"
 TASK = "task.json"
 HEAD = "head.safetensors"
 RECIPE = 2  # bumped when training itself changes; experts cost minutes and survive edits elsewhere
+WHOLE = 10**15  # bytes: one file whatever the size
 KINDS = ("single", "pair")
 
 
@@ -101,7 +104,8 @@ def train_expert(task: Any, base: Any, config: ExpertConfig, cache: Cache | None
     training continues from its checkpoint.
 
     Raises:
-        ValueError: not a classification task, or training examples of one class only.
+        ValueError: not a classification task, training examples of one class only, or damaged weights of the base.
+        FileNotFoundError: a base without safetensors.
     """
     from core.models.load import locate
 
@@ -114,6 +118,7 @@ def train_expert(task: Any, base: Any, config: ExpertConfig, cache: Cache | None
         raise ValueError(f"task {task.name!r} is of kind {task.kind!r}; encoder experts are for {KINDS}")
     if len(set(drawn.labels)) < 2:
         raise ValueError(f"task {task.name!r}: the {len(drawn)} training examples are of one class")
+    open_checkpoint(source.path)  # an expert needs all tensors of its base; better refused before the training
     key = content_key("expert", RECIPE, task.name, classes, drawn.sha256, source.sha256, config)
 
     def build(folder: Path) -> dict[str, str]:
@@ -138,9 +143,9 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
     model, report = fine_tune(encoder, {task: (tokenized, labels)}, {task: classes}, config, checkpoint)
     checkpoint.unlink(missing_ok=True)
     head = model.heads[task]
-    quietly(encoder.backbone.save_pretrained, folder)
+    quietly(encoder.backbone.save_pretrained, folder, max_shard_size=WHOLE)
     encoder.tokenizer.save_pretrained(folder)
-    _complete(folder / "model.safetensors", source.path / "model.safetensors")
+    _complete(folder / SINGLE, source.path)
     tensors = {"weight": head.weight, "bias": head.bias}
     tensors = {name: np.ascontiguousarray(t.detach().float().cpu().numpy()) for name, t in tensors.items()}
     save_file({**tensors, "probe.weight": probe_weight, "probe.bias": probe_bias}, folder / HEAD)
@@ -153,18 +158,25 @@ def _build(folder: Path, task: str, classes: int, drawn: Any, source: Any, confi
         "train_labels": len(drawn),
         "train_examples": report.examples,
         "config": config.model_dump(mode="json"),
-        "weights_sha256": sha256_file(folder / "model.safetensors"),
+        "weights_sha256": sha256_file(folder / SINGLE),
     }
     write_json(folder / CARD, card)
 
 
 def _complete(path: Path, base: Path) -> None:
-    """Add the base's tensors that the encoder does not use (a pooler), so that both have the same tensors."""
+    """Give the weights in ``path`` the tensors of the folder ``base``, under its names.
+
+    What the encoder does not use is the base's (a pooler, a head); a base with a head calls the encoder's tensors by
+    longer names (``bert.``).
+    """
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(path)
-    missing = {name: t for name, t in load_file(base).items() if name not in tensors}
-    if missing:
+    start = {name: t for file in open_checkpoint(base).files for name, t in load_file(file).items()}
+    prefix = longer_by(tensors, start)
+    tensors = {prefix + name: t for name, t in tensors.items()}
+    missing = {name: t for name, t in start.items() if name not in tensors}
+    if missing or prefix:
         save_file({**tensors, **missing}, path, metadata={"format": "pt"})
 
 

@@ -3,13 +3,14 @@
 Everything comes from names, shapes and formats in the headers; what does not fit together is refused here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.merge.dtypes import NAMES, RAW, promote
 from core.merge.names import Names, in_module, is_before, is_buffer, is_vocabulary, sort_names
+from core.merge.one_base import longer_by
 from core.merge.operators import Contract
 from core.merge.output import output_config
 from core.merge.recipe import InputSlice, ModelRef, Module, OutputSlice, Parameters, lookup
@@ -73,6 +74,16 @@ def find_model(name: str, folder: Path, revision: str | None = None) -> Path:
 def _weights(checkpoint: Checkpoint) -> list[str]:
     """Names of the tensors that are not recomputed buffers, in the files' order."""
     return [n for n, info in checkpoint.tensors.items() if not is_buffer(n, info.shape)]
+
+
+def _longer(names: Sequence[str], others: Set[str]) -> str:
+    """A remark when one side's names are the other's with a prefix: the models were saved by different classes."""
+    prefix = longer_by(names, others) or longer_by(sorted(others - {HEAD}), names)
+    return (
+        f" (names differ by the prefix {prefix!r}: save both models by the same class of transformers)"
+        if prefix
+        else ""
+    )
 
 
 class Builder:
@@ -141,6 +152,16 @@ class Builder:
         if len(set(models)) != len(models):
             twice = next(m for m in models if models.count(m) > 1)
             raise ValueError(f"model {twice} is given twice in one slice; give it once, with the summed weight")
+        places: dict[Any, ModelRef] = {}
+        for model in models:
+            number = self.number[model]
+            adapter = self.adapters[number]
+            place = (self.checkpoints[number].path.resolve(), adapter and adapter.path.resolve())
+            if place in places:
+                raise ValueError(
+                    f"models {places[place]} and {model} are the same folder; give it once, with the summed weight"
+                )
+            places[place] = model
         base = self._base(s)
         if c.base == "required" and base is None:
             raise ValueError(f"{method} needs base_model: the model the others were fine-tuned from")
@@ -240,11 +261,12 @@ class Builder:
             return
         known = {*self._output_names(s, reference), HEAD}
         for source in s.sources:
-            for name in _weights(self.checkpoints[self.number[source.model]]):
+            names = _weights(self.checkpoints[self.number[source.model]])
+            for name in names:
                 if name not in known and in_module(name, module, modules):
                     other = self.references[reference]
                     raise ValueError(
-                        f"tensor {name!r} of {source.model} is missing in {other}; "
+                        f"tensor {name!r} of {source.model} is missing in {other}{_longer(names, known)}; "
                         "use models of one architecture, or set missing: keep to copy such tensors"
                     )
 
@@ -343,8 +365,10 @@ class Builder:
         """Integer buffers: must be equal in all models (compared when they are copied)."""
         kinds = {i.info.dtype for i in inputs}
         if len(kinds) > 1 or not kinds.isdisjoint(("F8_E4M3", "F8_E5M2")):
+            found = ", ".join(f"{self.references[i.model]}: {i.info.dtype}" for i in inputs)
             raise ValueError(
-                f"tensor {name!r} has dtypes {sorted(kinds)}, which cannot be merged; convert the models first"
+                f"tensor {name!r} has dtypes that cannot be merged ({found}); convert the models to one of "
+                f"{', '.join(NAMES)} first"
             )
         return Job(name, inputs[0].info.dtype, inputs[0].info.shape, tuple(inputs), copy=True)
 

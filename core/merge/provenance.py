@@ -1,22 +1,23 @@
 """sha256 of everything that went in and came out, computed beside the merge.
 
 Input files keep their hash for as long as path, size and times stay the same, so an unchanged model is hashed once.
-Output files are hashed by the main thread behind the workers, as their bytes become complete.
+Output files are hashed by the main thread behind the workers, as their bytes become complete; the journal's checksums
+of the tensors are taken from the same pieces while they are in memory.
 """
 
 import hashlib
-import os
 import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from core.hashing import content_key, sha256_file
+from core.merge.journal import Work, new_checksum
 from core.merge.plan import Plan
-from core.merge.tensors import ShardFiles
+from core.merge.tensors import read_exactly
 from core.state import home, write_bytes
 
-STEP = 4 << 20
+STEP = 1 << 20  # stays in a second-level cache from the read to the second hash
 
 
 @cache
@@ -32,8 +33,8 @@ def engine_digest() -> str:
 class Digests:
     """Hashes of a merge's inputs and outputs. Thread-safe where workers call it."""
 
-    def __init__(self, plan: Plan, files: ShardFiles, done: set[str]):
-        self._plan, self._files, self._done = plan, files, done
+    def __init__(self, plan: Plan, work: Work):
+        self._plan, self._work = plan, work
         self._paths = [_input_files(ref, c) for ref, c in zip(plan.references, plan.checkpoints)]
         self._adapters = [[] if a is None else list(a.files) for a in plan.adapters]
         self._known: dict[Path, str] = {}
@@ -45,7 +46,10 @@ class Digests:
             self._slots[slot.shard].append(slot)
         self._running = [hashlib.sha256() for _ in plan.layout.files]
         self._at = [0] * len(plan.layout.files)
-        self._next = [0] * len(plan.layout.files)
+        self._next = [0] * len(plan.layout.files)  # slot that is not complete yet
+        self._current = [0] * len(plan.layout.files)  # slot whose bytes are hashed next
+        self._buffer = memoryview(bytearray(STEP))
+        self._sums = [new_checksum() for _ in plan.layout.files]
 
     def hash_inputs(self, errors: list) -> None:
         """Hash input files until none is left (several workers may call this)."""
@@ -69,16 +73,33 @@ class Digests:
 
     def _complete(self, shard: int) -> int:
         slots = self._slots[shard]
-        while self._next[shard] < len(slots) and slots[self._next[shard]].name in self._done:
+        while self._next[shard] < len(slots) and slots[self._next[shard]].name in self._work.done:
             self._next[shard] += 1
         if self._next[shard] == len(slots):
             return self._plan.layout.sizes[shard]
         return slots[self._next[shard]].offset
 
     def _hash(self, shard: int, end: int) -> None:
-        data = os.pread(self._files.fds[shard], end - self._at[shard], self._at[shard])
+        start = self._at[shard]
+        data = self._buffer[: end - start]
+        read_exactly(self._work.files.fds[shard], data, start)
+        self._checksums(shard, start, data)
         self._running[shard].update(data)
-        self._at[shard] += len(data)
+        self._at[shard] = end
+
+    def _checksums(self, shard: int, start: int, data: memoryview) -> None:
+        """Hand the checksums of the tensors that end in ``data`` (the shard's bytes from ``start``) to the journal."""
+        slots, stop = self._slots[shard], start + len(data)
+        while self._current[shard] < len(slots):
+            slot = slots[self._current[shard]]
+            first, last = slot.offset, slot.offset + slot.bytes
+            if max(first, start) < min(last, stop):
+                self._sums[shard].update(data[max(first - start, 0) : last - start])
+            if last > stop or slot.name not in self._work.done:  # not done: an empty tensor behind the complete ones
+                return
+            self._work.vouch(slot.name, self._sums[shard].hexdigest())
+            self._sums[shard] = new_checksum()
+            self._current[shard] += 1
 
     def inputs(self) -> dict[str, Any]:
         """Model -> file name -> sha256; an adapter's files under ``adapter/``."""

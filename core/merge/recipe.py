@@ -12,6 +12,7 @@ Own keys: ``compat: mergekit`` (arithmetic in the tensors' format instead of exa
 ``missing``, ``schema_version`` (of this format; recipes without it, such as mergekit's, are of the first).
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,8 @@ class ModelRef(Config):
     @classmethod
     def _parse(cls, data: Any) -> Any:
         if isinstance(data, str):
+            if (known := _on_disk(data)) is not None:
+                return known
             model, *lora = data.split("+")
             if len(lora) > 1 or not model:
                 raise ValueError(f"model {data!r} cannot be read; write path, path@revision or path+adapter")
@@ -61,6 +64,15 @@ class ModelRef(Config):
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"{self.path}{revision}" + (f"+{self.lora}" if self.lora else "")
+
+
+def _on_disk(text: str) -> dict[str, Any] | None:
+    """``text`` as a path, or as path+adapter, where the path is there: folders may have + and @ in their names."""
+    plus = [i for i, sign in enumerate(text) if sign == "+"]
+    for end in [len(text), *reversed(plus)]:
+        if text[:end] and os.path.exists(os.path.expanduser(text[:end])) and text[end:] != "+":
+            return {"path": text[:end], "revision": None, "lora": text[end + 1 :] or None}
+    return None
 
 
 class Conditional(Config):

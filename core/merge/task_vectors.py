@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from core.hashing import content_key, sha256_file
+from core.merge.one_base import FAR, POOLER, Descent
+from core.merge.tensors import open_checkpoint
 from core.state import Cache, write_json
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -79,22 +81,12 @@ class TaskVectors:
 
 
 def read_tensors(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model folder's tensors, from the safetensors headers only.
-
-    Raises:
-        ValueError: no safetensors file there.
-    """
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
-        with safe_open(path, framework="np") as f:
-            shapes |= {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
-    return shapes
+    """Names and shapes of a model folder's tensors, from the safetensors headers only (see ``open_checkpoint``)."""
+    return {name: info.shape for name, info in open_checkpoint(folder).tensors.items()}
 
 
 def task_vectors(
-    base: str | Path, experts: Mapping[str, str | Path], cache: Cache | None = None, far: float = 0.9
+    base: str | Path, experts: Mapping[str, str | Path], cache: Cache | None = None, far: float = FAR
 ) -> TaskVectors:
     """Raw task vectors of model folders, cached by the hashes of their weights.
 
@@ -109,13 +101,14 @@ def task_vectors(
     """
     if len(experts) < 2:
         raise ValueError(f"a merge needs at least two experts, got {sorted(experts)}")
-    reference = read_tensors(base)
-    prefix = {name: _prefix(reference, read_tensors(folder), name) for name, folder in experts.items()}
-    shas = {n: [sha256_file(p) for p in _weight_files(f)] for n, f in {"": base, **experts}.items()}
+    reference, *others = [read_tensors(f) for f in (base, *experts.values())]
+    descents = [Descent(f"expert {n!r}", f, Path(base).name, base, far) for n, f in experts.items()]
+    prefix = {n: d.prefix(reference, own) for n, d, own in zip(experts, descents, others)}
+    shas = {n: [sha256_file(p) for p in open_checkpoint(f).files] for n, f in {"": base, **experts}.items()}
     key = content_key("task vectors", VERSION, shas, list(experts))
 
     def build(folder: Path) -> None:
-        _build(folder, Path(base), {n: Path(f) for n, f in experts.items()}, prefix, reference, key, far)
+        _build(folder, Path(base), {n: Path(f) for n, f in experts.items()}, prefix, reference, key, descents)
 
     return TaskVectors((cache or Cache()).compute("task-vectors", key, build))
 
@@ -127,28 +120,16 @@ def _build(
     prefix: Mapping[str, str],
     reference: Mapping[str, tuple[int, ...]],
     key: str,
-    far: float,
+    descents: Sequence[Descent],
 ) -> None:
     start: dict[str, np.ndarray] = load_tensors(base)
     moved: set[str] = set()
-    for name, path in experts.items():
-        tensors, distance, norm = load_tensors(path, prefix[name]), 0.0, 0.0
+    for (name, path), descent in zip(experts.items(), descents):
+        tensors = load_tensors(path, prefix[name])
         for t, value in start.items():
-            delta = tensors[t] - value
-            if not np.isfinite(delta).all():
-                raise ValueError(f"expert {name!r}: tensor {t!r} holds NaN or infinite values")
-            if value.ndim > 1:  # norms and biases start alike in every model and would hide a foreign base
-                distance += float(np.vdot(delta, delta))
-                norm += float(np.vdot(value, value))
-            if delta.any():
-                moved.add(t)
-        ratio = float(np.sqrt(distance / max(norm, 1e-30)))
-        if ratio == 0:
-            raise ValueError(f"expert {name!r} equals the base; there is nothing to merge")
-        if ratio > far:
-            raise ValueError(
-                f"expert {name!r} is {ratio:.2f} of the base's norm away from it: it was fine-tuned from another base"
-            )
+            descent.add(t, value, tensors[t] - value)
+        descent.check()
+        moved |= descent.changed
     layout = _layout({t: reference[t] for t in start if t in moved})
     size = layout[-1].stop
     np.save(folder / "base.npy", np.concatenate([start[t.name].ravel() for t in layout]))
@@ -180,36 +161,13 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
     return tensors
 
 
-def _prefix(reference: Mapping[str, tuple], given: Mapping[str, tuple], name: str) -> str:
-    """The part by which an expert's tensor names are longer (``bert.``), checked against names and shapes."""
-    prefixes = {g[: -len(r)] for r in list(reference)[:1] for g in given if g.endswith(r)} or {""}
-    best = min(prefixes, key=lambda p: sum(p + r not in given for r in reference))
-    missing = [r for r in reference if best + r not in given and not r.startswith("pooler.")]
-    wrong = [r for r in reference if best + r in given and tuple(given[best + r]) != tuple(reference[r])]
-    if missing or wrong:
-        what = f"lacks {missing[:3]}" if missing else f"has other shapes for {wrong[:3]}"
-        raise ValueError(f"expert {name!r} is not of this base: it {what}")
-    return best
-
-
 def load_tensors(folder: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
     """Floating-point tensors of a folder in float32 without the prefix; pooler tensors are left out."""
     from safetensors.torch import load_file
 
     out = {}
-    for path in _weight_files(folder):
+    for path in open_checkpoint(folder).files:
         for name, tensor in load_file(path).items():
             if tensor.is_floating_point() and name.startswith(prefix):
                 out[name[len(prefix) :]] = tensor.float().numpy()
-    return {n: v for n, v in out.items() if not n.startswith("pooler.")}
-
-
-def _weight_files(folder: str | Path) -> list[Path]:
-    folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return [folder / f for f in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no model.safetensors; give a Hugging Face model folder")
-    return [path]
+    return {n: v for n, v in out.items() if not POOLER.search(n)}

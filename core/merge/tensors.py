@@ -21,6 +21,7 @@ from core.merge.dtypes import OTHER, RAW, itemsize
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 HEADER_LIMIT = 100 << 20  # the format's own limit
 
 
@@ -95,6 +96,10 @@ def _place(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInf
     start, stop = offsets
     if not 0 <= start <= stop <= size - data:
         raise ValueError(f"{path}: tensor {name!r} does not fit its place (truncated file?); copy the file again")
+    if dtype not in RAW and dtype not in OTHER:
+        raise ValueError(
+            f"{path}: tensor {name!r} has the unknown dtype {dtype!r}; known: {', '.join([*RAW, *OTHER])}; convert it"
+        )
     info = TensorInfo(path, data + start, dtype, tuple(shape))
     if stop - start != info.bytes:
         raise ValueError(f"{path}: tensor {name!r} ({dtype} {shape}) has {stop - start} bytes, not {info.bytes}")
@@ -142,31 +147,64 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, read_header(path))
     if not path.is_dir():
         raise FileNotFoundError(f"model {path} does not exist")
-    config_path = path / "config.json"
-    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
-    if (path / INDEX).is_file():
-        files = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
-        missing = [f for f in files if not (path / f).is_file()]
-        if missing:
-            raise ValueError(f"{path / INDEX} names {', '.join(missing)}, which is not there")
-        shards = [path / f for f in files]
-    elif (path / SINGLE).is_file():
+    config = _config(path / "config.json")
+    weight_map: dict[str, str] = {}
+    if (path / SINGLE).is_file():  # before an index, as transformers does
         shards = [path / SINGLE]
+    elif (path / INDEX).is_file():
+        weight_map = _weight_map(path / INDEX)
+        shards = [path / f for f in sorted(set(weight_map.values()))]
     else:
-        shards = sorted(path.glob("*.safetensors"))
+        shards = sorted(p for p in path.glob("*.safetensors") if p.name != ADAPTER)
     if not shards:
-        raise FileNotFoundError(f"{path} holds no .safetensors file; convert the model with save_pretrained first")
+        raise FileNotFoundError(f"{path} holds no .safetensors file{_instead(path)}")
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         for name, info in read_header(shard).items():
             if name in tensors:
                 raise ValueError(f"tensor {name!r} is in {tensors[name].file} and in {shard}")
             tensors[name] = info
-    if (path / INDEX).is_file():
-        lost = sorted(set(json.loads((path / INDEX).read_text())["weight_map"]) - tensors.keys())
-        if lost:
-            raise ValueError(f"{path / INDEX} names tensor {lost[0]!r}, which no shard holds")
+    lost = sorted(weight_map.keys() - tensors.keys())
+    if lost:
+        raise ValueError(f"{path / INDEX} names tensor {lost[0]!r}, which no shard holds")
     return Checkpoint(path, tensors, config)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """``config.json``, empty without one."""
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy or save the model again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, not a mapping; copy or save the model again")
+    return config
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor -> file of an index, all of them there."""
+    try:
+        found = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is no index of a model (it has no weight_map); copy or save the model again"
+        ) from None
+    missing = sorted(f for f in set(found.values()) if not (path.parent / f).is_file())
+    if missing:
+        raise ValueError(f"{path} names {', '.join(missing)}, which is not there; copy the model again, whole")
+    return found
+
+
+def _instead(path: Path) -> str:
+    """What a folder without model weights holds instead, and what to do."""
+    if (path / ADAPTER).is_file():
+        return f"; it is an adapter ({ADAPTER}): write it behind its base, BASE+{path}"
+    pickles = sorted(p.name for p in path.glob("*.bin"))
+    if pickles:
+        return (
+            f"; {pickles[0]} is a pickle, which is not opened: load the model with transformers and save_pretrained it"
+        )
+    return "; convert the model with save_pretrained first"
 
 
 class FileSource:
@@ -287,7 +325,7 @@ class Slot:
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * itemsize(self.dtype)
+        return math.prod(self.shape) * itemsize(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -313,7 +351,7 @@ def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_bytes: in
     groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
     for name, dtype, shape in tensors:
-        size = int(np.prod(shape, dtype=np.int64)) * itemsize(dtype)
+        size = math.prod(shape) * itemsize(dtype)
         if groups[-1] and filled + size > shard_bytes:
             groups.append([])
             filled = 0
@@ -326,7 +364,7 @@ def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_bytes: in
         head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at, places = 0, []
         for name, dtype, shape in group:
-            size = int(np.prod(shape, dtype=np.int64)) * itemsize(dtype)
+            size = math.prod(shape) * itemsize(dtype)
             head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
             places.append((name, dtype, shape, at))
             at += size
@@ -349,9 +387,13 @@ class ShardFiles:
         self.fds = []
         for name, header, size in zip(layout.files, layout.headers, layout.sizes):
             fd = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(fd, size)
-            write_exactly(fd, header, 0)
             self.fds.append(fd)
+            try:
+                os.ftruncate(fd, size)
+                write_exactly(fd, header, 0)
+            except OSError as error:
+                self.close()
+                raise OSError(error.errno, f"{error.strerror} ({size} bytes)", str(folder / name)) from None
 
     def sync(self) -> None:
         """Put everything written so far on the disk."""

@@ -1,11 +1,11 @@
-"""A stage's merge after a kill: what an unfinished attempt left is not trusted."""
+"""A stage's merge after a kill: what an attempt left is taken over only where it is as it was written."""
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from core.merge import engine
 from core.merge.engine import merge
-from tasks.merge_recipe import merge_anew
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_damaged_unfinished_merge_changes_nothing(recipe, tmp_path):
     model = tmp_path / "stage" / "model"
     part = merge(recipe, model, part=(1, 2)) / "model.safetensors"
     part.write_bytes(part.read_bytes()[:-300])
-    merge_anew(recipe, model)
+    merge(recipe, model, replace=True)
     assert (model / "model.safetensors").read_bytes() == whole.read_bytes()
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
@@ -39,5 +39,20 @@ def test_a_finished_merge_of_an_unfinished_stage_is_made_again(recipe, tmp_path)
     file = merge(recipe, model) / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-4] + b"\x00\x00\x80\x3f")
-    merge_anew(recipe, model)
+    merge(recipe, model, replace=True)
     assert file.read_bytes() == whole
+
+
+def test_a_stage_goes_on_where_a_killed_attempt_stood(recipe, tmp_path, monkeypatch):
+    whole = merge(recipe, tmp_path / "whole") / "model.safetensors"
+    model, names, real = tmp_path / "stage" / "model", [], engine.run_job
+    monkeypatch.setattr(engine, "run_job", lambda *a: (names.append(a[1].name), real(*a)))
+    merge(recipe, model, part=(1, 2))
+    first = list(names)
+    names.clear()
+    merge(recipe, model, replace=True)
+    assert (model / "model.safetensors").read_bytes() == whole.read_bytes()
+    assert len(names) == 6 - len(first) > 0
+    names.clear()
+    merge(recipe, model, replace=True)
+    assert names == []
