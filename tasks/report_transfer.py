@@ -132,9 +132,10 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
         gain = None if got is None or probe is None else got - probe
         known = f.regret is not None  # without history the forecast is no prediction of zero
         predicted = [f.gain, f.low, f.high] if known else [None] * 3
-        lines.append([f.strategy, f.regret, *predicted, f.seconds, gain, got])
+        lines.append([f.strategy, f.votes, f.regret, *predicted, f.seconds, gain, got])
     columns = (
         "strategy",
+        "votes",
         "predicted regret",
         "predicted gain",
         "10 %",
@@ -148,9 +149,13 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
         f"Before any fine-tuning the recommender picked {advice.pick!r} from {source} (confidence "
         f"{advice.confidence:.2f}; 0 means that there was no history to learn from). Regret against the best strategy "
         f"measured: {lost}. The similarity rule would have picked {ranked['sources'][source]['rule']!r}. "
-        "Gains are over the linear probe, regrets against the best strategy; the least predicted regret is picked."
+        f"Gains are over the linear probe, regrets against the best strategy; {_rule(advice)} is picked."
     )
     return Section("Advice and what happened", text, [Table(columns, lines)])
+
+
+def _rule(advice: Recommendation) -> str:
+    return "what most stumps of the learned policy name" if advice.voted else "the least predicted regret"
 
 
 def _sources(ranked: dict, means: dict[str, dict[str, float]], config) -> list[Section]:
@@ -174,7 +179,8 @@ def _why(runs: Mapping[str, Artifact], source: str, advice: Recommendation, conf
     tables, figures = [], []
     if advice.contributions:
         lines = list(advice.contributions.items())[:8]
-        tables.append(Table(("measured before", "lowered the predicted regret by"), lines, "What the advice rests on"))
+        effect = "raised its share of votes by" if advice.voted else "lowered the predicted regret by"
+        tables.append(Table(("measured before", effect), lines, "What the advice rests on"))
     names = list(dict.fromkeys((AS_IS, *(n for w in whys.values() for n in w["changed_input"]))))
     if len(names) > 1:
         lines = [[s, *(w["changed_input"].get(n) for n in names)] for s, w in whys.items()]

@@ -2,16 +2,19 @@
 
 What is measured before any fine-tuning is a *situation* (scores, similarity, sizes); what happened is an *experience*
 (situation, strategy, score, seconds). Experiences are rows, so a recommender learns from every recorded run and is
-compared with what then happened. Gains are over the linear probe, in the units of the metric.
+compared with what then happened. Gains are over the linear probe, in the units of the metric. What is forecast comes
+from similar situations; what is picked, from them or from a policy (:mod:`core.transfer.policy`), whichever advised
+better.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from core.evaluate.rows import Row
+from core.transfer.policy import Policy
 from core.transfer.scores import transferability
 from core.transfer.situation import Situation
 from core.transfer.sources import Source
@@ -34,6 +37,7 @@ MEASURES = {
     "log_classes": 0.5,
 }
 WIDTHS = (0.5, 1.0, 2.0, 4.0)
+FEWEST_GROUPS = 3  # targets that a policy is learned from and judged on
 PRIOR = 1.0  # the mean over all experiences counts as much as this many situations that are just alike
 
 
@@ -72,6 +76,7 @@ class Forecast:
     """Predicted gain over the linear probe (with the spread over similar situations) and seconds of one strategy.
 
     ``regret`` is the predicted loss against the best strategy of the situation; None without experience of it.
+    ``votes``: share of the policy's stumps that name it; None where no policy decides.
     """
 
     strategy: str
@@ -80,6 +85,7 @@ class Forecast:
     high: float
     seconds: float | None
     regret: float | None = None
+    votes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ class Recommendation:
     """The pick and why.
 
     ``transfer`` is False when training from scratch is picked: do not transfer. ``confidence``: weighted share of past
-    situations in which the pick was within one point of the best. ``contributions``: by how much each measure lowered
-    the pick's predicted regret (its value against the usual one).
+    situations in which the pick was within one point of the best. ``contributions``: by how much each measure (its
+    value against the usual one) raised the pick's share of votes, or lowered its predicted regret where none voted.
     """
 
     pick: str
@@ -96,6 +102,11 @@ class Recommendation:
     confidence: float
     forecasts: Sequence[Forecast]
     contributions: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def voted(self) -> bool:
+        """Whether a policy decided, not the least predicted regret."""
+        return any(f.votes is not None for f in self.forecasts)
 
     def of(self, strategy: str) -> Forecast:
         return next(f for f in self.forecasts if f.strategy == strategy)
@@ -105,7 +116,9 @@ class Recommender:
     """Weighs past situations by similarity; without any it recommends the linear probe and is not confident.
 
     Regret and gain of a strategy are means over the past situations in which it was run (Nadaraya-Watson, Gaussian
-    kernel over :data:`MEASURES`), shrunk towards its mean over all of them.
+    kernel over :data:`MEASURES`), shrunk towards its mean over all of them. The least predicted regret is picked. A
+    policy is tried as well on each group of experiences with what the others teach; where it was within
+    :data:`TOLERANCE` of the best more often, its votes decide instead.
 
     Args:
         width: of the kernel; None takes the one of :data:`WIDTHS` with which advice for each group of experiences from
@@ -118,6 +131,8 @@ class Recommender:
         self._places = np.zeros((0, len(MEASURES)))
         self._scores = np.zeros((0, 0))  # (situations, strategies), NaN where not run
         self._seconds: dict[str, list[tuple[float, float]]] = {}
+        self._groups = np.zeros(0, dtype=str)
+        self._voted = False
 
     def fit(self, experiences: Sequence[Experience]) -> "Recommender":
         """Learn from all situations in which at least two strategies were run; others only teach costs."""
@@ -131,14 +146,16 @@ class Recommender:
         self._strategies = sorted({e.strategy for found in cells.values() for e in found})
         self._places = np.array([_place(found[0].situation) for found in cells.values()])
         self._scores = np.array([[_mean_score(found, s) for s in self._strategies] for found in cells.values()])
+        self._groups = np.array([found[0].group for found in cells.values()])
         if self.width is None:
-            self.width = self._best_width(np.array([found[0].group for found in cells.values()]))
+            self.width = self._best_width()
+        self._voted = self._policy_is_better()
         return self
 
     def recommend(
         self, situation: Situation, strategies: Sequence[str] | None = None, budget_s: float | None = None
     ) -> Recommendation:
-        """Forecast every strategy and pick the one with the least predicted regret that fits the budget.
+        """Forecast every strategy and pick one that fits the budget, by votes or by least predicted regret.
 
         Args:
             strategies: those to choose from; default: all that were ever experienced, and the linear probe.
@@ -161,20 +178,39 @@ class Recommender:
         known = [f for f in able if f.regret is not None]
         # Nothing learned yet: the probe, the cheapest that uses the labels.
         usual = next((f for f in able if f.strategy == REFERENCE), able[0])
-        pick = min(known, key=lambda f: (f.regret, f.strategy), default=usual).strategy
-        return Recommendation(
-            pick, pick != NO_TRANSFER, self._confidence(pick, weights), forecasts, self._contributions(place, pick)
+        policy = self._policy([f.strategy for f in known]) if self._voted and known else None
+        if policy:
+            votes = dict(zip([f.strategy for f in known], policy.votes(place).tolist()))
+            known = [replace(f, votes=votes[f.strategy]) for f in known]
+            forecasts = [replace(f, votes=votes.get(f.strategy)) for f in forecasts]
+        pick = min(known, key=lambda f: (-(f.votes or 0.0), f.regret, f.strategy), default=usual).strategy
+        moved = self._contributions(
+            place, self._share_of_votes(policy, known, pick) if policy else self._lost_less(pick)
         )
+        return Recommendation(pick, pick != NO_TRANSFER, self._confidence(pick, weights), forecasts, moved)
+
+    def _policy(self, strategies: Sequence[str]) -> Policy:
+        lost = _regrets(self._scores[:, [self._strategies.index(s) for s in strategies]])
+        return Policy(self._places, _within(lost), self._groups)
+
+    def _share_of_votes(self, policy: Policy, known: Sequence[Forecast], pick: str) -> Callable[[np.ndarray], float]:
+        index = [f.strategy for f in known].index(pick)
+        return lambda place: float(policy.votes(place)[index])
+
+    def _lost_less(self, pick: str) -> Callable[[np.ndarray], float] | None:
+        if pick not in self._strategies:
+            return None
+        lost = self._regrets()[:, [self._strategies.index(pick)]]
+        return lambda place: -float(_shrunk(lost, _similar(place, self._places, self.width))[0])
 
     def _regrets(self) -> np.ndarray:
-        return np.nanmax(self._scores, axis=1, keepdims=True) - self._scores if len(self._scores) else self._scores
+        return _regrets(self._scores)
 
     def _confidence(self, pick: str, weights: np.ndarray) -> float:
         if pick not in self._strategies:
             return 0.0
-        lost = self._regrets()[:, self._strategies.index(pick)]
-        within = np.where(np.isnan(lost), np.nan, lost <= TOLERANCE)
-        return float(_shrunk(within[:, None], weights)[0])
+        lost = self._regrets()[:, [self._strategies.index(pick)]]
+        return float(_shrunk(_within(lost), weights)[0])
 
     def _forecast(self, situation: Situation, strategy: str, weights: np.ndarray, lost: float | None) -> Forecast:
         gain = low = high = 0.0
@@ -186,36 +222,46 @@ class Recommender:
         cost = self._cost(situation, strategy)
         return Forecast(strategy, gain, min(low, gain), max(high, gain), cost, None if lost is None else float(lost))
 
-    def _contributions(self, place: np.ndarray, pick: str) -> dict[str, float]:
-        """How much lower the pick's predicted regret is than with the measure at its usual value, largest first."""
-        if pick not in self._strategies:
+    def _contributions(self, place: np.ndarray, worth: Callable[[np.ndarray], float] | None) -> dict[str, float]:
+        """How much more the pick is worth at this place than with the measure at its usual value, largest first."""
+        if worth is None:
             return {}
-        lost = self._regrets()[:, [self._strategies.index(pick)]]
-        now = _shrunk(lost, _similar(place, self._places, self.width))[0]
-        moved = {}
+        now, moved = worth(place), {}
         for i, name in enumerate(MEASURES):
             seen = self._places[~np.isnan(self._places[:, i]), i]
             if len(seen) and not np.isnan(place[i]):
                 other = place.copy()
                 other[i] = np.median(seen)
-                moved[name] = float(_shrunk(lost, _similar(other, self._places, self.width))[0] - now)
+                moved[name] = now - worth(other)
         return dict(sorted(moved.items(), key=lambda item: -abs(item[1])))
 
-    def _best_width(self, groups: np.ndarray) -> float:
+    def _advised(self, width: float) -> np.ndarray:
+        """What the least predicted regret would have lost in each situation, had its group been unknown."""
+        lost, total = self._regrets(), []
+        for i, group in enumerate(self._groups):
+            others = self._groups != group
+            predicted = _shrunk(lost[others], _similar(self._places[i], self._places[others], width))
+            total.append(lost[i][np.argmin(np.where(np.isnan(lost[i]), np.inf, predicted))])
+        return np.array(total)
+
+    def _best_width(self) -> float:
         """The width with the least mean regret when each group is advised from the others; 1 with a single group."""
-        if len(set(groups)) < 2:
+        if len(set(self._groups)) < 2:
             return 1.0
-        lost = self._regrets()
-        totals = []
-        for width in WIDTHS:
-            total = 0.0
-            for i, group in enumerate(groups):
-                others = groups != group
-                predicted = _shrunk(lost[others], _similar(self._places[i], self._places[others], width))
-                predicted = np.where(np.isnan(lost[i]), np.inf, predicted)
-                total += lost[i][np.nanargmin(predicted)]
-            totals.append(total)
-        return WIDTHS[int(np.argmin(totals))]
+        return min(WIDTHS, key=lambda width: self._advised(width).sum())
+
+    def _policy_is_better(self) -> bool:
+        """Whether votes, learned from the other groups, were within the tolerance more often than least regrets."""
+        if len(set(self._groups)) < FEWEST_GROUPS:
+            return False
+        lost, voted = self._regrets(), np.zeros(len(self._groups))
+        for group in set(self._groups):
+            mine = self._groups == group
+            policy = Policy(self._places[~mine], _within(lost[~mine]), self._groups[~mine])
+            for i in np.flatnonzero(mine):
+                voted[i] = lost[i][np.argmax(np.where(np.isnan(lost[i]), -1.0, policy.votes(self._places[i])))]
+        advised = self._advised(self.width)
+        return bool((voted <= TOLERANCE).sum() > (advised <= TOLERANCE).sum())
 
     def _cost(self, situation: Situation, strategy: str) -> float | None:
         """Seconds by the median rate (seconds per parameter and example) of this strategy's experiences."""
@@ -223,6 +269,16 @@ class Recommender:
         if not past:
             return None
         return float(np.median([s / w for w, s in past]) * _work(situation))
+
+
+def _regrets(scores: np.ndarray) -> np.ndarray:
+    """What each strategy lost against the best of its situation (n, S), NaN where it was not run."""
+    return np.nanmax(scores, axis=1, keepdims=True) - scores if len(scores) else scores
+
+
+def _within(lost: np.ndarray) -> np.ndarray:
+    """1 where at most :data:`TOLERANCE` was lost, else 0; NaN where unknown."""
+    return np.where(np.isnan(lost), np.nan, lost <= TOLERANCE)
 
 
 def _place(situation: Situation) -> np.ndarray:

@@ -67,6 +67,35 @@ def test_contributions_name_what_decided(trained):
     assert r.contributions["log_examples"] > 0.02
 
 
+def usually_best(cells=36, seed=0):
+    """Full is best wherever the source knows something, but loses much now and then; lora always loses two points."""
+    rng, out = np.random.default_rng(seed), []
+    for i in range(cells):
+        knows = i % 3 > 0
+        scores = {"full": 0.8 if knows and i % 4 else 0.5, "lora": 0.78, REFERENCE: 0.6 if knows else 0.8}
+        for strategy, score in scores.items():
+            seen = {"agreement": 0.5 * knows + 0.05 * rng.uniform(), "log_examples": rng.uniform(1, 3)}
+            out.append(Experience(seen, strategy, score, 1.0, f"t{i % 6}", str(i)))
+    return out
+
+
+def test_votes_decide_where_the_least_regret_is_seldom_the_best():
+    recommender = Recommender().fit(usually_best())
+    r = recommender.recommend({"agreement": 0.52, "log_examples": 2.0})
+    assert min(r.forecasts, key=lambda f: f.regret).strategy == "lora"
+    assert r.voted
+    assert r.pick == "full"
+    assert r.of("full").votes > 0.9
+    assert sum(f.votes for f in r.forecasts) == pytest.approx(1)
+    assert recommender.recommend({"agreement": 0.02, "log_examples": 2.0}).pick == REFERENCE
+    assert recommender.recommend({"agreement": 0.52}, ("lora", REFERENCE)).pick == "lora"
+
+
+def test_two_targets_are_too_few_for_a_policy():
+    few = [e for e in usually_best() if e.group in ("t1", "t2")]
+    assert not Recommender().fit(few).recommend({"agreement": 0.52}).voted
+
+
 def test_cost_is_predicted_and_the_budget_kept(trained):
     r = trained.recommend(situation(2.9, 1))
     assert r.of("full").seconds == pytest.approx(1e-8 * 10**9.9, rel=0.05)

@@ -1,0 +1,69 @@
+"""Which strategy, learned as a decision: the one that would most often have been within a point of the best.
+
+A mean regret is ruled by the few situations in which much can be lost, and advises whatever never loses much and seldom
+wins. A policy is learned for the decision itself (policy trees: Athey and Wager 2021, eq. 2, here of depth one, for a
+dozen targets teach no more), many times on resampled targets (bagging: Breiman 1996), and the votes are counted.
+"""
+
+import numpy as np
+
+FEWEST = 3  # situations on each side of a split
+RESAMPLES = 100
+
+
+class Policy:
+    """Bagged stumps: each asks one measure and names one strategy for small and one for large values.
+
+    Args:
+        places: measures of past situations, float [n, M]; NaN where unknown (counts as large).
+        within: 1 where a strategy was within the tolerance of the best, 0 where not, float [n, S]; NaN where it was not
+            run, which counts as its mean.
+        groups: what is resampled together, [n].
+        seed: of the resamples.
+    """
+
+    def __init__(self, places: np.ndarray, within: np.ndarray, groups: np.ndarray, seed: int = 0):
+        there = ~np.isnan(within)
+        means = np.where(there, within, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+        values, rng = np.where(there, within, means), np.random.default_rng(seed)
+        names, member = np.unique(groups, return_inverse=True)
+        orders = np.argsort(places, axis=0, kind="stable")  # NaN last
+        self.strategies = within.shape[1]
+        self._stumps = [
+            _stump(
+                places,
+                values,
+                orders,
+                np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[member],
+            )
+            for _ in range(RESAMPLES)
+        ]
+
+    def votes(self, place: np.ndarray) -> np.ndarray:
+        """Share of the stumps that name each strategy, float [S], for measures [M]."""
+        counts = np.zeros(self.strategies)
+        for measure, threshold, below, above in self._stumps:
+            counts[below if place[measure] < threshold else above] += 1
+        return counts / len(self._stumps)
+
+
+def _stump(
+    places: np.ndarray, values: np.ndarray, orders: np.ndarray, times: np.ndarray
+) -> tuple[int, float, int, int]:
+    """The best stump (measure, threshold, strategy below, strategy above) where situations count ``times`` times."""
+    total = (times[:, None] * values).sum(axis=0)
+    best, found = -1.0, (0, np.inf, int(total.argmax()), int(total.argmax()))
+    for measure in range(places.shape[1]):
+        order = orders[:, measure]
+        sorted_, weights = places[order, measure], times[order]
+        below = np.cumsum(weights[:, None] * values[order], axis=0)[:-1]
+        counts = np.cumsum(weights)[:-1]
+        apart = (sorted_[:-1] < sorted_[1:]) & (counts >= FEWEST) & (times.sum() - counts >= FEWEST)
+        if not apart.any():
+            continue
+        gained = np.where(apart, below.max(axis=1) + (total - below).max(axis=1), -1.0)
+        at = int(gained.argmax())
+        if gained[at] > best + 1e-9:
+            threshold = (sorted_[at] + sorted_[at + 1]) / 2
+            best, found = gained[at], (measure, threshold, int(below[at].argmax()), int((total - below[at]).argmax()))
+    return found
