@@ -181,32 +181,52 @@ class Benchmark:
         ]
 
     def _carry(self, rows: list[Row], per_method: int, folder: Path) -> list[Row]:
-        """Measure cells of older code again; return the rows with those cells' new in place of their old ones."""
-        findings = self._carried(folder)
-        known = by_cell(rows, findings)
+        """Measure cells of older code again; once all agree, return the rows with theirs in place of the old ones.
+
+        A run that is stopped in between keeps what it measured, and the next one goes on from there.
+        """
+        findings, path = self._carried(folder), folder / f"{self.name}.jsonl"
+        for (old, new), found in self._older(rows, findings).items():
+            both = [(cell, before, after) for cell, before, after in found if after]
+            rest = [(cell, before) for cell, before, after in found if not after]
+            for cell, before, after in both:
+                self._compare(cell, before, after)
+            for i in draw([(c.method, c.seed) for c, _ in rest], per_method, [c.method for c, _, _ in both]):
+                cell, before = rest[i]
+                after = list(self.measure(cell))
+                self._compare(cell, before, after)
+                rows = [*rows, *after]
+                write_rows(path, rows)
+                both.append((cell, before, after))
+            gone = {id(r) for _, before, _ in both for r in before}
+            rows = [r for r in rows if id(r) not in gone]
+            count = sum(len(before) for _, before, _ in found)
+            told = [f"{c.method} {dict(c.settings)} seed {c.seed}" for c, _, _ in both]
+            findings.append(Carried(old=old, new=new, commit=commit(), rows=count, cells=told))
+            write_carried(folder / f"{self.name}.carried.json", findings)
+            write_rows(path, rows)
+            print(f"{count} rows of {len(found)} cells of code {old[:8]} count for {new[:8]}")
+        return rows
+
+    def _older(
+        self, rows: Sequence[Row], findings: Sequence[Carried]
+    ) -> dict[tuple[str, str], list[tuple[Cell, list[Row], list[Row]]]]:
+        """(old version, present version) -> cells with their rows of each; those of the present one may be missing."""
+        settled = {(f.old, f.new) for f in findings}
         stored: dict[str, list[Row]] = {}
         for r in rows:
             stored.setdefault(anonymous(r), []).append(r)
-        groups: dict[tuple[str, str], list[Cell]] = {}
+        groups: dict[tuple[str, str], list[tuple[Cell, list[Row], list[Row]]]] = {}
         for cell in {_key(c): c for size in SIZES for c in self.cells(size)}.values():
-            old = [] if _key(cell) in known else latest(stored.get(anonymous(cell.row("", None)), []))
-            if any(r.metric not in self.timing_metrics for r in old):  # a timing says nothing about other code
-                groups.setdefault((old[0].version, cell.row("", None).version), []).append(cell)
-        for (old_version, new_version), cells in groups.items():
-            again = [cells[i] for i in draw([(c.method, c.seed) for c in cells], per_method)]
-            for cell in again:
-                before = latest(stored[anonymous(cell.row("", None))])
-                after = list(self.measure(cell))
-                self._compare(cell, before, after)
-                gone = {id(r) for r in before}
-                rows = [*(r for r in rows if id(r) not in gone), *after]
-            count = sum(len(latest(stored[anonymous(c.row("", None))])) for c in cells)
-            told = [f"{c.method} {dict(c.settings)} seed {c.seed}" for c in again]
-            findings.append(Carried(old=old_version, new=new_version, commit=commit(), rows=count, cells=told))
-            write_rows(folder / f"{self.name}.jsonl", rows)
-            write_carried(folder / f"{self.name}.carried.json", findings)
-            print(f"{count} rows of {len(cells)} cells of code {old_version[:8]} count for {new_version[:8]}")
-        return rows
+            asked = cell.row("", None)
+            mine = stored.get(anonymous(asked), [])
+            before, after = ([r for r in mine if (r.version == asked.version) is now] for now in (False, True))
+            before = latest(before)
+            # A timing says nothing about other code.
+            if all(r.metric in self.timing_metrics for r in before) or (before[0].version, asked.version) in settled:
+                continue
+            groups.setdefault((before[0].version, asked.version), []).append((cell, before, after))
+        return groups
 
     def _verify(self, cells: Sequence[Cell], rows: Sequence[Row], count: int, folder: Path) -> None:
         known = by_cell(rows, self._carried(folder))

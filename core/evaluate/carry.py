@@ -7,6 +7,7 @@ versions they stand for and on what evidence.
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,11 +74,11 @@ def anonymous(row: Row) -> str:
     return row.model_copy(update={"version": ""}).key()
 
 
-def draw(candidates: Sequence[tuple[str, int]], per_method: int) -> list[int]:
+def draw(candidates: Sequence[tuple[str, int]], per_method: int, done: Sequence[str] = ()) -> list[int]:
     """Which cells to measure again: places in ``candidates`` (method, seed).
 
-    ``per_method`` of every method, at random. The seed that has most methods goes first, because what seeds share
-    (trained experts, cached signals) is often dearer than the cells.
+    ``per_method`` of every method, less those of ``done`` (methods, as often as measured), at random. The seed that has
+    most methods goes first, because what seeds share (trained experts, cached signals) is often dearer than the cells.
     """
     chance = random.SystemRandom()
     methods_of: dict[int, set[str]] = {}
@@ -85,11 +86,11 @@ def draw(candidates: Sequence[tuple[str, int]], per_method: int) -> list[int]:
         methods_of.setdefault(seed, set()).add(method)
     rank = {seed: (-len(methods), chance.random()) for seed, methods in methods_of.items()}
     order = sorted(range(len(candidates)), key=lambda i: (rank[candidates[i][1]], chance.random()))
-    taken: dict[str, int] = {}
+    taken = Counter(done)
     found = []
     for place in order:
         method = candidates[place][0]
-        if taken.get(method, 0) < per_method:
-            taken[method] = taken.get(method, 0) + 1
+        if taken[method] < per_method:
+            taken[method] += 1
             found.append(place)
     return sorted(found)

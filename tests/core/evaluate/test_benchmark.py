@@ -95,10 +95,23 @@ def test_rows_of_earlier_code_that_differ_are_not_carried(tmp_path):
     assert calls == [0, 1, 2]
 
 
+def test_a_carry_that_was_stopped_goes_on_with_what_it_measured(tmp_path):
+    of_earlier_code(tmp_path)
+    make(tmp_path, []).run("smoke", folder=tmp_path)  # as a stopped carry leaves it: rows of both codes for one cell
+    calls = []
+    make(tmp_path, calls).run("smoke", folder=tmp_path, carry=1)
+    assert calls == []
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6
+    assert "6 rows of the present code" in (tmp_path / "x.md").read_text()
+    make(tmp_path, calls).run("default", folder=tmp_path)
+    assert calls == []
+
+
 def test_a_carry_draws_every_method_and_few_seeds():
     cells = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 1), ("d", 2)]
     assert draw(cells, 1) == [1, 3, 4, 5]
     assert draw(cells, 2) == [0, 1, 2, 3, 4, 5]
+    assert draw(cells, 1, ["a", "c"]) in ([2, 5], [3, 5])
 
 
 def test_damaged_findings_are_named(tmp_path):
