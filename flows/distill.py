@@ -149,7 +149,14 @@ def method_names(form: DistillForm) -> list[str]:
 
 
 def problem(form: DistillForm) -> Problem:
-    """What this distillation transfers."""
+    """What this distillation transfers.
+
+    Raises:
+        ValueError: a task of another kind.
+    """
+    kind = load_task(form.task).kind
+    if kind not in ("single", "pair"):
+        raise ValueError(f"task {form.task!r} is of kind {kind!r}; distillation is for texts with class labels")
     return Problem(
         source=f"{form.teacher}, prompted and tuned on {form.k} examples a class",
         target=f"{form.student} as a classifier",
@@ -168,9 +175,7 @@ def problem(form: DistillForm) -> Problem:
     title="Distil a prompt-tuned teacher into a small student from a few labels",
 )
 def distill_flow(form: DistillForm) -> Artifact:
-    kind = load_task(form.task).kind
-    if kind not in ("single", "pair"):
-        raise ValueError(f"task {form.task!r} is of kind {kind!r}; distillation is for texts with class labels")
+    problem(form)  # a plan has not asked it yet
     methods, data = method_names(form), load_data(form.task)
     teacher, student = load_model(asset_of(form.teacher, TEACHERS)), load_model(asset_of(form.student, STUDENTS))
     study = study_of(form)

@@ -130,12 +130,16 @@ def check_depth(form: EvolveMergeForm, base: Artifact) -> None:
     """Refuse more blocks than the base has layers, before experts are trained. (A plan may not have the base yet.)
 
     Raises:
-        ValueError: naming both.
+        ValueError: naming both, and what fits.
     """
     folder = given_path(form.base) if base.planned else base.folder
     if folder is not None and any(folder.glob("*.safetensors")):
         found = [LAYER.search(name) for name in read_tensors(folder)]
-        granularity_filters(form.granularity, 1 + max((int(m[1]) for m in found if m), default=0))
+        layers = 1 + max((int(m[1]) for m in found if m), default=0)
+        try:
+            granularity_filters(form.granularity, layers)
+        except ValueError as error:
+            raise ValueError(f"{error}; set granularity=blocks:{layers} at most, or layers") from None
 
 
 def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:

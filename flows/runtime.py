@@ -221,7 +221,9 @@ def _run_name(name: str) -> Callable[[], str]:
 
     def run_name() -> str:
         given = flow_run.parameters or {}
-        parts = [f"{given[key]}" for key in ("size", "suite", "task", "target") if isinstance(given.get(key), str)]
+        own = given.get("tasks") or given.get("experts")  # then the suite is not read
+        keys = ("size", *(() if own else ("suite",)), "task", "target")
+        parts = [f"{given[key]}" for key in keys if isinstance(given.get(key), str)]
         seed = [f"seed {given['seed']}"] if isinstance(given.get("seed"), int) else []
         return " ".join([name, *parts, *seed])
 

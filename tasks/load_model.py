@@ -13,6 +13,7 @@ from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 
 ASSET = "asset.json"
+ADAPTER = "adapter_config.json"  # of peft
 PATH_SIGNS = ("/", ".", "~")
 
 
@@ -30,7 +31,7 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
         reads_text: the model needs a tokenizer.
 
     Raises:
-        AssetError: nothing at the path, or a folder whose model or tokenizer cannot work.
+        AssetError: nothing at the path, an adapter, or a folder whose model or tokenizer cannot work.
         ValueError: a folder with a damaged card.
     """
     path = given_path(name)
@@ -38,6 +39,7 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
         if not path.exists():
             raise AssetError(f"{path} does not exist; give the folder or file of a model")
         if path.is_dir():
+            check_whole(path)
             check_card(path)
             check_readable(path)
             if reads_text:
@@ -46,6 +48,19 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
         if not name.startswith(PATH_SIGNS):
             name = f"./{name}"
     return _load(ModelConfig(name=name, identity=identity(name)))
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse an adapter where a whole model is needed: its folder names the base and holds what changed alone.
+
+    Raises:
+        AssetError: saying how one becomes a model.
+    """
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise AssetError(
+            f"{folder} is an adapter ({ADAPTER}), needed is a whole model: put it into its base with peft, "
+            "model.merge_and_unload().save_pretrained(FOLDER), and save the tokenizer beside it"
+        )
 
 
 def given_path(name: str) -> Path | None:

@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 UNUSABLE = (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as shells have it
 COMMANDS = {
     "run": "run a flow in this process (or only plan it)",
     "flows": "list the flows and their parameters",
@@ -83,8 +85,8 @@ class OneLine(logging.Formatter):
 
 def not_told_again(record: logging.LogRecord) -> bool:
     """False for what Prefect says of an error that stands on the terminal already: once when a stage fails, once at the
-    end."""
-    again = ("Finished in state", "Encountered exception during execution")
+    end; and of Ctrl-C, of which :func:`main` tells."""
+    again = ("Finished in state", "Encountered exception during execution", "Crash detected! Execution was aborted by")
     return not (record.name.startswith("prefect.") and record.getMessage().startswith(again))
 
 
@@ -98,7 +100,8 @@ def quiet_logs() -> None:
 
 
 def main() -> None:
-    """Entry point: an error is one readable line and exit code 1 (2: wrong call); ``--debug`` shows the traceback."""
+    """Entry point: an error is one readable line and exit code 1 (2: wrong call, 130: Ctrl-C); ``--debug`` shows the
+    traceback."""
     if "--debug" in sys.argv[1:]:
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
         os.environ["TRANSFEROPT_DEBUG"] = "1"
@@ -107,11 +110,20 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command continues where it stood")
+        _stopped()
+    except SystemExit as ended:  # typer makes one of a KeyboardInterrupt
+        if ended.code == INTERRUPTED:
+            _stopped()
+        raise
     except Exception as error:  # the one place where errors become a message for a person
         if os.environ.get("TRANSFEROPT_DEBUG"):
             raise
         sys.exit(f"error: {message(error)}")
+
+
+def _stopped() -> NoReturn:
+    print("stopped; the same command continues where it stood", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 def message(error: BaseException) -> str:

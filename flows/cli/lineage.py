@@ -6,6 +6,7 @@ import typer
 
 
 def lineage(run: Annotated[str, typer.Argument(help="MLflow run id, or the id a run printed")]) -> None:
+    from rich.markup import escape
     from rich.tree import Tree
 
     from flows.cli.show import console
@@ -15,14 +16,15 @@ def lineage(run: Annotated[str, typer.Argument(help="MLflow run id, or the id a 
 
     def add(tree: Tree, node: Node) -> None:
         mark = {"intact": "[green]ok[/]", "damaged": "[red]DAMAGED[/]", "gone": "[yellow]gone[/]", "": ""}[node.state]
-        branch = tree.add(f"{node.name}  [dim]{node.sha256[:12]}[/] {mark}  [dim]{node.run[:12]}[/]")
+        branch = tree.add(f"{escape(node.title)}  [dim]{node.sha256[:12]}[/] {mark}  [dim]{node.run[:12]}[/]")
         for child in node.inputs:
             add(branch, child)
 
     tree = Tree(f"[bold]{root.name}[/] {root.run[:12]}")
-    for child in root.inputs:
+    for child in root.unfolded().inputs:
         add(tree, child)
     console.print(tree)
-    bad = [n for n in root.walk() if n.state == "damaged"]
+    artifacts = {(n.run, n.path): n for n in root.walk() if n.path}  # one that many read is one
+    bad = [n for n in artifacts.values() if n.state == "damaged"]
     if bad:
-        raise RuntimeError(f"{len(bad)} of {len(list(root.walk()))} artifacts do not match their hash: {bad[0].path}")
+        raise RuntimeError(f"{len(bad)} of {len(artifacts)} artifacts do not match their hash: {bad[0].path}")

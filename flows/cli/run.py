@@ -56,6 +56,7 @@ def run(
     if plan:
         show_plan(chosen, parameters)
         return
+    chosen.describe(parameters.resolved())  # a task that is not there is told before a server is waited for
     console.print(f"[bold]{flow}[/]: {chosen.title}", soft_wrap=True)
     console.print(
         f"Prefect: {prefect}   MLflow: {without_password(os.environ['MLFLOW_TRACKING_URI'])}",

@@ -82,7 +82,8 @@ def show_rows(rows: Sequence[Row]) -> None:
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption or None)
     for name in index:
         if name not in fixed:
-            shown.add_column(name.removeprefix("settings."), no_wrap=name == "method")
+            # a name is wrapped and never cut: two sources may begin alike
+            shown.add_column(name.removeprefix("settings."), no_wrap=name == "method", overflow="fold")
     for metric in metrics:
         shown.add_column(metric.replace("_", " "), justify="right", overflow="fold")
     lines = grouped.groupby(index, sort=False)

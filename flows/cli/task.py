@@ -40,7 +40,24 @@ def _new(what: str, label: str, *options: Any) -> None:
     path = new_task(what, label, *options)
     console.print(path.read_text(), soft_wrap=True, markup=False, highlight=False)
     console.print("\n".join(check(load_task(path)).lines()), soft_wrap=True, markup=False, highlight=False)
+    if unread := _not_read(Path(what), load_task(path)):
+        console.print(
+            f"  columns that no flow will read: {', '.join(unread)} (a second text is named with --pair COLUMN)",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
     console.print(f"written: {path}; any flow takes it as a task", soft_wrap=True, markup=False, highlight=False)
+
+
+def _not_read(file: Path, task: Any) -> list[str]:
+    """Columns of a table of texts that its task leaves out: a text that nobody reads is not missed otherwise."""
+    from core.data.tables import read_table
+
+    if task.kind == "table":
+        return []
+    read = set(task.fields.model_dump().values())
+    return [str(c) for c in read_table(file, options=task.source.options, where=file.name) if str(c) not in read]
 
 
 def _list(*_: object) -> None:

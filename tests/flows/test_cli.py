@@ -75,6 +75,28 @@ def test_unknown_flow_is_one_line(here, monkeypatch):
         cli.main()
 
 
+def test_a_task_that_is_not_there_is_told_before_a_flow_begins(here, monkeypatch):
+    monkeypatch.setattr("tasks.embedded.begin", lambda: None)
+    monkeypatch.setattr("tasks.courier.begin", lambda: None)
+    for setting in ("task=gone.yaml", "task=digits"):
+        assert here("run", "distill", "--set", setting, code=1).startswith(
+            f"error: {'gone' if 'gone' in setting else 'task'}"
+        )
+    out = here("run", "merge", "--set", "experts={gone.yaml: a, b.yaml: b}", code=1)
+    assert out.startswith("error: gone.yaml does not exist")
+
+
+def test_a_run_is_not_named_after_a_suite_that_it_does_not_read(monkeypatch):
+    from types import SimpleNamespace
+
+    from flows import runtime
+
+    given = {"size": "smoke", "suite": "auto", "seed": 0}
+    for own, name in (({}, "merge smoke auto seed 0"), ({"experts": {"a.yaml": "b"}}, "merge smoke seed 0")):
+        monkeypatch.setattr(runtime, "flow_run", SimpleNamespace(parameters=given | own))
+        assert runtime._run_name("merge")() == name
+
+
 def test_a_switch_that_the_flow_lacks_is_refused(here):
     out = here("run", "merge", "--profile", "--plan", code=1)
     assert "the flow merge has no training that writes a trace; leave --profile out" in out
@@ -223,7 +245,18 @@ def test_a_failed_stage_is_told_when_it_fails_and_at_the_end_but_not_between():
     assert not_told_again(record("prefect.task_runs", "Task run failed with exception: ValueError('no')"))
     assert not not_told_again(record("prefect.task_runs", "Finished in state Failed('...')"))
     assert not not_told_again(record("prefect.flow_runs", "Encountered exception during execution: ValueError('no')"))
+    assert not not_told_again(
+        record("prefect.task_runs", "Crash detected! Execution was aborted by an interrupt signal.")
+    )
     assert not_told_again(record("a library", "Finished in state of grace"))
+
+
+def test_ctrl_c_says_that_the_same_command_continues(here, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.cli.doctor.doctor", interrupted)
+    assert here("doctor", code=130) == "stopped; the same command continues where it stood\n"
 
 
 def test_a_recipe_that_is_not_there_and_an_output_below_a_file_are_one_line(tmp_path):
@@ -273,3 +306,18 @@ def test_a_search_is_a_table_a_target_with_round_numbers_of_queries(monkeypatch)
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["run", "1", "5", "10", "12"] in lines
     assert ["ours", "52", "±", "1", "56", "±", "1", "61", "±", "1", "63", "±", "1"] in lines
+
+
+def test_names_in_a_narrow_table_are_wrapped_and_not_cut(monkeypatch):
+    from rich.console import Console
+
+    from core.evaluate.rows import Row
+    from flows.cli import show
+
+    out = io.StringIO()
+    monkeypatch.setattr(show, "console", Console(file=out, width=60, highlight=False))
+    metrics = [f"metric{i}" for i in range(5)]
+    names = ["roberta-of-the-first-run", "roberta-of-the-other-run"]
+    show.show_rows([Row(method="m", metric=m, value=1.0, settings={"source": n}) for n in names for m in metrics])
+    cells = [line[9:17].strip() for line in out.getvalue().splitlines()]  # the column of the source
+    assert all(name in "".join(cells) for name in names)

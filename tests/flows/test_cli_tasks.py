@@ -43,6 +43,17 @@ def test_new_reads_a_csv_of_another_separator_and_encoding(tmp_path):
     assert "Größe" in runner.invoke(app, ["check", str(file.with_suffix(".yaml"))]).output
 
 
+def test_new_names_the_columns_that_its_task_leaves_out(tmp_path):
+    rows = [(f"one {i}", f"two {i}", "same" if i % 2 else "other") for i in range(60)]
+    file = tmp_path / "rows.csv"
+    pd.DataFrame(rows, columns=["first", "second", "label"]).to_csv(file, index=False)
+    made = runner.invoke(app, ["task", "new", str(file), "--label", "label"])
+    assert "columns that no flow will read: second (a second text is named with --pair COLUMN)" in made.output
+    made = runner.invoke(app, ["task", "new", str(file), "--label", "label", "--pair", "second", "--force"])
+    assert "kind: pair" in made.output
+    assert "no flow will read" not in made.output
+
+
 def test_list_and_show():
     listed = runner.invoke(app, ["task", "list"])
     assert listed.exit_code == 0

@@ -111,7 +111,9 @@ def test_evolution_looks_at_the_depth_of_the_base_before_experts_are_trained(tas
         flow = FLOWS.get("evolve-merge")
         assert flow.plan(flow.form(size="smoke", **values))
     else:
-        assert "granularity 'blocks:3': the model has 2 layers" in refused("evolve-merge", **values)
+        assert "'blocks:3': the model has 2 layers; set granularity=blocks:2 at most" in refused(
+            "evolve-merge", **values
+        )
 
 
 def test_a_transfer_counts_no_examples_that_are_not_there(tasks):

@@ -43,6 +43,12 @@ def test_a_model_without_tokenizer_is_refused_where_it_reads_texts(folder):
         load_model("models/mine", reads_text=False)
 
 
+def test_an_adapter_is_refused_and_told_how_it_becomes_a_model(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with planning(), pytest.raises(AssetError, match=r"models/mine is an adapter .*merge_and_unload"):
+        load_model("models/mine")
+
+
 def test_a_card_whose_head_explodes_is_refused_before_it_is_read(folder):
     bomb = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
     bomb += [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 9)]

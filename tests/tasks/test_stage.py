@@ -9,8 +9,8 @@ from mlflow.artifacts import download_artifacts
 from core.config import Config
 from core.evaluate.rows import Row, read_rows
 from core.transfer.problem import Problem
-from tasks import spool, tracking
-from tasks.lineage import graph_html, trace
+from tasks import lineage, spool, tracking
+from tasks.lineage import Node, graph_html, trace
 from tasks.stage import planning, stage
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="3 queries")
@@ -70,6 +70,23 @@ def test_a_stage_is_computed_once_recorded_and_traced(run):
     assert "count" in graph_html(tree, {}, None)
     Path(tree.inputs[0].path, "n.txt").write_text("5")
     assert trace(result.run).inputs[0].state == "damaged"
+
+
+def test_a_lineage_names_models_and_data_and_tells_an_artifact_once(tmp_path):
+    for card, name in (("asset.json", "./mine"), ("data.json", "notes")):
+        (tmp_path / name.strip("./")).mkdir()
+        (tmp_path / name.strip("./") / card).write_text(json.dumps({"name": name}))
+    assert [lineage._about(str(tmp_path / n)) for n in ("mine", "notes")] == ["./mine", "notes"]
+    model = Node("load-model", "a" * 64, "1", "", "", about="./mine")
+    experts = [Node("take-expert", c * 64, c, "", "", [model]) for c in "bc"]
+    merged = Node("merge", "d" * 64, "d", "", "", experts)
+    root = Node("report", "e" * 64, "e", "", "", [merged, Node("evaluate", "f" * 64, "f", "", "", [merged, *experts])])
+    assert [n.title for n in root.unfolded().walk()] == [
+        *("report", "merge", "take-expert", "load-model ./mine", "take-expert", "load-model ./mine"),
+        *("evaluate", "merge (as above)", "take-expert (as above)", "take-expert (as above)"),
+    ]
+    assert len(list(root.walk())) == 16  # what is verified stays whole
+    assert graph_html(root, {}, None).count("load-model ./mine") == 2
 
 
 def test_changed_configuration_or_input_computes_again(run):
