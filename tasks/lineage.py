@@ -40,7 +40,7 @@ class Node:
     def unfolded(self) -> "Node":
         """A copy in which what was made of an artifact's inputs stands once, where the artifact is first met.
 
-        An evolved merge of three experts has 35 artifacts; spelled out under each that reads them they are 265 lines.
+        Spelled out under each that reads it, an artifact of an evolved merge would be told many times.
         """
         return _unfolded(self, set())
 
