@@ -129,7 +129,7 @@ class Benchmark:
             rows = self.current(rows, folder)
             write_rows(path, rows)
         cells = list(self.cells(size))
-        known = by_cell(rows, self._carried(folder)).keys()
+        known = self._counted(rows, folder).keys()
         todo = [c for c in cells if _key(c) not in known]
         if verify:
             self._verify(cells, rows, verify, folder)
@@ -146,7 +146,8 @@ class Benchmark:
     def current(self, rows: Sequence[Row], folder: Path = RESULTS) -> list[Row]:
         """Rows that count for the present code: those of the cells of the full table."""
         every = {_key(c) for size in SIZES for c in self.cells(size)}
-        counted = {id(r) for key, found in by_cell(rows, self._carried(folder)).items() if key in every for r in found}
+        found = self._counted(rows, folder)
+        counted = {id(r) for key in every & found.keys() for r in found[key]}
         return [r for r in rows if id(r) in counted]
 
     def render(self, rows: Sequence[Row], folder: Path = RESULTS) -> None:
@@ -163,6 +164,9 @@ class Benchmark:
             lines.append(f"| {g.goal} | {g.target} | {value} | {interval} | {'yes' if g.holds else 'no'} |")
         body = self.page(current, folder)
         write_bytes(folder / f"{self.name}.md", ("\n".join(lines) + "\n\n" + body.strip() + "\n").encode())
+
+    def _counted(self, rows: Sequence[Row], folder: Path) -> dict[str, list[Row]]:
+        return by_cell(rows, self._carried(folder), self.timing_metrics)
 
     def _carried(self, folder: Path) -> list[Carried]:
         return read_carried(folder / f"{self.name}.carried.json")
@@ -229,7 +233,7 @@ class Benchmark:
         return groups
 
     def _verify(self, cells: Sequence[Cell], rows: Sequence[Row], count: int, folder: Path) -> None:
-        known = by_cell(rows, self._carried(folder))
+        known = self._counted(rows, folder)
         done = [c for c in cells if _key(c) in known]
         for cell in random.SystemRandom().sample(done, min(count, len(done))):
             self._compare(cell, known[_key(cell)], self.measure(cell))

@@ -50,8 +50,14 @@ def write_carried(path: Path, findings: Iterable[Carried]) -> None:
     write_json(path, [f.model_dump(mode="json") for f in findings])
 
 
-def by_cell(rows: Sequence[Row], findings: Sequence[Carried]) -> dict[str, list[Row]]:
-    """Key of a cell -> the rows that count for it: those of its own code, else the last that stand for it."""
+def by_cell(
+    rows: Sequence[Row], findings: Sequence[Carried], timings: frozenset[str] = frozenset()
+) -> dict[str, list[Row]]:
+    """Key of a cell -> the rows that count for it: those of its own code, else the last that stand for it.
+
+    Args:
+        timings: metrics that say nothing about other code; a cell of nothing else is not stood for.
+    """
     own: dict[str, list[Row]] = {}
     standing: dict[str, list[Row]] = {}
     later: dict[str, list[str]] = {}
@@ -61,7 +67,8 @@ def by_cell(rows: Sequence[Row], findings: Sequence[Carried]) -> dict[str, list[
         own.setdefault(r.key(), []).append(r)
         for version in later.get(r.version, []):
             standing.setdefault(r.model_copy(update={"version": version}).key(), []).append(r)
-    return {key: latest(found) for key, found in standing.items()} | own
+    kept = {key: latest(found) for key, found in standing.items() if any(r.metric not in timings for r in found)}
+    return kept | own
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:

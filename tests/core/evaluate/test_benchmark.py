@@ -85,6 +85,17 @@ def test_rows_of_earlier_code_count_once_a_cell_measured_again_agrees(tmp_path):
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 6
 
 
+def test_a_cell_of_timings_alone_is_measured_again(tmp_path):
+    of_earlier_code(tmp_path)
+    path = tmp_path / "x.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = [r for r in lines if r["settings"]["n"] != 2 or r["metric"] == "seconds"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in timed))
+    calls = []
+    make(tmp_path, calls).run("default", folder=tmp_path, carry=1)
+    assert calls[1:] == [2]
+
+
 def test_rows_of_earlier_code_that_differ_are_not_carried(tmp_path):
     of_earlier_code(tmp_path)
     with pytest.raises(SystemExit, match=r"stored 0\.5, recomputed 0\.7"):
