@@ -1,8 +1,12 @@
 """The recommender finds a rule that experiences hold, says when not to transfer, and knows nothing without any."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from core.transfer import recommend
+from core.transfer.policy import Policy
 from core.transfer.recommend import (
     NO_TRANSFER,
     REFERENCE,
@@ -89,6 +93,14 @@ def test_votes_decide_where_the_least_regret_is_seldom_the_best():
     assert sum(f.votes for f in r.forecasts) == pytest.approx(1)
     assert recommender.recommend({"agreement": 0.02, "log_examples": 2.0}).pick == REFERENCE
     assert recommender.recommend({"agreement": 0.52}, ("lora", REFERENCE)).pick == "lora"
+
+
+def test_a_long_history_is_judged_in_a_few_folds(monkeypatch):
+    made = []
+    monkeypatch.setattr(recommend, "Policy", lambda *a: made.append(1) or Policy(*a))
+    many = [replace(e, group=e.cell) for e in usually_best(cells=60)]
+    assert Recommender().fit(many).recommend({"agreement": 0.52, "log_examples": 2.0}).pick == "full"
+    assert len(made) <= recommend.MOST_FOLDS + 1
 
 
 def test_two_targets_are_too_few_for_a_policy():
