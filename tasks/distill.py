@@ -20,6 +20,6 @@ def distill(out: Output, config: DistilConfig, signals: Artifact, student: Artif
     """Reads cached signals only: the teacher is not loaded."""
     study = Study(config.study)
     model, budget, facts = study.train(config.method, folder=out.folder)
-    export_student(model, out.folder, study.task.labels, study.task.name)
+    export_student(model, out.folder, study.task.labels, study.task.name, study.task.kind == "pair")
     out.metrics(facts)
     out.budget(budget.counts)

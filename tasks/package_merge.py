@@ -46,7 +46,7 @@ def package_merge(
         weight, bias = expert.head()
         if expert.task in fitted:
             weight, bias = fitted[expert.task].weight, fitted[expert.task].bias
-        heads[expert.task] = Head(weight, bias, expert.definition.labels)
+        heads[expert.task] = Head(weight, bias, expert.definition.labels, expert.definition.kind == "pair")
     origin = json.loads((base.folder / ASSET).read_text())
     further = [json.loads((a.folder / ASSET).read_text()) for a in also]
     parts = {origin["name"]: origin["licence"], **{a["name"]: a["licence"] for a in further}}

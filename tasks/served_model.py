@@ -23,7 +23,8 @@ class ServedClassifier(PythonModel):
         for task in tasks.drop_duplicates().tolist():
             rows = [i for i, t in enumerate(tasks.tolist()) if t == task or (t is None and task is None)]
             part = model_input.iloc[rows]
-            pairs = part["pair"].tolist() if "pair" in part and part["pair"].notna().all() else None
+            second = part["pair"].fillna("") if "pair" in part else pd.Series([""] * len(part))
+            pairs = second.tolist() if second.astype(bool).any() else None
             answers |= dict(zip(rows, self.classifier.predict(part["text"].tolist(), pairs, task), strict=True))
         found = [answers[i] for i in range(len(model_input))]
         return pd.DataFrame({"label": [a.label for a in found], "probability": [a.probability for a in found]})

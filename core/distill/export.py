@@ -39,8 +39,10 @@ class Student:
         return [{"label": self.labels[int(p.argmax())], "score": float(p.max())} for p in rows]
 
 
-def export_student(model: Any, folder: str | Path, labels: Sequence[str], task: str = "task") -> Path:
-    """Write a prompted student to ``folder``.
+def export_student(
+    model: Any, folder: str | Path, labels: Sequence[str], task: str = "task", pair: bool | None = None
+) -> Path:
+    """Write a prompted student to ``folder``; ``pair``: whether its task reads two texts at a time, if known.
 
     A sentence encoder becomes a packaged classifier (:mod:`core.models.classifier`) with the transformer under
     ``encoder/``; a language model lies under ``model/``. Both open with ``AutoModel``; the prompt is in
@@ -57,7 +59,8 @@ def export_student(model: Any, folder: str | Path, labels: Sequence[str], task: 
     tokenizer.save_pretrained(place)
     length = model.encoder.max_length if encoder else model.max_length
     if encoder:
-        head = Head(*(p.detach().cpu().float().numpy() for p in (model.head.weight, model.head.bias)), tuple(labels))
+        weights = (p.detach().cpu().float().numpy() for p in (model.head.weight, model.head.bias))
+        head = Head(*weights, tuple(labels), pair)
         package(folder, {task: head}, length, {"normalize": bool(model.normalize)})
     description = {
         "format": FORMAT,

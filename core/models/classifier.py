@@ -22,11 +22,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head: ``weight`` [C, H], ``bias`` [C], and the names of its C classes."""
+    """A linear head: ``weight`` [C, H], ``bias`` [C], and the names of its C classes.
+
+    ``pair``: whether its task reads two texts at a time; None where nobody said so.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     labels: Sequence[str]
+    pair: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def package(folder: Path, heads: Mapping[str, Head], max_length: int, facts: Map
     }
     save_file(tensors, folder / HEADS)
     labels = {task: list(head.labels) for task, head in heads.items()}
-    write_json(folder / CARD, {"schema": SCHEMA, "tasks": labels, "max_length": max_length, **facts})
+    pairs = {task: head.pair for task, head in heads.items() if head.pair is not None}
+    write_json(folder / CARD, {"schema": SCHEMA, "tasks": labels, "pairs": pairs, "max_length": max_length, **facts})
 
 
 class TextClassifier:
@@ -91,8 +96,10 @@ class TextClassifier:
         if card["schema"] > SCHEMA:
             raise StateError(f"{folder} was packaged by a newer version (schema {card['schema']}); update transferopt")
         tensors = load_file(folder / HEADS)
+        pairs = card.get("pairs", {})
         self.heads = {
-            t: Head(tensors[f"{t}.weight"], tensors[f"{t}.bias"], labels) for t, labels in card["tasks"].items()
+            t: Head(tensors[f"{t}.weight"], tensors[f"{t}.bias"], labels, pairs.get(t))
+            for t, labels in card["tasks"].items()
         }
         self.encoder = load_encoder(folder / "encoder")
         self.encoder.max_length = min(card["max_length"], self.encoder.max_length)
@@ -107,15 +114,20 @@ class TextClassifier:
             task: whose head; may be left out when there is only one.
 
         Raises:
-            ValueError: unknown or missing task, no text, an empty text.
+            ValueError: unknown or missing task, an empty text, second texts missing or too many for the task.
         """
         from scipy.special import softmax
 
         from core.models.score import score
 
-        head = self.heads[self._task(task)]
+        task = self._task(task)
+        head = self.heads[task]
         if not len(texts):
             return []
+        if head.pair and pairs is None:
+            raise ValueError(f"task {task!r} reads two texts at a time; give the second ones as well (pairs, --pair)")
+        if head.pair is False and pairs is not None:
+            raise ValueError(f"task {task!r} reads one text at a time; leave the second ones out (pairs, --pair)")
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"text {i} is empty or no text: {text!r}")

@@ -89,3 +89,27 @@ def test_a_package_that_does_not_answer_is_not_registered(package, tmp_path):
     artifact = Artifact(name="package-merge", path=str(broken), sha256="x")
     with pytest.raises(SafetensorError, match="header"):
         register_model("broken", artifact, artifact, "average")
+
+
+def test_a_task_gets_as_many_texts_as_it_reads(package, tmp_path):
+    """A pair task answered from its first text alone would be wrong without a word."""
+    rng = np.random.default_rng(0)
+    head = lambda pair: Head(rng.normal(size=(2, 16)).astype("f4"), np.zeros(2, "f4"), ("no", "yes"), pair)  # noqa: E731
+    save(tmp_path, package / "encoder", {"one": head(False), "two": head(True), "old": head(None)}, 32, {})
+    model = TextClassifier(tmp_path)
+    assert {t: h.pair for t, h in model.heads.items()} == {"one": False, "two": True, "old": None}
+    with pytest.raises(ValueError, match="'two' reads two texts at a time; give the second ones"):
+        model.predict(["a"], task="two")
+    with pytest.raises(ValueError, match="'one' reads one text at a time; leave the second ones out"):
+        model.predict(["a"], ["b"], task="one")
+    assert model.predict(["a"], ["b"], task="old") != model.predict(["a"], task="old")
+    serving.log_model(register_run("pairs"), tmp_path, "pairs", serving.CHALLENGER, {"sha256": "p"})
+    served = mlflow.pyfunc.load_model("models:/pairs@challenger")
+    frame = pd.DataFrame({"text": ["a", "a", "c"], "task": ["one", "two", "two"], "pair": [None, "b", ""]})
+    expected = model.predict(["a"], task="one") + model.predict(["a", "c"], ["b", ""], task="two")
+    assert served.predict(frame)["label"].tolist() == [e.label for e in expected]
+
+
+def register_run(name):
+    client = spool.client()
+    return client.create_run(client.create_experiment(name)).info.run_id
