@@ -12,7 +12,11 @@ from core.transfer.recommend import Experience, Recommender, similarity_rule, we
 from core.transfer.scores import SCORES
 
 TARGETS = ("trec", "cola", "sst2_sent", "subj")
-HISTORY = ("mrpc", "cr", "ag_news", "qnli", "rte")  # other data: past transfers to learn from, and all that is tuned on
+# Other data: past transfers to learn from, and all that is tuned on. No texts that a target has too.
+HISTORY = (
+    *("mrpc", "cr", "ag_news", "qnli", "rte"),
+    *("sms_spam", "headline_period", "reuters_r8", "imdb", "snli", "qqp"),
+)
 SEEDS = (0, 1, 2)
 SIZES = {"minilm": (16, 100, 1000), "expert": (16, 100), "smollm2": (16, 100), "mpnet": (16, 100)}
 COMPARED = ("share", "linear_probe", "full", "lora", "freeze", "adapter", "scratch")

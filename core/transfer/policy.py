@@ -8,7 +8,7 @@ dozen targets teach no more), many times on resampled targets (bagging: Breiman 
 import numpy as np
 
 FEWEST = 3  # situations on each side of a split
-RESAMPLES = 100
+RESAMPLES = 500
 
 
 class Policy:
@@ -18,7 +18,7 @@ class Policy:
         places: measures of past situations, float [n, M]; NaN where unknown (counts as large).
         within: 1 where a strategy was within the tolerance of the best, 0 where not, float [n, S]; NaN where it was not
             run, which counts as its mean.
-        groups: what is resampled together, [n].
+        groups: what is resampled together and counts once, however many situations it has, [n].
         seed: of the resamples.
     """
 
@@ -26,7 +26,8 @@ class Policy:
         there = ~np.isnan(within)
         means = np.where(there, within, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
         values, rng = np.where(there, within, means), np.random.default_rng(seed)
-        names, member = np.unique(groups, return_inverse=True)
+        names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        each = len(groups) / (len(names) * sizes)  # situations of one target say much the same
         orders = np.argsort(places, axis=0, kind="stable")  # NaN last
         self.strategies = within.shape[1]
         self._stumps = [
@@ -34,7 +35,7 @@ class Policy:
                 places,
                 values,
                 orders,
-                np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[member],
+                (np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) * each)[member],
             )
             for _ in range(RESAMPLES)
         ]

@@ -3,8 +3,8 @@
 What is measured before any fine-tuning is a *situation* (scores, similarity, sizes); what happened is an *experience*
 (situation, strategy, score, seconds). Experiences are rows, so a recommender learns from every recorded run and is
 compared with what then happened. Gains are over the linear probe, in the units of the metric. What is forecast comes
-from similar situations; what is picked, from them or from a policy (:mod:`core.transfer.policy`), whichever advised
-better.
+from similar situations; what is picked, from a policy (:mod:`core.transfer.policy`), unless similar situations clearly
+advised better.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from core.transfer.target import Target
 
 REFERENCE = "linear_probe"
 NO_TRANSFER = "scratch"
-TOLERANCE = 0.01
+TOLERANCE = 0.01 + 1e-9  # one point; .71 - .70 is a little more in binary
 RULE = (0.6, 0.2)  # agreement above: share; above: adjust; below: retrain
 
 # What makes two situations similar: measure -> difference that counts as one. ``lift`` is what a cross-validated probe
@@ -39,6 +39,7 @@ MEASURES = {
 WIDTHS = (0.5, 1.0, 2.0, 4.0)
 FEWEST_GROUPS = 3  # targets that a policy is learned from and judged on
 MOST_FOLDS = 10  # of targets, in judging it
+CLEARLY = 2.0  # standard errors
 PRIOR = 1.0  # the mean over all experiences counts as much as this many situations that are just alike
 
 
@@ -117,9 +118,10 @@ class Recommender:
     """Weighs past situations by similarity; without any it recommends the linear probe and is not confident.
 
     Regret and gain of a strategy are means over the past situations in which it was run (Nadaraya-Watson, Gaussian
-    kernel over :data:`MEASURES`), shrunk towards its mean over all of them. The least predicted regret is picked. A
-    policy is tried as well on each group of experiences with what the others teach; where it was within
-    :data:`TOLERANCE` of the best more often, its votes decide instead.
+    kernel over :data:`MEASURES`), shrunk towards its mean over all of them. The least predicted regret and the votes of
+    a policy are both tried on each group of experiences with what the others teach. The votes decide, unless the least
+    regret was within :data:`TOLERANCE` of the best more often by more than two standard errors over groups: what chance
+    explains should not turn the advice over with every new experience.
 
     Args:
         width: of the kernel; None takes the one of :data:`WIDTHS` with which advice for each group of experiences from
@@ -150,7 +152,7 @@ class Recommender:
         self._groups = np.array([found[0].group for found in cells.values()])
         if self.width is None:
             self.width = self._best_width()
-        self._voted = self._policy_is_better()
+        self._voted = self._policy_suffices()
         return self
 
     def recommend(
@@ -251,8 +253,8 @@ class Recommender:
             return 1.0
         return min(WIDTHS, key=lambda width: self._advised(width).sum())
 
-    def _policy_is_better(self) -> bool:
-        """Whether votes, learned from the other groups, were within the tolerance more often than least regrets."""
+    def _policy_suffices(self) -> bool:
+        """Whether least regrets were not within the tolerance clearly more often than votes of the other groups."""
         groups, member = np.unique(self._groups, return_inverse=True)
         if len(groups) < FEWEST_GROUPS:
             return False
@@ -263,8 +265,9 @@ class Recommender:
             policy = Policy(self._places[~mine], _within(lost[~mine]), self._groups[~mine])
             for i in np.flatnonzero(mine):
                 voted[i] = lost[i][np.argmax(np.where(np.isnan(lost[i]), -1.0, policy.votes(self._places[i])))]
-        advised = self._advised(self.width)
-        return bool((voted <= TOLERANCE).sum() > (advised <= TOLERANCE).sum())
+        better = (self._advised(self.width) <= TOLERANCE).astype(float) - (voted <= TOLERANCE)
+        of_groups = np.array([better[member == k].mean() for k in range(len(groups))])
+        return bool(of_groups.mean() <= CLEARLY * of_groups.std(ddof=1) / np.sqrt(len(groups)))
 
     def _cost(self, situation: Situation, strategy: str) -> float | None:
         """Seconds by the median rate (seconds per parameter and example) of this strategy's experiences."""

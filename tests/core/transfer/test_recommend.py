@@ -103,6 +103,20 @@ def test_a_long_history_is_judged_in_a_few_folds(monkeypatch):
     assert len(made) <= recommend.MOST_FOLDS + 1
 
 
+def test_a_target_counts_once_however_often_it_was_met():
+    """Many situations of one odd target do not overrule four others."""
+    places = np.zeros((20, 1))
+    within = np.array([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 12)
+    lone = np.array(["a", "a", "b", "b", "c", "c", "d", "d", *["odd"] * 12])
+    assert Policy(places, within, lone).votes(np.zeros(1))[0] > 0.7
+    assert Policy(places, within, np.arange(20)).votes(np.zeros(1))[0] < 0.5
+
+
+def test_similar_situations_decide_where_they_advise_clearly_better(trained):
+    """Three strategies by two measures are more than one threshold can say."""
+    assert not trained.recommend(situation(2.9, 1)).voted
+
+
 def test_two_targets_are_too_few_for_a_policy():
     few = [e for e in usually_best() if e.group in ("t1", "t2")]
     assert not Recommender().fit(few).recommend({"agreement": 0.52}).voted
