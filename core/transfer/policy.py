@@ -1,4 +1,4 @@
-"""Which strategy, learned as a decision: the one that would most often have been within a point of the best.
+"""Which strategy, learned as a decision: the one that would most often have been about as good as the best.
 
 A mean regret is ruled by the few situations in which much can be lost, and advises whatever never loses much and seldom
 wins. A policy is learned for the decision itself (policy trees: Athey and Wager 2021, eq. 2, here of depth one, for a
@@ -16,20 +16,20 @@ class Policy:
 
     Args:
         places: measures of past situations, float [n, M]; NaN where unknown (counts as large).
-        within: 1 where a strategy was within the tolerance of the best, 0 where not, float [n, S]; NaN where it was not
-            run, which counts as its mean.
+        worth: 1 where a strategy was as good as the best, 0 where much worse, float [n, S]; NaN where it was not run,
+            which counts as its mean.
         groups: what is resampled together and counts once, however many situations it has, [n].
         seed: of the resamples.
     """
 
-    def __init__(self, places: np.ndarray, within: np.ndarray, groups: np.ndarray, seed: int = 0):
-        there = ~np.isnan(within)
-        means = np.where(there, within, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-        values, rng = np.where(there, within, means), np.random.default_rng(seed)
+    def __init__(self, places: np.ndarray, worth: np.ndarray, groups: np.ndarray, seed: int = 0):
+        there = ~np.isnan(worth)
+        means = np.where(there, worth, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+        values, rng = np.where(there, worth, means), np.random.default_rng(seed)
         names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         each = len(groups) / (len(names) * sizes)  # situations of one target say much the same
         orders = np.argsort(places, axis=0, kind="stable")  # NaN last
-        self.strategies = within.shape[1]
+        self.strategies = worth.shape[1]
         self._stumps = [
             _stump(
                 places,
