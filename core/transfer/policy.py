@@ -9,6 +9,7 @@ import numpy as np
 
 FEWEST = 3  # situations on each side of a split
 RESAMPLES = 500
+FEW_RESAMPLES = 100  # where a policy is only judged
 
 
 class Policy:
@@ -19,10 +20,13 @@ class Policy:
         worth: 1 where a strategy was as good as the best, 0 where much worse, float [n, S]; NaN where it was not run,
             which counts as its mean.
         groups: what is resampled together and counts once, however many situations it has, [n].
+        resamples: stumps.
         seed: of the resamples.
     """
 
-    def __init__(self, places: np.ndarray, worth: np.ndarray, groups: np.ndarray, seed: int = 0):
+    def __init__(
+        self, places: np.ndarray, worth: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    ):
         there = ~np.isnan(worth)
         means = np.where(there, worth, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
         values, rng = np.where(there, worth, means), np.random.default_rng(seed)
@@ -37,7 +41,7 @@ class Policy:
                 orders,
                 (np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) * each)[member],
             )
-            for _ in range(RESAMPLES)
+            for _ in range(resamples)
         ]
 
     def votes(self, place: np.ndarray) -> np.ndarray:

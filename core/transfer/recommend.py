@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from core.evaluate.rows import Row
-from core.transfer.policy import Policy
+from core.transfer.policy import FEW_RESAMPLES, Policy
 from core.transfer.scores import transferability
 from core.transfer.situation import Situation
 from core.transfer.sources import Source
@@ -136,6 +136,7 @@ class Recommender:
         self._seconds: dict[str, list[tuple[float, float]]] = {}
         self._groups = np.zeros(0, dtype=str)
         self._voted = False
+        self._policies: dict[tuple[str, ...], Policy] = {}
 
     def fit(self, experiences: Sequence[Experience]) -> "Recommender":
         """Learn from all situations in which at least two strategies were run; others only teach costs."""
@@ -153,6 +154,7 @@ class Recommender:
         if self.width is None:
             self.width = self._best_width()
         self._voted = self._policy_suffices()
+        self._policies.clear()
         return self
 
     def recommend(
@@ -193,8 +195,11 @@ class Recommender:
         return Recommendation(pick, pick != NO_TRANSFER, self._confidence(pick, weights), forecasts, moved)
 
     def _policy(self, strategies: Sequence[str]) -> Policy:
-        lost = _regrets(self._scores[:, [self._strategies.index(s) for s in strategies]])
-        return Policy(self._places, _worth(lost), self._groups)
+        """The policy for a choice between these, learned once."""
+        if (names := tuple(strategies)) not in self._policies:
+            lost = _regrets(self._scores[:, [self._strategies.index(s) for s in names]])
+            self._policies[names] = Policy(self._places, _worth(lost), self._groups)
+        return self._policies[names]
 
     def _share_of_votes(self, policy: Policy, known: Sequence[Forecast], pick: str) -> Callable[[np.ndarray], float]:
         index = [f.strategy for f in known].index(pick)
@@ -262,7 +267,7 @@ class Recommender:
         folds = member % MOST_FOLDS  # a long history is not left out target by target
         for fold in np.unique(folds):
             mine = folds == fold
-            policy = Policy(self._places[~mine], _worth(lost[~mine]), self._groups[~mine])
+            policy = Policy(self._places[~mine], _worth(lost[~mine]), self._groups[~mine], FEW_RESAMPLES)
             for i in np.flatnonzero(mine):
                 voted[i] = lost[i][np.argmax(np.where(np.isnan(lost[i]), -1.0, policy.votes(self._places[i])))]
         better = (self._advised(self.width) <= TOLERANCE).astype(float) - (voted <= TOLERANCE)
