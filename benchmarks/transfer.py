@@ -151,7 +151,7 @@ def _train(target: str, n: int, seed: int):
     labels = np.array(splits.train.labels)
     first = [order[np.flatnonzero(labels[order] == c)[0]] for c in np.unique(labels)]
     rest = [i for i in order if i not in set(first)]
-    return splits.train.take([*first, *rest[: n - len(first)]])
+    return splits.train.take([*first, *rest[: max(n - len(first), 0)]])
 
 
 @cache

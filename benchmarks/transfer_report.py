@@ -147,8 +147,8 @@ def _chooser_table(rows: Sequence[Row]) -> str:
         "learn (cola): the choice of measures is not free of these targets, what is learned from them is. The same "
         "holds for three rules that were made when 28 cells were known, because the pick turned over with every new "
         "cell: each target counts once in the votes, a strategy's worth falls smoothly with what it lost instead of in "
-        "a step at one point, and least regrets decide only where clearly better. It still leans on few and noisy "
-        "cells: with a step at one point the same rows give .57, with a smoother fall .39. The last "
+        "a step at one point, and least regrets decide only where clearly better. It leans on few and noisy cells: "
+        "votes for full, lora and adapter are near ties, and another fall of worth picks otherwise. The last "
         f"columns judge each seed alone; *{ORACLE}* picks what is best on the cell's other seeds, which nobody can "
         "know beforehand: what it loses is noise of the table.",
         "",
