@@ -33,16 +33,10 @@ class Policy:
         names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         each = len(groups) / (len(names) * sizes)  # situations of one target say much the same
         orders = np.argsort(places, axis=0, kind="stable")  # NaN last
+        ordered = np.take_along_axis(places, orders, axis=0), values[orders], orders
         self.strategies = worth.shape[1]
-        self._stumps = [
-            _stump(
-                places,
-                values,
-                orders,
-                (np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) * each)[member],
-            )
-            for _ in range(resamples)
-        ]
+        draws = (np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(resamples))
+        self._stumps = [_stump(*ordered, (drawn * each)[member]) for drawn in draws]
 
     def votes(self, place: np.ndarray) -> np.ndarray:
         """Share of the stumps that name each strategy, float [S], for measures [M]."""
@@ -52,23 +46,23 @@ class Policy:
         return counts / len(self._stumps)
 
 
-def _stump(
-    places: np.ndarray, values: np.ndarray, orders: np.ndarray, times: np.ndarray
-) -> tuple[int, float, int, int]:
-    """The best stump (measure, threshold, strategy below, strategy above) where situations count ``times`` times."""
-    total = (times[:, None] * values).sum(axis=0)
-    best, found = -1.0, (0, np.inf, int(total.argmax()), int(total.argmax()))
-    for measure in range(places.shape[1]):
-        order = orders[:, measure]
-        sorted_, weights = places[order, measure], times[order]
-        below = np.cumsum(weights[:, None] * values[order], axis=0)[:-1]
-        counts = np.cumsum(weights)[:-1]
-        apart = (sorted_[:-1] < sorted_[1:]) & (counts >= FEWEST) & (times.sum() - counts >= FEWEST)
-        if not apart.any():
-            continue
-        gained = np.where(apart, below.max(axis=1) + (total - below).max(axis=1), -1.0)
-        at = int(gained.argmax())
-        if gained[at] > best + 1e-9:
-            threshold = (sorted_[at] + sorted_[at + 1]) / 2
-            best, found = gained[at], (measure, threshold, int(below[at].argmax()), int((total - below[at]).argmax()))
-    return found
+def _stump(places: np.ndarray, worth: np.ndarray, orders: np.ndarray, times: np.ndarray) -> tuple[int, float, int, int]:
+    """The best stump (measure, threshold, strategy below, strategy above) where situations count ``times`` times.
+
+    Args:
+        places: each measure sorted by itself, [n, M]; NaN last.
+        worth: of the strategies in that order, [n, M, S].
+        orders: the situations in that order, [n, M].
+    """
+    weights = times[orders]
+    below = np.cumsum(weights[..., None] * worth, axis=0)
+    total, below, counts = below[-1, 0], below[:-1], np.cumsum(weights, axis=0)[:-1]
+    apart = (places[:-1] < places[1:]) & (counts >= FEWEST) & (times.sum() - counts >= FEWEST)
+    if not apart.any():
+        return 0, np.inf, int(total.argmax()), int(total.argmax())
+    gained = np.where(apart, below.max(axis=2) + (total - below).max(axis=2), -1.0)
+    best = gained.max(axis=0)
+    measure = int(np.argmax(best >= best.max() - 1e-9))  # of equals the first, whatever their last digit
+    at = int(gained[:, measure].argmax())
+    threshold = (places[at, measure] + places[at + 1, measure]) / 2
+    return measure, threshold, int(below[at, measure].argmax()), int((total - below[at, measure]).argmax())
