@@ -128,9 +128,10 @@ class TextClassifier:
             raise ValueError(f"task {task!r} reads two texts at a time; give the second ones as well (pairs, --pair)")
         if head.pair is False and pairs is not None:
             raise ValueError(f"task {task!r} reads one text at a time; leave the second ones out (pairs, --pair)")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"text {i} is empty or no text: {text!r}")
+        for what, given in (("text", texts), ("second text", pairs if head.pair else ())):
+            for i, text in enumerate(given):
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f"{what} {i} is empty or no text: {text!r}")
         pooled = score(self.encoder, self.encoder.tokenize(list(texts), pairs))[0]
         if self.normalize:  # label-word heads read embeddings of length one
             pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)

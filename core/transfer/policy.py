@@ -7,7 +7,7 @@ dozen targets teach no more), many times on resampled targets (bagging: Breiman 
 
 import numpy as np
 
-FEWEST = 3  # situations on each side of a split
+FEWEST = 3  # situations on each side of a split, as often as they count
 RESAMPLES = 500
 FEW_RESAMPLES = 100  # where a policy is only judged
 

@@ -105,9 +105,13 @@ def test_a_task_gets_as_many_texts_as_it_reads(package, tmp_path):
     assert model.predict(["a"], ["b"], task="old") != model.predict(["a"], task="old")
     serving.log_model(register_run("pairs"), tmp_path, "pairs", serving.CHALLENGER, {"sha256": "p"})
     served = mlflow.pyfunc.load_model("models:/pairs@challenger")
-    frame = pd.DataFrame({"text": ["a", "a", "c"], "task": ["one", "two", "two"], "pair": [None, "b", ""]})
-    expected = model.predict(["a"], task="one") + model.predict(["a", "c"], ["b", ""], task="two")
+    frame = pd.DataFrame({"text": ["a", "a", "c"], "task": ["one", "two", "two"], "pair": [None, "b", "d"]})
+    expected = model.predict(["a"], task="one") + model.predict(["a", "c"], ["b", "d"], task="two")
     assert served.predict(frame)["label"].tolist() == [e.label for e in expected]
+    with pytest.raises(ValueError, match="second text 1 is empty or no text: ''"):
+        model.predict(["a", "c"], ["b", ""], task="two")
+    with pytest.raises(Exception, match="second text 1 is empty"):
+        served.predict(frame.assign(pair=[None, "b", None]))
 
 
 def register_run(name):
