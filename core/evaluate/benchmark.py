@@ -21,6 +21,7 @@ from typing import Any
 
 from core.evaluate.carry import Carried, anonymous, by_cell, draw, latest, read_carried, write_carried
 from core.evaluate.rows import Row, read_rows, write_rows
+from core.evaluate.verify import DisagreementError, compared
 from core.hashing import code_version
 from core.progress import track
 from core.state import write_bytes, write_json
@@ -117,7 +118,8 @@ class Benchmark:
                 rows of that code count for the present one.
 
         Raises:
-            SystemExit: a cell measured again by ``verify`` or ``carry`` has another value.
+            SystemExit: a cell measured again by ``verify`` or ``carry`` has another value (``verify`` of rows that were
+                measured on other hardware: one beyond what seeds do).
         """
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
@@ -235,18 +237,17 @@ class Benchmark:
     def _verify(self, cells: Sequence[Cell], rows: Sequence[Row], count: int, folder: Path) -> None:
         known = self._counted(rows, folder)
         done = [c for c in cells if _key(c) in known]
+        counted = [r for found in known.values() for r in found]
         for cell in random.SystemRandom().sample(done, min(count, len(done))):
-            self._compare(cell, known[_key(cell)], self.measure(cell))
+            self._compare(cell, known[_key(cell)], self.measure(cell), counted)
 
-    def _compare(self, cell: Cell, before: Sequence[Row], after: Sequence[Row]) -> None:
-        stored, again = ({(r.metric, r.oracle): r.value for r in rows} for rows in (before, after))
-        for what in stored:
-            if what[0] not in self.timing_metrics and not _same(stored[what], again.get(what)):
-                raise SystemExit(
-                    f"{self.name}: {cell.method} {dict(cell.settings)} seed {cell.seed} {what[0]}: "
-                    f"stored {stored[what]}, recomputed {again.get(what)}"
-                )
-        print(f"verified {cell.method} {dict(cell.settings)} seed {cell.seed}: {len(stored)} rows agree")
+    def _compare(self, cell: Cell, before: Sequence[Row], after: Sequence[Row], seeds: Sequence[Row] = ()) -> None:
+        name = f"{cell.method} {dict(cell.settings)} seed {cell.seed}"
+        try:
+            told = compared([r for r in before if r.metric not in self.timing_metrics], after, hardware(), seeds)
+        except DisagreementError as error:
+            raise SystemExit(f"{self.name}: {name} {error}") from None
+        print(f"verified {name}: {told}")
 
 
 def _key(cell: Cell) -> str:
@@ -273,14 +274,28 @@ def main(benchmark: Benchmark) -> None:
 
 @cache
 def hardware() -> str:
-    """CPU count, CUDA device if any."""
+    """What rounding depends on: count, model and vector width of the CPU, bfloat16 where it has it, CUDA device."""
+    kind = f"{platform.machine()} {os.cpu_count()} cores"
     try:
         import torch
 
-        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+        from core.models.score import resolve_dtype
     except ImportError:
-        gpu = ""
-    return f"{platform.machine()} {os.cpu_count()} cores" + (f", {gpu}" if gpu else "")
+        return f"{kind}, {_cpu_model()}"
+    found = [kind, _cpu_model(), torch.backends.cpu.get_cpu_capability()]
+    found += ["bfloat16"] if resolve_dtype("auto") == "bfloat16" else []
+    found += [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else []
+    return ", ".join(found)
+
+
+def _cpu_model() -> str:
+    """As Linux names it, else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unnamed CPU"
 
 
 @cache
@@ -292,7 +307,3 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
-
-
-def _same(a: float | None, b: float | None) -> bool:
-    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)

@@ -1,9 +1,12 @@
 import json
+import os
+import platform
 
 import numpy as np
 import pytest
+import torch
 
-from core.evaluate.benchmark import Benchmark, Cell, Goal
+from core.evaluate.benchmark import Benchmark, Cell, Goal, hardware
 from core.evaluate.carry import draw
 from core.state import StateError
 
@@ -40,8 +43,30 @@ def test_grows_over_runs_and_computes_goals(tmp_path):
 def test_verify_recomputes_and_disagrees_loudly(tmp_path):
     make(tmp_path, []).run("default", folder=tmp_path)
     make(tmp_path, []).run("default", verify=2, folder=tmp_path)
-    with pytest.raises(SystemExit, match=r"stored 0\.5, recomputed 0\.7"):
+    with pytest.raises(SystemExit, match=r"stored 0\.5 \(on .*\), recomputed 0\.7 \("):
         make(tmp_path, [], value=0.7).run("default", verify=1, folder=tmp_path)
+
+
+def test_verify_on_other_hardware_tells_what_differs(tmp_path, capsys):
+    make(tmp_path, []).run("default", folder=tmp_path)
+    path = tmp_path / "x.jsonl"
+    path.write_text(path.read_text().replace(hardware(), "x86_64 64 cores, Other CPU"))
+    make(tmp_path, [], value=0.7).run("default", verify=1, folder=tmp_path)
+    assert "measured on x86_64 64 cores, Other CPU" in capsys.readouterr().out
+
+
+def test_hardware_names_what_rounding_depends_on(monkeypatch):
+    from core.models import score
+
+    hardware.cache_clear()
+    monkeypatch.setattr(score, "cpu_has_bfloat16", lambda: True)
+    try:
+        told = hardware()
+    finally:
+        hardware.cache_clear()
+    assert told.startswith(f"{platform.machine()} {os.cpu_count()} cores, ")
+    assert torch.backends.cpu.get_cpu_capability() in told
+    assert ", bfloat16" in told
 
 
 def test_rows_of_other_code_do_not_count(tmp_path):
@@ -98,7 +123,7 @@ def test_a_cell_of_timings_alone_is_measured_again(tmp_path):
 
 def test_rows_of_earlier_code_that_differ_are_not_carried(tmp_path):
     of_earlier_code(tmp_path)
-    with pytest.raises(SystemExit, match=r"stored 0\.5, recomputed 0\.7"):
+    with pytest.raises(SystemExit, match=r"stored 0\.5 \(on .*\), recomputed 0\.7 \("):
         make(tmp_path, [], value=0.7).run("default", folder=tmp_path, carry=1)
     assert not (tmp_path / "x.carried.json").exists()
     calls = []

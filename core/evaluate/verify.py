@@ -1,0 +1,76 @@
+"""Whether values measured again are those that were stored.
+
+On the same hardware they must be equal. Other hardware rounds otherwise, and a search or a training that is one
+rounding off ends elsewhere: there a value must lie within what the seeds of the same method and settings do.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from core.evaluate.rows import Row
+
+SPREAD = 4  # standard deviations over seeds that a value of other hardware may differ by
+FEWEST = 3  # seeds that a standard deviation is taken of; of fewer a difference is told and not judged
+
+
+class DisagreementError(ValueError):
+    """A value measured again is not the stored one."""
+
+
+def compared(before: Sequence[Row], after: Sequence[Row], hardware: str, seeds: Sequence[Row] = ()) -> str:
+    """What came of measuring rows again, as words.
+
+    Args:
+        before: the stored rows, without timings.
+        after: the same, measured again.
+        hardware: what measured them again.
+        seeds: rows of all seeds; without them every value must be equal, wherever it was measured.
+
+    Raises:
+        DisagreementError: a value is another; on other hardware, one beyond :data:`SPREAD` standard deviations.
+    """
+    again = {(r.metric, r.oracle): r.value for r in after}
+    changed = [(r, value) for r in before if not _same(r.value, value := again.get((r.metric, r.oracle)))]
+    if not changed:
+        return f"{len(before)} rows agree"
+    judged = 0
+    for row, value in changed:
+        spread = _spread(row, seeds)
+        elsewhere = bool(seeds) and row.hardware != hardware
+        if not elsewhere or (spread is not None and not _distance(row.value, value) <= SPREAD * spread):
+            raise DisagreementError(_disagreement(row, value, hardware, spread if elsewhere else None))
+        judged += spread is not None
+    row, value = max(changed, key=lambda pair: _distance(pair[0].value, pair[1]))
+    told = [f"{len(before) - len(changed)} of {len(before)} rows agree"]
+    told += [f"measured on {row.hardware or 'unnamed hardware'}, here {hardware}"]
+    told += [f"{judged} differ within {SPREAD} standard deviations over seeds"] if judged else []
+    told += [f"{len(changed) - judged} differ with too few seeds to judge"] if len(changed) > judged else []
+    return "; ".join([*told, f"largest difference: {row.metric} {_short(row.value)}, here {_short(value)}"])
+
+
+def _disagreement(row: Row, value: float | None, hardware: str, spread: float | None) -> str:
+    beyond = f": more than {SPREAD} standard deviations over seeds ({spread:.4g})" if spread is not None else ""
+    return (
+        f"{row.metric}: stored {row.value} (on {row.hardware or 'unnamed hardware'}), "
+        f"recomputed {value} (on {hardware}){beyond}"
+    )
+
+
+def _spread(row: Row, rows: Sequence[Row]) -> float | None:
+    what = (row.method, row.settings, row.metric, row.oracle)
+    alike = [r for r in rows if (r.method, r.settings, r.metric, r.oracle) == what and r.value is not None]
+    values = {r.seed: r.value for r in alike}
+    return statistics.stdev(values.values()) if row.value is not None and len(values) >= FEWEST else None
+
+
+def _distance(a: float | None, b: float | None) -> float:
+    return math.inf if a is None or b is None else abs(a - b)
+
+
+def _short(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)

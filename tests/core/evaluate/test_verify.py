@@ -1,0 +1,48 @@
+import pytest
+
+from core.evaluate.rows import Row
+from core.evaluate.verify import DisagreementError, compared
+
+
+def row(value, seed=0, hardware="there", metric="accuracy", **settings):
+    return Row(method="m", metric=metric, value=value, seed=seed, settings=settings, hardware=hardware)
+
+
+SEEDS = [row(value, seed) for seed, value in enumerate((0.50, 0.52, 0.54))]  # standard deviation 0.02
+
+
+def test_equal_values_agree_wherever_they_were_measured():
+    assert compared([row(0.5)], [row(0.5, hardware="here")], "here", SEEDS) == "1 rows agree"
+    assert compared([row(None)], [row(None)], "here") == "1 rows agree"
+
+
+def test_on_the_same_hardware_a_value_must_be_equal():
+    with pytest.raises(DisagreementError, match=r"stored 0\.5 \(on there\), recomputed 0\.5001 \(on there\)$"):
+        compared([row(0.5)], [row(0.5001)], "there", SEEDS)
+
+
+def test_without_other_seeds_a_value_must_be_equal_on_any_hardware():
+    with pytest.raises(DisagreementError, match=r"recomputed 0\.51 \(on here\)$"):
+        compared([row(0.5)], [row(0.51)], "here")
+
+
+def test_on_other_hardware_a_value_may_differ_by_what_seeds_do():
+    before = [row(0.5), row(0.9, metric="f1")]
+    told = compared(before, [row(0.57), row(0.9, metric="f1")], "here", SEEDS)
+    assert told.startswith("1 of 2 rows agree; measured on there, here here; 1 differ within 4 standard deviations")
+    assert told.endswith("largest difference: accuracy 0.5, here 0.57")
+    with pytest.raises(DisagreementError, match=r"more than 4 standard deviations over seeds \(0\.02\)"):
+        compared(before, [row(0.59), row(0.9, metric="f1")], "here", SEEDS)
+
+
+def test_on_other_hardware_too_few_seeds_are_told_and_not_judged():
+    assert "1 differ with too few seeds to judge" in compared([row(0.5)], [row(0.9)], "here", SEEDS[:2])
+    # rows of other settings are no seeds of this one
+    assert "too few seeds" in compared([row(0.5, n=16)], [row(0.9, n=16)], "here", SEEDS)
+
+
+def test_a_value_that_is_gone_or_undefined_now_disagrees():
+    for after in ([], [row(None)]):
+        with pytest.raises(DisagreementError, match="recomputed None"):
+            compared([row(0.5)], after, "here", SEEDS)
+    assert "largest difference: accuracy undefined, here 0.5" in compared([row(None)], [row(0.5)], "here", SEEDS)
