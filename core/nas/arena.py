@@ -110,7 +110,7 @@ class Arena:
 
     def content(self) -> str:
         """Hash of what the arena is: space, population, closed or open."""
-        return content_key(self.space.name, self.closed, sorted(self.keys))
+        return content_key(self.space.name, self.space.settings, self.closed, sorted(self.keys))
 
 
 def one_hot(space: Space, cells: Sequence[Genotype]) -> np.ndarray:
@@ -136,7 +136,7 @@ def _cached_features(space: Space, cells: Sequence[Genotype], cache: Cache | Non
     if cache is None:
         return raw_features(space, cells)
     texts = [space.format(c) for c in cells]
-    key = content_key(space.name, texts, code_version([*MODULES, type(space).__module__]))
+    key = content_key(space.name, space.settings, texts, code_version([*MODULES, type(space).__module__]))
 
     def build(folder: Path) -> None:
         np.save(folder / "raw.npy", raw_features(space, cells))

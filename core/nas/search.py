@@ -9,6 +9,9 @@ from core.evolve.loop import Evaluation, SearchResult, search
 from core.nas.oracles import Oracle
 from core.nas.searchers import best_told
 from core.nas.spaces import Genotype
+from core.transfer.budget import BudgetExhausted
+
+TOO_DEAR = "the budget does not afford it"
 
 
 def search_architectures(
@@ -22,6 +25,9 @@ def search_architectures(
 ) -> SearchResult[Genotype]:
     """Search until the oracle's budget is spent.
 
+    A budget of queries is spent exactly. Of another unit (training seconds) the cost of a query is known afterwards
+    only: then cells are asked one at a time until one is refused as too dear.
+
     An answer that the oracle flags as not to be trusted counts as a query and as a failure. The metrics that come with
     an answer (parameters, latency) are kept in the trial's note for reports.
 
@@ -31,16 +37,25 @@ def search_architectures(
     if oracle.budget.limit is None:
         raise ValueError("a search needs a limited budget; give the oracle one, e.g. Budget('queries', 100)")
 
+    counted = oracle.budget.unit == "queries"
+    asker = searcher if counted else _UntilRefused(searcher)
+
     def evaluate(cells: list[Genotype]) -> list[Evaluation]:
-        answers = [oracle.query(c) for c in cells]
+        try:
+            answers = [oracle.query(c) for c in cells]
+        except BudgetExhausted:
+            if counted:
+                raise
+            asker.refused = True
+            return [Evaluation(float("-inf"), cost=0.0, note=TOO_DEAR)]
         return [Evaluation(float("-inf") if a.flag else a.value, cost=0.0, note=a.flag) for a in answers]
 
-    price = 1.0 if oracle.budget.unit == "queries" else 0.0
-    return search(
-        searcher,
+    found = search(
+        asker,
         evaluate,
         oracle.budget,
-        price=price,
+        price=1.0 if counted else 0.0,
+        batch=None if counted else 1,
         checkpoint=checkpoint,
         key=key,
         also={"oracle": oracle},
@@ -48,6 +63,21 @@ def search_architectures(
         injector=injector,
         description=f"search {oracle.space.name}",
     )
+    found.trials = [t for t in found.trials if t.note != TOO_DEAR]
+    return found
+
+
+class _UntilRefused:
+    """A searcher that is asked no more once the budget refused a cell."""
+
+    def __init__(self, searcher: Any):
+        self.searcher, self.refused = searcher, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.searcher, name)
+
+    def ask(self, n: int = 1) -> list[Genotype]:
+        return [] if self.refused else self.searcher.ask(n)
 
 
 def incumbent(searcher: Any, result: SearchResult[Genotype], first: int | None = None) -> Genotype | None:

@@ -18,7 +18,7 @@ from core.nas.predictors.forest import Forest, RankPredictor
 from core.nas.spaces import Genotype, get_space
 from core.state import load_checkpoint, save_checkpoint
 
-KIND, SCHEMA = "nas-source", 1
+KIND, SCHEMA = "nas-source", 2
 LABELS, ELITES = 8000, 200
 
 
@@ -33,6 +33,7 @@ class Source:
         predictor: rank predictor on space-independent features.
         facts: where it comes from: oracle, number of labels, input hashes.
         encoder: arrays of the source space's encoder, latents and values (see :mod:`core.nas.encoder`), may be empty.
+        settings: of the source space, where it has some.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     predictor: RankPredictor
     facts: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, np.ndarray] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -52,10 +54,11 @@ class Source:
 
     def save(self, path: str | Path) -> None:
         """Write one checksummed file (JSON and safetensors), atomically."""
-        space = get_space(self.space)
+        space = get_space(self.space, **self.settings)
         payload = {
             "name": self.name,
             "space": self.space,
+            "settings": self.settings,
             "elites": [space.format(e) for e in self.elites],
             "scores": list(self.scores),
             "facts": self.facts,
@@ -73,7 +76,8 @@ class Source:
             ValueError: a genotype that its space refuses, or a space this program does not have.
         """
         payload, arrays, _ = load_checkpoint(path, kind=KIND, schema=SCHEMA)
-        space = get_space(payload["space"])
+        settings = payload.get("settings", {})  # schema 1 knew spaces without settings only
+        space = get_space(payload["space"], **settings)
         return cls(
             payload["name"],
             payload["space"],
@@ -82,6 +86,7 @@ class Source:
             RankPredictor(Forest.from_arrays(arrays, "raw"), Forest.from_arrays(arrays, "rank")),
             payload["facts"],
             {k.removeprefix("encoder."): v for k, v in arrays.items() if k.startswith("encoder.")},
+            settings,
         )
 
 
@@ -118,4 +123,5 @@ def learn_source(
     best = np.argsort(-labels, kind="stable")[:ELITES]
     known = {"labels": len(chosen), **(facts or {})}
     elites = tuple(cells[i] for i in best)
-    return Source(name, arena.space.name, elites, tuple(float(labels[i]) for i in best), predictor, known)
+    scores = tuple(float(labels[i]) for i in best)
+    return Source(name, arena.space.name, elites, scores, predictor, known, settings=arena.space.settings)

@@ -113,7 +113,8 @@ def read_record(data: bytes, where: str) -> tuple[str, int, tuple[str, str, int]
         key, epochs, adjacency, operations, metrics = json.loads(data)
         bytes.fromhex(key)
         params, evaluations = 0, []
-        for number, value in protobuf_fields(base64.b64decode(metrics, validate=True)):
+        unwrapped = "".join(metrics.split())  # the file's base64 has a line break after each 76 characters
+        for number, value in protobuf_fields(base64.b64decode(unwrapped, validate=True)):
             if number == 1:
                 evaluations.append(value)
             elif number == 2:
@@ -121,7 +122,7 @@ def read_record(data: bytes, where: str) -> tuple[str, int, tuple[str, str, int]
         last = {EVALUATION[n]: v for n, v in protobuf_fields(evaluations[-1]) if n in EVALUATION}
         final = tuple(float(last[name]) for name in ("valid", "test", "seconds"))
         return key, int(epochs), (str(adjacency), str(operations), params), final
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, binascii.Error) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, binascii.Error) as error:
         raise RecordError(f"{where}: no record of NAS-Bench-101 ({type(error).__name__}: {error})") from None
 
 

@@ -69,9 +69,11 @@ class NB201Official(TableOracle):
         self._row_of = {cell: row for row, cell in enumerate(self.cells)}
         single, column = chosen_runs(arrays["valid"], seed)
         mean = np.nanmean(arrays["valid"], axis=1)
-        count = (~np.isnan(arrays["valid"])).sum(1)
         self.answers = single if noise == "single run" else mean
-        self.seconds = arrays["seconds"] if noise == "single run" else arrays["seconds"] * count
+        rows = np.arange(len(single))
+        self.seconds = (
+            arrays["seconds"][rows, column] if noise == "single run" else np.nansum(arrays["seconds"], axis=1)
+        )
         self.columns = {"params": arrays["params"], "flops": arrays["flops"]}
         self.report = {
             "valid_mean": mean,
@@ -137,7 +139,7 @@ def _arrays(path: str, digest: str, cache: Cache, dataset: str, epochs: int) -> 
                 np.savez(folder / f"{name}-{length}.npz", **_columns(api, name, str(length)))
         return {"file": Path(path).name, "sha256": digest}
 
-    folder = cache.compute("nb201", content_key(digest, "arrays 1"), build)
+    folder = cache.compute("nb201", content_key(digest, "arrays 2"), build)
     with np.load(folder / f"{dataset}-{epochs}.npz") as stored:
         arrays = dict(stored)
     if not len(arrays["ops"]):
@@ -146,7 +148,7 @@ def _arrays(path: str, digest: str, cache: Cache, dataset: str, epochs: int) -> 
 
 
 def _columns(api: Any, dataset: str, hp: str) -> dict[str, np.ndarray]:
-    """Arrays over the evaluated cells: ops, valid ``[rows, runs]``, test, seconds, params, flops."""
+    """Arrays over the evaluated cells: ops, valid and seconds ``[rows, runs]``, test, params, flops."""
     (valid_name, valid_set), (test_name, test_set) = SETS[dataset]
     space = NB201()
     rows = []
@@ -163,17 +165,16 @@ def _columns(api: Any, dataset: str, hp: str) -> dict[str, np.ndarray]:
                 "ops": space.parse(api.arch(index)).ops,
                 "valid": [run["accuracy"] for run in runs],
                 "test": record.get_metrics(test_name, test_set)["accuracy"] if has_test else np.nan,
-                "seconds": record.get_metrics(valid_name, "train")["all_time"],
+                "seconds": [record.get_metrics(valid_name, "train", is_random=seed)["all_time"] for seed in seeds],
                 "params": cost["params"] * 1e6,
                 "flops": cost["flops"] * 1e6,
             }
         )
     most = max((len(row["valid"]) for row in rows), default=1)
-    columns = {
-        name: np.array([row[name] for row in rows], dtype=float) for name in ("test", "seconds", "params", "flops")
-    }
-    valid = np.array([row["valid"] + [np.nan] * (most - len(row["valid"])) for row in rows]).reshape(-1, most)
-    return {"ops": np.array([row["ops"] for row in rows], dtype=int), "valid": valid, **columns}
+    columns = {name: np.array([row[name] for row in rows], dtype=float) for name in ("test", "params", "flops")}
+    for name in ("valid", "seconds"):
+        columns[name] = np.array([row[name] + [np.nan] * (most - len(row[name])) for row in rows]).reshape(-1, most)
+    return {"ops": np.array([row["ops"] for row in rows], dtype=int), **columns}
 
 
 def _existing(path: str | Path) -> Path:

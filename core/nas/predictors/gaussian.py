@@ -76,7 +76,7 @@ class TrustedProcess:
         y = np.asarray(y, dtype=float)
         self.center = float(np.median(y))
         spread = float(np.std(y)) if len(y) < 4 else 1.4826 * float(np.median(np.abs(y - self.center)))
-        self.unit = max(spread, 1e-3 * abs(self.center) + 1e-6)
+        self.unit = max(spread, 1e-3 * abs(self.center)) or 1.0  # all answers 0: no unit to find
         self.target = np.maximum((y - self.center) / self.unit, -FLOOR)
         self.scores = {name: np.asarray(s) for name, s in scores.items()}
         kernels = {length: np.exp(-0.5 * square / length**2) for length in self.lengths}

@@ -91,6 +91,7 @@ class GuidedSearch:
         return chosen
 
     def _fresh(self, cells: Sequence[Genotype]) -> list[Genotype]:
+        """Those not asked before; they count as asked from here on, so all of them must be."""
         out = []
         for cell in cells:
             key = self.arena.key(cell)
@@ -120,14 +121,12 @@ class GuidedSearch:
         value = self._acquisition(candidates, without) if self.told else self.first[candidates]
         value = value + 1e-9 * self.rng.standard_normal(len(candidates))
         order = candidates[np.argsort(-value, kind="stable")]
-        return self._fresh([self.field.cells[i] for i in order[: 2 * n]])[:n] if n > 1 else self._one(order)
-
-    def _one(self, order: np.ndarray) -> list[Genotype]:
+        chosen: list[Genotype] = []
         for i in order:
-            got = self._fresh([self.field.cells[i]])
-            if got:
-                return got
-        return self._random(1)
+            if len(chosen) == n:
+                break
+            chosen += self._fresh([self.field.cells[i]])
+        return chosen or self._random(n)
 
     def _random(self, n: int) -> list[Genotype]:
         out: list[Genotype] = []

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import networkx as nx
@@ -98,7 +99,10 @@ class Space(ABC):
 
     @abstractmethod
     def neighbours(self, g: Genotype) -> list[Genotype]:
-        """All genotypes one edit away, one for each key, ``g`` itself left out; the order is deterministic."""
+        """All genotypes one edit away from ``canonical(g)``, one for each key, ``g`` itself left out.
+
+        So the same architecture has the same neighbours, however it is described; the order is deterministic.
+        """
 
     @abstractmethod
     def mutate(self, g: Genotype, rng: np.random.Generator) -> Genotype:
@@ -150,6 +154,18 @@ class Space(ABC):
                 except ValueError:
                     continue
         return a
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the constructor, kept as attributes of the same names (as scikit-learn's estimators keep them).
+
+        ``get_space(space.name, **space.settings)`` is the same space.
+        """
+        kinds = signature(type(self).__init__).parameters
+        named = [
+            name for name, p in kinds.items() if name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        return {name: getattr(self, name) for name in named}
 
     def _own(self, g: Any) -> None:
         if not isinstance(g, self.genotype):

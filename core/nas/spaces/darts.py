@@ -5,11 +5,13 @@ A node's inputs have no order, and interior nodes of a cell may be renamed while
 """
 
 import ast
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -28,6 +30,7 @@ OPERATIONS = (
 GENERIC = ("maxpool3x3", "avgpool3x3", "skip", "sepconv3x3", "sepconv5x5", "dilconv3x3", "dilconv5x5")
 CELLS = ("normal", "reduce")
 NODES = 4  # interior nodes are 2..5; 0 and 1 are the outputs of the two cells before, 6 is the concatenation
+JOINED = (2, 3, 4, 5)
 PAIRS = [(i, j) for i in range(7) for j in range(i + 1, 7)]
 
 Edges = tuple[tuple[int, int], ...]
@@ -101,7 +104,7 @@ class Darts(Space):
 
     def neighbours(self, g: DartsCells) -> list[DartsCells]:
         found = {self.key(g): g}
-        for child in self._edits(g):
+        for child in self._edits(self.canonical(g)):
             found.setdefault(self.key(child), child)
         return list(found.values())[1:]
 
@@ -265,15 +268,29 @@ def _literal(text: str) -> list:
 
 
 def _official(text: str) -> list:
-    """Cells of ``Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=..., reduce=[...], ...)``."""
-    cells = []
+    """Cells of ``Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=[...], ...)``."""
+    written = f"a DARTS Genotype is written Genotype(normal=[(operation, input), ...], ...), got {text[:200]!r}"
+    if len(text) > 2_000:
+        raise ValueError(written)
+    try:
+        call = ast.parse(text, mode="eval").body
+        given = {k.arg: _argument(k.value) for k in call.keywords}
+        pairs = [[(operator.index(source), op) for op, source in given[label]] for label in CELLS]
+    except (ValueError, SyntaxError, MemoryError, RecursionError, AttributeError, KeyError, TypeError):
+        raise ValueError(written) from None
     for label in CELLS:
-        match = re.search(rf"\b{label}=\[(.*?)\]", text)
-        if match is None:
-            raise ValueError(f"a DARTS Genotype has {label}=[(operation, input), ...], got {text[:200]!r}")
-        edges = re.findall(r"\(\s*'(\w+)'\s*,\s*(\d+)\s*\)", match[1])
-        cells.append([(int(source), op_index(op, OPERATIONS, "darts")) for op, source in edges])
-    return cells
+        joined = given.get(f"{label}_concat", JOINED)
+        if not isinstance(joined, (list, tuple)) or sorted(joined, key=str) != list(JOINED):
+            raise ValueError(f"a cell of darts joins all its nodes {list(JOINED)}, got {label}_concat={joined}")
+    return [[(source, op_index(op, OPERATIONS, "darts")) for source, op in cell] for cell in pairs]
+
+
+def _argument(node: ast.expr) -> Any:
+    """A literal, or ``range(a, b)`` of two literals as a list."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
+        first, last = (operator.index(ast.literal_eval(a)) for a in node.args)
+        return list(range(first, min(last, first + 8)))
+    return ast.literal_eval(node)
 
 
 def _preprocess(before: int, last: int, c: int, side: int, was_reduction: bool) -> tuple[int, float]:

@@ -96,7 +96,7 @@ class NASBenchGraph(Space):
 
     def neighbours(self, g: GraphCell) -> list[GraphCell]:
         found = {self.canonical(g): g}
-        for child in self._edits(g):
+        for child in self._edits(self.canonical(g)):
             found.setdefault(self.canonical(child), child)
         return list(found.values())[1:]
 
@@ -163,7 +163,7 @@ class NASBenchGraph(Space):
         return {"params": unit * sum(op.weight for op in ops), "flops": unit * sum(op.macs for op in ops)}
 
     def graph(self, g: GraphCell) -> nx.DiGraph:
-        graph = nx.DiGraph()
+        g, graph = self.canonical(g), nx.DiGraph()  # a skip without effect stands where the canonical form has it
         for node, op in enumerate(("input", *(GENERIC[o] for o in g.ops), "output")):
             graph.add_node(node, op=op)
         graph.add_edges_from(sorted(_edges(g)))

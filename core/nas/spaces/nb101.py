@@ -151,7 +151,7 @@ class NB101(Space):
 
     def neighbours(self, g: NB101Cell) -> list[NB101Cell]:
         found = {self.key(g): g}
-        for child in self._edits(g):
+        for child in self._edits(self.canonical(g)):
             found.setdefault(self.key(child), child)
         return list(found.values())[1:]
 

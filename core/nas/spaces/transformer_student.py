@@ -32,6 +32,8 @@ class TransformerStudent(Space):
         kv_heads: key-value heads of the original (None: as many as heads).
         gated: whether the feed-forward part has two rising maps (Llama) or one (BERT).
         vocabulary_size: rows of the token embedding, counted in ``params``.
+        head_size: width of a head (None: ``width`` shared out among the heads).
+        embedding: width of the token embedding (None: ``width``); where it is another, a map joins the two.
 
     The defaults are MiniLM-L6's numbers with thirds of heads and quarters of neurons.
     """
@@ -47,6 +49,8 @@ class TransformerStudent(Space):
         kv_heads: int | None = None,
         gated: bool = False,
         vocabulary_size: int = 30_522,
+        head_size: int | None = None,
+        embedding: int | None = None,
     ):
         for what, values in (("heads", heads), ("neurons", neurons)):
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
@@ -55,6 +59,7 @@ class TransformerStudent(Space):
             raise ValueError(f"layers must be at least 1, got {layers}")
         self.layers, self.heads, self.neurons, self.width = layers, tuple(heads), tuple(neurons), width
         self.kv_heads, self.gated, self.vocabulary_size = kv_heads or self.heads[-1], gated, vocabulary_size
+        self.head_size, self.embedding = head_size or width // self.heads[-1], embedding or width
         self.vocabulary = (CLS, END, "drop", *(f"heads{h}" for h in self.heads), *(f"neurons{n}" for n in self.neurons))
         self.token_length = 2 * layers + 2
         self.size = (len(self.heads) * len(self.neurons) + 1) ** layers - 1
@@ -65,7 +70,7 @@ class TransformerStudent(Space):
 
         Heads of a grouped-query model come in whole groups.
         """
-        from core.models.cut import shape_of
+        from core.models.cut import FAMILIES, shape_of
 
         layers, heads, groups, width, neurons = shape_of(config)
         step = heads // groups
@@ -75,8 +80,10 @@ class TransformerStudent(Space):
             sorted({max(1, round(share * neurons)) for share in widths}),
             width,
             groups,
-            groups < heads or "llama" in config.model_type,
+            config.model_type in FAMILIES and len(FAMILIES[config.model_type].rising) == 2,
             config.vocab_size,
+            getattr(config, "head_dim", None),
+            getattr(config, "embedding_size", None),
         )
 
     def check(self, g: StudentShape) -> None:
@@ -171,14 +178,17 @@ class TransformerStudent(Space):
 
     def size_features(self, g: StudentShape) -> dict[str, float]:
         """Weights (token embedding included, norms and biases not) and multiply-adds a token (attention scores not)."""
-        head = self.width // self.heads[-1]
         kv = self.kv_heads / self.heads[-1]
         weights = sum(
-            self.width * (2 * layer[0] * head * (1 + kv) + (3 if self.gated else 2) * layer[1])
+            self.width * (2 * layer[0] * self.head_size * (1 + kv) + (3 if self.gated else 2) * layer[1])
             for layer in g.layers
             if layer is not None
         )
-        return {"params": float(weights + self.vocabulary_size * self.width), "flops": float(weights)}
+        joined = self.embedding * self.width if self.embedding != self.width else 0
+        return {
+            "params": float(weights + joined + self.vocabulary_size * self.embedding),
+            "flops": float(weights + joined),
+        }
 
     def graph(self, g: StudentShape) -> nx.DiGraph:
         """A chain: attention and feed-forward part of each kept layer, each with its residual skip.
