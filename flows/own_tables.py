@@ -80,8 +80,11 @@ def checked(form: OwnTables, queries: int) -> dict[Side, Checked]:
     """
     needs = {"source": (LEAST, "a source"), "target": (queries, f"a budget of {queries} queries (parameter queries)")}
     own = {side: check_table(table, *needs[side]) for side in needs if (table := form.own(side))}
-    if len(own) == 2 and len({(o.sha256, o.table.metric) for o in own.values()}) == 1:
-        raise ValueError(
-            f"source and target are both {form.target_metric} of {form.target}: the source would know every answer"
-        )
+    if len(own) == 2 and own["source"].sha256 == own["target"].sha256:
+        knows = {form.target_metric: "every answer", form.target_test: "what only the report may see"}
+        if form.source_metric in knows:
+            raise ValueError(
+                f"source and target are both {form.source_metric} of {form.target}: the source would know "
+                f"{knows[form.source_metric]}"
+            )
     return own

@@ -1,12 +1,12 @@
 """Search an architecture in one space with what another space taught."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from core.data.tasks import load_task
 from core.nas.encoder import EncoderConfig
 from core.nas.mapping import MAPPINGS
+from core.nas.oracles import get_oracle
 from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
 from core.transfer.problem import Problem
 from flows.own_tables import HOME, OwnTables, Side, checked
@@ -131,9 +131,7 @@ def search_flow(form: SearchForm) -> Artifact:
     MAPPINGS.get(form.mapping)
     own = checked(form, form.queries)
     if "target" not in own:
-        kind = load_task(form.data).kind
-        if kind != "image":
-            raise ValueError(f"data {form.data!r} is of kind {kind!r}; cells are trained on images (kind image)")
+        get_oracle("training", **_training(form))  # refuses images that no cell can be trained on
     tables = {side: load_table(checked) for side, checked in own.items()}
     sources = _sources(form, own, tables)
     source, home = sources[0], _home(form, sources[0])
@@ -216,10 +214,15 @@ def _arms(form: SearchForm, sources: list[Artifact]) -> list[tuple[str, str, lis
     return arms + ([("pareto", "pareto", sources)] if form.pareto else [])
 
 
+def _training(form: SearchForm) -> dict[str, Any]:
+    """Settings of the oracle that answers by training."""
+    settings = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
+    return {"space": form.target, "data": form.data, "settings": settings}
+
+
 def _trainings(form: SearchForm, sources: list[Artifact]) -> Runs:
     """Every query is a training."""
-    training = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
-    oracle = OracleConfig(name="training", settings={"space": form.target, "data": form.data, "settings": training})
+    oracle = OracleConfig(name="training", settings=_training(form))
     shared = {"oracle": oracle, "closed": False, "queries": form.queries, "population": form.population}
     shared |= {"metric": "test", "seed": form.seed}
     return [

@@ -88,10 +88,13 @@ def _inputs(tags: dict[str, str], seen: dict[str, list[Node]]) -> list[Node]:
 
 
 def _about(path: str) -> str:
-    """The name of the model or data in a folder; empty for anything else."""
+    """Name of the model or data in a folder, and the hash of a file that was handed in; empty for anything else."""
     for card in CARDS:
         if path and (Path(path) / card).is_file():
-            return str(json.loads((Path(path) / card).read_text()).get("name", ""))
+            told = json.loads((Path(path) / card).read_text())
+            file = Path(path) / str(told.get("name", ""))
+            handed_in = f" (file {told['sha256'][:12]})" if file.is_file() and told.get("sha256") else ""
+            return f"{told.get('name', '')}{handed_in}"
     return ""
 
 

@@ -13,7 +13,7 @@ def run(
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file of parameters")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value, dots for nested keys; may be repeated")] = [],  # noqa: B006
     size: Annotated[
-        str | None, typer.Option(help="smoke or default: a preset of the flow; settings override it")
+        str | None, typer.Option(help="smoke, default or full: a preset of the flow; settings override it")
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="print stages, cache hits, time, memory, disk; run nothing")

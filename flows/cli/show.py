@@ -12,6 +12,7 @@ from core.evaluate.rows import Row
 
 console = Console(highlight=False)
 ROUND = (1, 5, 10, 25, 50, 100, 150, 200)
+WIDEST = 5  # columns of a mean and its deviation
 NAME = 18  # characters that a method's name gets before it wraps
 Column = tuple[str, str]  # task and metric
 
@@ -104,7 +105,7 @@ def show_by_queries(rows: Sequence[Row], metric: str) -> None:
             runs.setdefault(run, {}).setdefault(int(r.settings["queries"]), []).append(r.value)
     for target, runs in targets.items():
         every = sorted({n for curve in runs.values() for n in curve})
-        columns = [n for n in every if n in ROUND or n == every[-1]]
+        columns = _spread_out([n for n in every if n in ROUND or n == every[-1]])
         console.print(f"{target}: {metric} of what is kept after so many true queries", style="italic")
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("run", no_wrap=True)
@@ -118,8 +119,17 @@ def show_by_queries(rows: Sequence[Row], metric: str) -> None:
 def _mean_and_deviation(values: Sequence[float]) -> str:
     if not values:
         return ""
-    spread = f" ± {stdev(values):.1g}" if len(values) > 1 else ""
-    return f"{mean(values):.4g}{spread}"
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    deviation = stdev(values)
+    return f"{mean(values):.4g} ± {deviation:.2g}" if deviation < 10 else f"{mean(values):.4g} ± {deviation:.0f}"
+
+
+def _spread_out(columns: list[int]) -> list[int]:
+    """Of many columns as many as a terminal holds, the first and the last among them."""
+    if len(columns) <= WIDEST:
+        return columns
+    return [columns[round(i * (len(columns) - 1) / (WIDEST - 1))] for i in range(WIDEST)]
 
 
 def show_by_task(rows: Sequence[Row], headline: Sequence[str]) -> None:

@@ -305,7 +305,27 @@ def test_a_search_is_a_table_a_target_with_round_numbers_of_queries(monkeypatch)
     show.show_by_queries(rows, "score")
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["run", "1", "5", "10", "12"] in lines
-    assert ["ours", "52", "±", "1", "56", "±", "1", "61", "±", "1", "63", "±", "1"] in lines
+    assert ["ours", "52", "±", "1.4", "56", "±", "1.4", "61", "±", "1.4", "63", "±", "1.4"] in lines
+
+
+def test_a_long_curve_fits_the_terminal(monkeypatch):
+    from rich.console import Console
+
+    from core.evaluate.rows import Row
+    from flows.cli import show
+
+    out = io.StringIO()
+    monkeypatch.setattr(show, "console", Console(file=out, width=80, highlight=False))
+    rows = [
+        Row(method="m", metric="score", value=v, seed=s, settings={"run": "no source", "target": "t", "queries": n})
+        for n in range(1, 161)
+        for s, v in enumerate((1000.5, 1030.5))
+    ]
+    show.show_by_queries(rows, "score")
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split() == ["run", "1", "10", "50", "100", "160"] for line in lines)
+    assert any(line.split()[:5] == ["no", "source", "1016", "±", "21"] for line in lines)
 
 
 def test_names_in_a_narrow_table_are_wrapped_and_not_cut(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from core.hashing import sha256_file
 from core.nas.spaces import SPACES, get_space
@@ -176,3 +177,29 @@ def test_a_source_that_cannot_be_used_is_refused_by_the_plan(files, tmp_path):
     assert "source: unknown name 'cifar1', did you mean 'cifar10'?" in refused(source="cifar1")
     both = {"source_space": "nb201", "source_metric": "accuracy", "source": str(files["target"])}
     assert "the source would know every answer" in refused(**both, target=str(files["target"]), **TARGET)
+    peeks = {"source_space": "nb201", "source_metric": "test", "source": str(files["target"]), "target_test": "test"}
+    assert "the source would know what only the report may see" in refused(
+        **peeks, target=str(files["target"]), **TARGET
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "said"),
+    [
+        ([0, 1] * 30, 8, "60 training images of a query, but mine has 36; give fewer than that (train_examples"),
+        ([0] * 200, 8, "are all of one class"),
+        ([0, 1] * 100, 3, "stages need images"),
+    ],
+)
+def test_images_that_no_cell_can_be_trained_on_are_refused_by_the_plan(tmp_path, labels, size, said):
+    rng, rows = np.random.default_rng(0), ["image,label"]
+    for i, label in enumerate(labels):
+        Image.fromarray(rng.integers(0, 256, (size, size), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(f"{tmp_path / f'{i}.png'},{'ab'[label]}")
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    names = ", ".join("ab"[v] for v in sorted(set(labels)))
+    (tmp_path / "mine.yaml").write_text(
+        f"version: 1\nkind: image\nsource: {{path: {tmp_path / 'images.csv'}}}\nlabels: [{names}]\nmetric: accuracy\n"
+        f"image_shape: [1, {size}, {size}]\nsplits: {{validation: 0.2, test: 0.2}}\n"
+    )
+    assert said in refused(data=str(tmp_path / "mine.yaml"), images=60)

@@ -89,7 +89,7 @@ def test_a_masked_model_answers_at_its_mask_even_if_its_head_is_in_parts(kind, t
 
 def test_distillation_and_search_refuse_other_kinds_of_tasks(tasks):
     assert "is for texts with class labels" in refused("distill", task=tasks["numbers"])
-    assert "cells are trained on images" in refused("search", data=tasks["a"])
+    assert "training cells needs images" in refused("search", data=tasks["a"])
 
 
 def test_a_merge_needs_two_tasks(tasks):

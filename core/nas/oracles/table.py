@@ -1,6 +1,7 @@
 """Any table of a user's as an oracle: a parquet or csv file with one row an architecture."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ import numpy as np
 from core.data.assets import content_hash
 from core.data.reading import strings
 from core.nas.oracles import ORACLES, TableOracle
-from core.nas.spaces import Genotype, get_space
+from core.nas.spaces import Genotype, Space, get_space
 from core.registry import nearest
 from core.transfer.budget import Budget
 
@@ -25,7 +26,7 @@ class UserTable(TableOracle):
 
     Args:
         path: the file.
-        space: name of the genotypes' space.
+        space: name of the genotypes' space; space_settings: its settings, where it has some.
         metric: column that answers; larger is better unless ``minimise``.
         genotype: column of the genotypes (anything the space's ``parse`` reads).
         cost: column of training seconds, or None (0 is charged).
@@ -51,6 +52,7 @@ class UserTable(TableOracle):
         split: str = "validation",
         epochs: int | None = None,
         noise: str = "single run",
+        space_settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         budget: Budget | None = None,
         **unknown: Any,
@@ -59,7 +61,8 @@ class UserTable(TableOracle):
         _check_settings({"path": path, "space": space, "metric": metric}, unknown)
         if noise not in ("single run", "mean", "none", "surrogate"):
             raise ValueError(f"noise is 'single run', 'mean', 'none' or 'surrogate', got {noise!r}")
-        self.space, self.metric, self.split, self.epochs, self.noise = get_space(space), metric, split, epochs, noise
+        self.space = _space(space, space_settings or {})
+        self.metric, self.split, self.epochs, self.noise = metric, split, epochs, noise
         self.dataset, self.cost = Path(path).stem, f"column {cost}" if cost else "not stated by the table (0)"
         frame = _read(path, genotype)
         wanted = [metric, *([cost] if cost else []), *reference]
@@ -128,18 +131,33 @@ def _check_settings(needed: dict[str, str], unknown: dict[str, Any]) -> None:
         raise ValueError(f"oracle table needs {', '.join(needed)}; not given: {', '.join(absent)}")
 
 
+def _space(name: str, settings: Mapping[str, Any]) -> Space:
+    """The space with its settings. Raises ValueError for one it does not have."""
+    known = get_space(name).settings
+    for setting in settings:
+        if setting not in known:
+            allowed = f"Allowed: {', '.join(known)}" if known else f"{name} has none"
+            raise ValueError(f"space {name} has no setting {setting!r}{nearest(setting, known)} {allowed}")
+    return get_space(name, **settings)
+
+
 def _read(path: str, genotype: str):
     import pandas as pd
 
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"no file {path}")
-    readers = {".parquet": pd.read_parquet, ".csv": lambda f: pd.read_csv(f, dtype={genotype: str})}  # 000000 is text
+    readers = {
+        ".parquet": pd.read_parquet,
+        ".csv": lambda f: pd.read_csv(f, dtype={genotype: str}, index_col=False),
+    }  # 000000 is text
     if file.suffix not in readers:
         raise ValueError(f"{path}: a table is a .parquet or .csv file, got {file.suffix or 'no suffix'!r}")
     try:
-        frame = readers[file.suffix](file)
-    except (ValueError, OSError) as error:  # pandas' parsing errors and pyarrow's are among them
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header has
+            frame = readers[file.suffix](file)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parsing errors and pyarrow's among them
         raise ValueError(f"{path} cannot be read as {file.suffix[1:]}: {error}") from None
     if not len(frame):
         raise ValueError(f"{path} has no rows")

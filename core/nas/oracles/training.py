@@ -235,12 +235,17 @@ def _images(data: str, train_examples: int | None, seed: int) -> tuple[str, int,
     if train_examples is not None:
         images, labels = parts["train"]
         if train_examples >= len(labels):
-            raise ValueError(f"train_examples={train_examples}, but {task.name} has {len(labels)} training images")
+            raise ValueError(
+                f"{train_examples} training images of a query, but {task.name} has {len(labels)}; give fewer than that "
+                "(train_examples; in the flow search images)"
+            )
         order = np.random.default_rng(seed).permutation(len(labels))
         kept, rest = order[:train_examples], order[train_examples:]
         held, held_labels = parts["validation"]
         parts["train"] = (images[kept], labels[kept])
         parts["validation"] = (np.concatenate([held, images[rest]]), np.concatenate([held_labels, labels[rest]]))
+    if len(np.unique(parts["train"][1])) < 2:
+        raise ValueError(f"the training images of {task.name} are all of one class; a search needs at least two")
     mean, deviation = parts["train"][0].mean(), max(float(parts["train"][0].std()), 1e-6)
     parts = {n: ((x - mean) / deviation, y) for n, (x, y) in parts.items()}
     return task.name, task.n_classes, parts, MappingProxyType({f"{task.name}.{n}": h for n, h in splits.sha256.items()})

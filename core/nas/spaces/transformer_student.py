@@ -5,6 +5,7 @@ The space is described by numbers alone; :func:`core.models.cut.cut` takes the w
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import networkx as nx
@@ -113,6 +114,10 @@ class TransformerStudent(Space):
     def whole(self) -> StudentShape:
         """The original itself."""
         return StudentShape(((self.heads[-1], self.neurons[-1]),) * self.layers)
+
+    def enumerate(self) -> Iterator[StudentShape]:
+        choices = (None, *product(self.heads, self.neurons))
+        return (StudentShape(layers) for layers in product(choices, repeat=self.layers) if any(layers))
 
     def sample(self, rng: np.random.Generator) -> StudentShape:
         kept = rng.choice(self.layers, int(rng.integers(1, self.layers + 1)), replace=False)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2Model
 
 from core.models.cut import LayerCut, cut, shape_of
 from tests import tiny_models
@@ -94,3 +95,30 @@ def test_unknown_families_are_refused():
     model.config.model_type = "mpnet"
     with pytest.raises(ValueError, match="'mpnet' cannot be cut"):
         cut(model, [LayerCut(0, 2, 8)])
+
+
+def test_what_a_configuration_lists_of_each_layer_is_cut_too(tmp_path):
+    """Qwen2 chooses each layer's attention mask by such a list, and its configuration is refused where it is longer."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    config = Qwen2Config(
+        **sizes,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=2,
+        max_window_layers=2,
+    )
+    torch.manual_seed(0)
+    model = Qwen2Model(config).eval()
+    small = cut(model, [LayerCut(1, 2, 32), LayerCut(3, 2, 32)])
+    assert small.config.layer_types == ["full_attention", "sliding_attention"]
+    ids = torch.arange(5, 17).reshape(1, 12)
+    skipped = copy.deepcopy(model)
+    for unused in (0, 2):
+        skipped.layers[unused].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    with torch.no_grad():
+        assert torch.allclose(small(ids).last_hidden_state, skipped(ids).last_hidden_state, atol=1e-6)
+    small.save_pretrained(tmp_path)
+    with torch.no_grad():
+        read = Qwen2Model.from_pretrained(tmp_path).eval()
+        assert torch.allclose(read(ids).last_hidden_state, small(ids).last_hidden_state, atol=1e-6)

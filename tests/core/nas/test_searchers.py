@@ -13,6 +13,7 @@ from core.nas.searchers import SEARCHERS, Knowledge, bridge, get_searcher
 from core.nas.searchers.pareto import front
 from core.nas.source import learn_source
 from core.nas.spaces import get_space
+from core.state import Cache
 from core.transfer.budget import Budget
 
 NAMES = SEARCHERS.names()
@@ -194,3 +195,39 @@ def test_a_ranked_search_asks_the_ranker_so_often_and_returns_its_favourites(wor
     sizes = [arena.space.size_features(c)["params"] for c in found]
     assert ranker.calls == len(found) == 60
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_no_larger_than_the_budget_is_asked_whole(world, name):
+    """Rounds ask several cells at a time; none may be lost between them."""
+    _, knowledge = world
+    oracle = Made(60)
+    oracle.cells = oracle.cells[:60]
+    arena = Arena(oracle.space, oracle.pool())
+    result = search_architectures(oracle, get_searcher(name, arena, 3, knowledge))
+    assert len({arena.key(t.candidate) for t in result.trials}) == 60
+    assert result.best.score == oracle.answers[:60].max()
+
+
+@pytest.mark.parametrize("name", ["random", "rea", "ga", "local_search", "predictor"])
+def test_a_budget_of_seconds_ends_the_search_and_keeps_what_it_found(world, name, tmp_path):
+    arena, knowledge = world
+    oracle = Made(10)
+    oracle.budget, oracle.seconds = Budget("simulated_seconds", 10.5), np.full(300, 2.0)
+    searcher = get_searcher(name, arena, 3, knowledge)
+    result = search_architectures(oracle, searcher, checkpoint=tmp_path / "search", key="k")
+    assert [t.score > -np.inf for t in result.trials] == [True] * 5
+    assert (oracle.budget.spent, oracle.queries) == (10.0, 5)
+    again = Made(10)
+    again.budget, again.seconds = Budget("simulated_seconds", 10.5), np.full(300, 2.0)
+    searcher = get_searcher(name, arena, 3, knowledge)
+    resumed = search_architectures(again, searcher, checkpoint=tmp_path / "search", key="k")
+    assert [t.candidate for t in resumed.trials] == [t.candidate for t in result.trials]
+
+
+def test_kept_features_are_those_of_the_spaces_settings(tmp_path):
+    cells = [get_space("darts").sample(np.random.default_rng(0)) for _ in range(3)]
+    for settings in ({}, {"channels": 16, "layers": 20}):
+        space = get_space("darts", **settings)
+        kept = Arena(space, cells, cache=Cache(tmp_path))
+        assert np.array_equal(kept.raw, Arena(space, cells).raw)

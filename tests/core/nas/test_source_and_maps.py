@@ -53,6 +53,16 @@ def test_a_source_is_one_file_that_says_the_same_elsewhere(arena, labels, tmp_pa
         Source.load(tmp_path / "source")
 
 
+def test_a_source_of_a_space_with_settings_is_read_back(tmp_path):
+    space = get_space("transformer-student", layers=4, heads=(1, 2), neurons=(16, 32), width=32)
+    arena = Arena(space, sample=40)
+    values = np.array([space.size_features(c)["params"] for c in arena.cells])
+    learn_source("students", arena, arena.cells, values).save(tmp_path / "source")
+    read = Source.load(tmp_path / "source")
+    assert read.elites[0] == arena.cells[int(np.argmax(values))]
+    assert get_space(read.space, **read.settings).size_features(read.elites[0])["params"] == values.max()
+
+
 def test_a_source_ranks_another_space_as_it_learned(arena, labels):
     """More 3x3 convolutions were better in nb201; so they are expected to be in nb101."""
     other = Arena(get_space("nb101"), sample=150)

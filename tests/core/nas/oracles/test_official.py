@@ -164,10 +164,17 @@ def test_nb201_file_is_loaded_safely_and_answers(tmp_path, home):
     path = files.nb201_file(tmp_path / "nb201.pth")
     oracle = get_oracle("nb201-official", path=str(path), dataset="imagenet16", noise="mean")
     assert oracle.query(NB201.parse("334131")).value == pytest.approx(61.8325)
-    assert oracle.query(NB201.parse("334131")).cost_seconds == pytest.approx(2 * 200 * 12.5)
+    assert oracle.query(NB201.parse("334131")).cost_seconds == pytest.approx(200 * (7.77 + 8.88))
     assert oracle.reference(NB201.parse("334131"))["test"] == pytest.approx(61.8325)
     with pytest.raises(ValueError, match=r"has not evaluated .* \(4 cells evaluated\)"):
         oracle.query(NB201.parse("222222"))
+
+
+def test_a_single_nb201_run_costs_its_own_seconds(tmp_path, home):
+    path = str(files.nb201_file(tmp_path / "nb201.pth"))
+    answers = [get_oracle("nb201-official", path=path, seed=s).query(NB201.parse("334131")) for s in range(8)]
+    costs = {round(a.value, 3): round(a.cost_seconds) for a in answers}
+    assert costs == {61.777: 1554, 61.888: 1776}
 
 
 class Evil:

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+from transformers import AutoModel, ElectraConfig, LlamaConfig, Qwen2Config
 
 from core.nas.oracles import get_oracle
 from core.nas.spaces.transformer_student import StudentShape, TransformerStudent
 from tests import tiny_models
 from tests.core.nas.oracles.files import tiny_student
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,31 @@ def test_weights_are_counted_as_the_model_has_them():
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in n)
     words = model.embeddings.word_embeddings.weight.numel()
     assert space.size_features(space.whole())["params"] == matrices + words
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(**SIZES, num_attention_heads=2, num_key_value_heads=2),  # gated, each head with its own keys
+        LlamaConfig(**SIZES, num_attention_heads=2, num_key_value_heads=1, head_dim=16),  # wider inside than outside
+        ElectraConfig(**SIZES, num_attention_heads=2, embedding_size=8),  # a map between words and layers
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_weights_are_counted_in_every_family(config):
+    model = AutoModel.from_config(config)
+    space = TransformerStudent.of(config)
+    tables = ("position_embeddings", "token_type_embeddings")
+    counted = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not any(t in n for t in tables))
+    assert space.size_features(space.whole())["params"] == counted
+
+
+def test_a_small_space_is_enumerated():
+    space = TransformerStudent(2, (1, 2), (8, 16), 16)
+    cells = list(space.enumerate())
+    assert len({space.key(c) for c in cells}) == len(cells) == space.size == 24
+    for cell in cells:
+        space.check(cell)
 
 
 @pytest.mark.parametrize(

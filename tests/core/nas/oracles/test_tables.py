@@ -212,3 +212,25 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "table.xml").write_text("<a/>")
     with pytest.raises(ValueError, match="parquet or"):
         get_oracle("table", path=str(tmp_path / "table.xml"), space="nb201", metric="a")
+
+
+def test_rows_with_a_field_too_many_are_refused_and_not_shifted(frame, tmp_path):
+    path = tmp_path / "table.csv"
+    frame[["genotype", "accuracy"]].to_csv(path, index=False)
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(f"{row},remark" for row in rows)]))
+    with pytest.raises(ValueError, match=r"cannot be read as csv: .*[Ll]ength of header"):
+        get_oracle("table", path=str(path), space="nb201", metric="accuracy")
+
+
+def test_a_table_of_a_space_with_settings(tmp_path):
+    path, settings = tmp_path / "students.csv", {"layers": 2, "heads": [1, 2], "neurons": [8, 16], "width": 16}
+    path.write_text("genotype,accuracy\n1x8 2x16,80\n- 2x16,70\n1x8 -,60\n")
+    oracle = get_oracle(
+        "table", path=str(path), space="transformer-student", metric="accuracy", space_settings=settings
+    )
+    assert oracle.query(oracle.space.parse("- 2x16")).value == 70
+    with pytest.raises(ValueError, match="no setting 'layer', did you mean 'layers'"):
+        get_oracle("table", path=str(path), space="transformer-student", metric="accuracy", space_settings={"layer": 2})
+    with pytest.raises(ValueError, match="nb201 has none"):
+        get_oracle("table", path=str(path), space="nb201", metric="accuracy", space_settings={"layers": 2})

@@ -119,7 +119,7 @@ def test_own_images_from_a_folder_description(tmp_path, home):
         ({"data": "wine"}, "of kind table; training cells needs images"),
         ({"data": "digit"}, "did you mean 'digits'"),
         ({"settings": {"macro": {"stages": 5}}}, "5 stages need images"),
-        ({"settings": {"train_examples": 5000}}, "5000, but digits has"),
+        ({"settings": {"train_examples": 5000}}, "5000 training images of a query, but digits has"),
         ({"settings": {"epoch": 3}}, "did you mean 'epochs'"),
         ({"space": "nasbench-graph"}, "no cell network|unknown cell network"),
     ],

@@ -1,6 +1,7 @@
 """What every registered space promises."""
 
 import itertools
+import json
 
 import networkx as nx
 import numpy as np
@@ -152,3 +153,16 @@ def test_broken_tokens_are_refused(space, cells):
 def test_settings_beyond_the_space_are_refused():
     with pytest.raises(ValueError, match="did you mean 'nb201'"):
         get_space("nb210")
+
+
+def test_neighbours_are_those_of_the_architecture_not_of_its_description(space, cells):
+    rng = np.random.default_rng(2)
+    for cell in cells[:8]:
+        other = space.relabel(cell, rng)
+        assert [space.key(n) for n in space.neighbours(other)] == [space.key(n) for n in space.neighbours(cell)]
+
+
+def test_a_space_is_built_again_from_its_settings(space, cells):
+    again = get_space(space.name, **json.loads(json.dumps(space.settings)))
+    assert again.settings == space.settings
+    assert [again.size_features(c) for c in cells] == [space.size_features(c) for c in cells]

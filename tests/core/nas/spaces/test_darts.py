@@ -60,3 +60,28 @@ def test_bad_cells_name_the_rule(edges, message):
 def test_unknown_operation_in_text_is_named():
     with pytest.raises(ValueError, match="unknown operation 'sep_conv_7x7'"):
         SPACE.parse(V1.replace("sep_conv_3x3", "sep_conv_7x7"))
+
+
+def test_a_printed_genotype_is_read_with_either_quote_and_a_range():
+    cell = SPACE.parse(V1)
+    assert SPACE.parse(V1.replace("'", '"')) == cell
+    assert SPACE.parse(V1.replace("=", " = ").replace("[2, 3, 4, 5]", "range(2, 6)")) == cell
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("normal_concat=[2, 3, 4, 5]", "normal_concat=[4, 5]"),
+            r"joins all its nodes \[2, 3, 4, 5\], got normal_concat",
+        ),
+        (("reduce_concat=[2, 3, 4, 5]", "reduce_concat=range(3, 6)"), "got reduce_concat"),
+        (("('sep_conv_3x3', 1)", "('sep_conv_3x3', 1.7)"), "is written Genotype"),
+        (("('skip_connect', 2)], normal", "('skip_connect', 2), 'x'], normal"), "is written Genotype"),
+        (("reduce=", "reduced="), "is written Genotype"),
+        (("reduce=", "reduce=print(1) or "), "is written Genotype"),
+    ],
+)
+def test_another_genotype_is_refused_and_not_read_as_a_cell_of_the_space(change, message):
+    with pytest.raises(ValueError, match=message):
+        SPACE.parse(V1.replace(*change))

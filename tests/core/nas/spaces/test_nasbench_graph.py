@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from core.nas.features import raw_features
 from core.nas.spaces.nasbench_graph import OPERATIONS, GraphCell, NASBenchGraph
 
 SPACE = NASBenchGraph()
@@ -52,3 +54,10 @@ def test_published_numbers():
     assert SPACE.from_number(31118) == GraphCell((0, 0, 1, 2), (1, 1, 1, SKIP))
     with pytest.raises(ValueError, match="nasbench-graph number"):
         SPACE.from_number(91111)
+
+
+def test_features_are_those_of_the_architecture():
+    """A skip from the raw features may stand at either place; what is seen of the cell does not depend on it."""
+    one, other = SPACE.parse("0,0,0,1 gin,fc,skip,gat"), SPACE.parse("0,1,2,1 skip,gin,gat,fc")
+    assert SPACE.key(one) == SPACE.key(other)
+    assert np.array_equal(*raw_features(SPACE, [one, other]))
