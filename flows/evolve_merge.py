@@ -18,6 +18,7 @@ from core.transfer.problem import Problem
 from flows.merge import (
     MergeForm,
     align_config,
+    check_methods,
     load_base,
     make_experts,
     merge_statically,
@@ -26,17 +27,19 @@ from flows.merge import (
     task_names,
 )
 from flows.runtime import transfer_flow
-from tasks.align_heads import align_heads
+from tasks.align_heads import SUFFIX, align_heads
 from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.choose_recipe import ChooseConfig, choose_recipe
-from tasks.earlier import LATEST, latest
+from tasks.earlier import LATEST, latest, made_from
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
 from tasks.fan_out import gather
-from tasks.load_model import given_path
+from tasks.load_model import given_path, load_model
+from tasks.package_merge import PackageConfig, package_merge
+from tasks.register_model import register_model
 from tasks.report_evolution import ReportConfig, report_evolution
-from tasks.stage import Artifact
+from tasks.stage import Artifact, is_planning
 
 
 class EvolveMergeForm(MergeForm):
@@ -81,13 +84,14 @@ class EvolveMergeForm(MergeForm):
         None, description="what coefficients weigh: raw task vectors or components made of them (empty: by size)"
     )
     granularity: str = Field("blocks:3", description="global, blocks:K, kinds, or layers")
-    batch: int = Field(16, ge=1, description="validation examples a task in a mini-batch")
+    batch: int = Field(16, ge=3, description="validation examples a task in a mini-batch, which is raced in thirds")
     forms_share: float = Field(
         0.08, ge=0, lt=1, description="part of the budget for forms (the ablation favours 0; they show the relations)"
     )
     source: Literal["none", "latest"] = Field(
         "none",
-        description="latest: start from the relation graph of the latest finished run with this base",
+        description="latest: start from the relation graph of the latest finished run with this base, basis and "
+        "granularity",
     )
     front: int = Field(
         0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget of emfto (0: no front)"
@@ -161,6 +165,22 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
     )
 
 
+def earlier_graph(form: EvolveMergeForm, base: Artifact) -> Artifact:
+    """What the latest run learned of the same base in the same recipe space.
+
+    Raises:
+        ValueError: no such run, or its base had other weights under the same name.
+    """
+    same = {name: str(getattr(form, name)) for name in ("base", "basis", "granularity")}
+    found = latest("evolve-merge", "evolve-recipes", same, method="emfto")
+    if not base.planned and base.sha256 not in made_from(found):
+        raise ValueError(
+            f"source latest: run {found.run[:8]} merged experts of another {form.base}, its weights were others; run "
+            "evolve-merge once without it"
+        )
+    return found
+
+
 @transfer_flow(
     "evolve-merge",
     level="system",
@@ -172,13 +192,14 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
 def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = task_names(form)
     preference_weights(tuple(load_task(n).name for n in names), form.preference)  # a wrong name is refused now
+    check_methods(form, names)
     base = load_base(form)
     check_depth(form, base)
     experts = make_experts(form, names, base)
     tuned, merged = merge_statically(form, base, experts)
     earlier = {}
     if form.source == LATEST:
-        earlier = {"source": latest("evolve-merge", "evolve-recipes", {"base": form.base}, method="emfto")}
+        earlier = {"source": earlier_graph(form, base)}
     forms = build_subproblems(evolve_config(form, "emfto"), base=base, experts=experts, **earlier)
     known = {"emfto": {"subproblems": forms, **earlier}}
     evolved = gather(
@@ -198,6 +219,12 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
         aligned["aligned"] = align_heads(align_config(form), experts=experts, merged=merged)
     spent = {**dict.fromkeys(merged, tuned), **searches}
     evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=spent, **aligned)
+    best = "preferred" if form.preference else "emfto"
+    packing = PackageConfig(max_length=form.max_length, method=best)
+    also = {"also": [load_model(m) for m in form.experts.values()]} if form.experts else {}
+    package = package_merge(packing, base=base, experts=experts, merged=merged, **also, **aligned)
+    if not is_planning():
+        register_model("evolved-encoder", package, evaluated, best + (SUFFIX if form.align else ""))
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
     facts |= {f"expert of {task}": model for task, model in form.experts.items()}

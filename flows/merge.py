@@ -1,5 +1,6 @@
 """Merge experts with static operators: the first of the flows, and the example for all others."""
 
+from collections.abc import Iterable
 from typing import ClassVar, Self
 
 from pydantic import Field
@@ -110,6 +111,8 @@ def _suite(form: MergeForm) -> list[str]:
 
 def task_names(form: MergeForm) -> list[str]:
     """The tasks of a run, checked to be text classification."""
+    _distinct(form.tasks)
+    _distinct(form.experts)
     names = list(form.tasks)
     named = {load_task(n).name for n in names}
     names += [n for n in form.experts if load_task(n).name not in named]
@@ -119,6 +122,29 @@ def task_names(form: MergeForm) -> list[str]:
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
     return names
+
+
+def _distinct(given: Iterable[str]) -> None:
+    """Refuse two files of one name, and names that no head can have.
+
+    Raises:
+        ValueError: naming them, and what to do.
+    """
+    from torch.nn import ModuleDict
+
+    seen: dict[str, str] = {}
+    for path in given:
+        name = load_task(path).name
+        if seen.setdefault(name, path) != path:
+            raise ValueError(f"{seen[name]} and {path} are both the task {name!r}; rename one of the files")
+        if "." in name or hasattr(ModuleDict, name):
+            raise ValueError(f"a head cannot be called {name!r} in torch; rename the task file {path}")
+
+
+def check_methods(form: MergeForm, names: list[str]) -> None:
+    """Refuse static operators none of which takes so many experts, before any is trained."""
+    if not static_methods(form.methods, len(names)):
+        raise ValueError(f"methods {', '.join(form.methods)} merge two models, but there are {len(names)} tasks")
 
 
 def problem(form: MergeForm) -> Problem:
@@ -202,6 +228,7 @@ def quoted(form: MergeForm, names: list[str], model: str, evaluated: Artifact) -
 )
 def merge(form: MergeForm) -> Artifact:
     names = task_names(form)
+    check_methods(form, names)
     base = load_base(form)
     experts = make_experts(form, names, base)
     tuned, merged = merge_statically(form, base, experts)

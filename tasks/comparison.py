@@ -66,10 +66,13 @@ def differences(runs: Sequence[Loaded]) -> dict[str, list[str]]:
 
 
 def compare(first: Loaded, second: Loaded) -> list[Line]:
-    """Paired differences (second - first) per method and metric; p by Wilcoxon from six pairs on, Holm-corrected."""
+    """Paired differences (second - first) per method and metric; p by Wilcoxon from six pairs on, Holm-corrected.
+
+    Rows of the mean over tasks are no pair of their own: they say nothing that the tasks do not.
+    """
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     before = {_key(r): r for r in first.rows if r.value is not None}
-    for row in second.rows:
+    for row in (r for r in second.rows if r.settings.get("task") != "mean"):
         twin = before.get(_key(row))
         if twin is not None and row.value is not None:
             pairs.setdefault((row.method, row.metric), []).append((twin.value, row.value))

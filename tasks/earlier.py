@@ -39,6 +39,13 @@ def latest(flow: str, stage: str, params: Mapping[str, str] | None = None, **con
     )
 
 
+def made_from(artifact: Artifact) -> set[str]:
+    """sha256 of everything that the stage of an artifact read; empty for one that no run stands behind."""
+    run = spool.find_run(artifact.run)
+    tags = {} if run is None else spool.client().get_run(run).data.tags
+    return {entry["sha256"] for entry in json.loads(tags.get("inputs", "[]"))}
+
+
 def outputs(flow: str, stage: str) -> list[Artifact]:
     """All outputs of ``stage`` in the latest finished run of ``flow``; empty without a run."""
     run = next(_finished(flow, {}), None)

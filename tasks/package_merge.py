@@ -1,4 +1,4 @@
-"""Package the best merged encoder with the experts' heads: one folder to load, serve and ship."""
+"""Package a merged encoder with a head a task: one folder to load, serve and ship."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,28 +20,32 @@ class PackageConfig(Config):
     """What the package states."""
 
     max_length: int = Field(64, ge=8, description="longest text in tokens")
+    method: str = Field("", description="which merge (empty: the static one that was best on validation)")
 
 
 @stage("package-merge", modules=["core.models.classifier"])
 def package_merge(
     out: Output,
     config: PackageConfig,
-    tuned: Artifact,
     base: Artifact,
     experts: Mapping[str, Artifact],
     merged: Mapping[str, Artifact],
+    tuned: Artifact | None = None,
     aligned: Artifact | None = None,
     also: Sequence[Artifact] = (),
 ) -> None:
-    """Write the merge that was best on validation, with all heads and label names.
+    """Write one merge, with all heads and label names.
 
+    ``tuned``: what says which static merge was best, where ``config.method`` names none.
     ``aligned``: its aligned heads, packaged instead of the experts'.
     ``also``: further models whose licences apply (teachers of the experts).
     """
-    method = best_on_validation(tuned)
+    if not config.method and tuned is None:
+        raise ValueError(f"name the method to package, or give what was tuned; there are {', '.join(merged)}")
+    chosen = config.method or best_on_validation(tuned)
     heads = {}
     found = experts_of(experts)
-    fitted = {} if aligned is None else aligned_heads(aligned)[method]
+    fitted = {} if aligned is None else aligned_heads(aligned)[chosen]
     for expert in found:
         weight, bias = expert.head()
         if expert.task in fitted:
@@ -51,8 +55,8 @@ def package_merge(
     further = [json.loads((a.folder / ASSET).read_text()) for a in also]
     parts = {origin["name"]: origin["licence"], **{a["name"]: a["licence"] for a in further}}
     terms = licences({**parts, **{e.task: e.definition.licence for e in found}})
-    method += SUFFIX if fitted else ""
-    model = merged[best_on_validation(tuned)].folder / MODEL
+    method = chosen + (SUFFIX if fitted else "")
+    model = merged[chosen].folder / MODEL
     card = f"# Merged encoder\n\nOne {origin['name']} encoder, {method}, merge of experts on {', '.join(heads)}.\n\n"
     write_bytes(out.folder / "README.md", (card + terms.as_markdown()).encode())
     save(out.folder, model, heads, config.max_length, {"method": method})

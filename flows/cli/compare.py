@@ -12,6 +12,7 @@ def compare(
 ) -> None:
     if len(runs) < 2:
         raise ValueError("compare takes at least two runs; the first is the reference")
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     import tasks  # noqa: F401
@@ -26,13 +27,22 @@ def compare(
     for key, values in changed.items():
         config.add_row(key, *values)
     console.print(config if changed else "configurations are equal")
-    table = Table("metric", "pairs", loaded[0].name, "other", "mean difference", "95 % interval", "p", "run")
     lines = [line for other in loaded[1:] for line in paired(loaded[0], other)]
+    several = len(loaded) > 2
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=None if several else f"other: {loaded[1].name}")
+    for name in ("method", "metric"):
+        table.add_column(name, overflow="fold")  # a name is wrapped and never cut
+    for name in ("pairs", loaded[0].name, "other", "difference", "95 % interval", "p"):
+        table.add_column(name, justify="right", overflow="fold")
+    if several:
+        table.add_column("run", overflow="fold")
     for line in lines:
         p = "" if line.p is None else f"{line.p:.3g}"
         interval = "" if line.low is None else f"{line.low:.4g} to {line.high:.4g}"
         values = (f"{line.first:.4g}", f"{line.second:.4g}", f"{line.difference:+.4g}")
-        table.add_row(line.metric, str(line.pairs), *values, interval, p, line.run)
+        method, _, metric = line.metric.rpartition("/")
+        told = [method, metric.replace("_", " "), str(line.pairs), *values, interval, p]
+        table.add_row(*told, *([line.run] if several else []))
     console.print(table)
     if json_file is not None:
         write_json(json_file, {"configuration": changed, "metrics": [vars(line) for line in lines]})

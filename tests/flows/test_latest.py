@@ -1,5 +1,6 @@
 """``source: latest``: what earlier runs learned is found through MLflow, checked by hash, and stands in the lineage."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from core.config import Config
 from core.merge.relation import RelationGraph
+from core.models.classifier import TextClassifier
 from core.transfer.problem import Problem
 from flows.runtime import FLOWS
-from tasks import earlier, spool, tracking
+from tasks import earlier, serving, spool, tracking
 from tasks.build_subproblems import GRAPH
 from tasks.lineage import trace
 from tasks.stage import stage
@@ -116,3 +119,22 @@ def test_an_evolved_merge_starts_from_the_graph_of_the_one_before(form, home):
     page = (second.artifact.folder / "report.html").read_text()
     assert f"relation graph of run {graph.run[:8]}" in page
     assert graph.run[:8] not in (first.artifact.folder / "report.html").read_text()
+    with pytest.raises(ValueError, match=r"no finished run .*granularity kinds"):
+        flow.run(form.model_copy(update={"source": "latest", "granularity": "kinds"}))
+    weights = Path(form.base, "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match="its weights were others"):
+        flow.run(form.model_copy(update={"source": "latest"}))
+
+
+def test_an_evolved_merge_is_packaged_with_its_heads_and_registered(form, home):
+    done = FLOWS.get("evolve-merge").run(form)
+    packaged = TextClassifier(serving.package_of("evolved-encoder"))
+    assert set(packaged.heads) == {"one", "two"}
+    assert packaged.predict(["the plot was good 1"], task="one")[0].label in ("yes", "no")
+    version = spool.client().get_model_version_by_alias("evolved-encoder", serving.CHALLENGER)
+    assert version.tags["method"] == "emfto with aligned heads"
+    tested = {
+        r.settings["task"]: r.value for r in done.rows if r.method == version.tags["method"] and r.metric == "accuracy"
+    }
+    assert json.loads(version.tags["accuracies"]) == {task: tested[task] for task in ("one", "two")}

@@ -1,5 +1,6 @@
 """Flows merge and evolve-merge with models fine-tuned elsewhere, alone and beside experts they train."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,30 @@ def test_wrong_ones_are_named_in_the_plan(given):
         plan(form(MergeForm, given, {files["mood"]: models["mood"]}))
     with pytest.raises(Exception, match="unknown task 'mod'"):
         plan(form(MergeForm, given, {"mod": models["mood"]}))
+
+
+def test_names_that_would_be_mixed_up_are_refused_by_the_plan(given, tmp_path):
+    _, files, models = given
+    plan, other = FLOWS.get("merge").plan, tmp_path / "other"
+    other.mkdir()
+    namesake = shutil.copy(files["mood"], other / Path(files["mood"]).name)
+    with pytest.raises(ValueError, match="are both the task 'mood'; rename one of the files"):
+        plan(form(MergeForm, given, {}, tasks=(files["mood"], str(namesake), files["light"])))
+    with pytest.raises(ValueError, match="are both the task 'mood'"):
+        plan(form(MergeForm, given, {files["mood"]: models["mood"], str(namesake): models["light"]}))
+    for name in ("items.yaml", "mood.v2.yaml"):
+        named = str(shutil.copy(files["mood"], Path(files["mood"]).with_name(name)))
+        with pytest.raises(ValueError, match="a head cannot be called"):
+            plan(form(MergeForm, given, {}, tasks=(named, files["light"])))
+
+
+def test_an_operator_for_two_is_refused_for_three_before_training(given):
+    _, files, _ = given
+    third = str(shutil.copy(files["mood"], Path(files["mood"]).with_name("third.yaml")))
+    tasks = (files["mood"], files["light"], third)
+    for flow in ("merge", "evolve-merge"):
+        with pytest.raises(ValueError, match="methods slerp merge two models, but there are 3 tasks"):
+            FLOWS.get(flow).plan(form(FLOWS.get(flow).form, given, {}, tasks=tasks, methods=("slerp",)))
 
 
 def test_a_base_of_others_is_told_before_anything_is_trained(given, tmp_path):

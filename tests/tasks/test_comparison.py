@@ -1,0 +1,42 @@
+"""Two runs are compared over what both measured, and the table fits a terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from core.evaluate.rows import Row
+from flows.cli import compare as command
+from flows.cli import show
+from tasks import comparison
+from tasks.comparison import Loaded, compare
+
+
+def run(name, values):
+    rows = [
+        Row(method="a long method name", metric="accuracy", value=v, settings={"task": t}) for t, v in values.items()
+    ]
+    mean = Row(method="a long method name", metric="accuracy", value=sum(values.values()) / len(values))
+    return Loaded(name, name, {"seed": name}, [*rows, mean.model_copy(update={"settings": {"task": "mean"}})])
+
+
+FIRST = run("merge 1", {"a": 0.5, "b": 0.6, "c": 0.7})
+SECOND = run("merge 2", {"a": 0.6, "b": 0.6, "c": 0.9})
+
+
+def test_the_mean_over_tasks_is_no_further_pair():
+    (line,) = compare(FIRST, SECOND)
+    assert (line.pairs, line.difference) == (3, pytest.approx(0.1))
+    assert line.p is None, "three pairs say nothing"
+
+
+@pytest.mark.parametrize("others", [["merge 2"], ["merge 2", "merge 1"]])
+def test_the_table_names_method_and_metric_whole(monkeypatch, others):
+    out = io.StringIO()
+    monkeypatch.setattr(show, "console", Console(file=out, width=80, highlight=False))
+    monkeypatch.setattr(comparison, "load", {"merge 1": FIRST, "merge 2": SECOND}.get)
+    command.compare(["merge 1", *others])
+    printed = out.getvalue()
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "accuracy" in printed
+    assert "…" not in printed
