@@ -23,6 +23,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.search_report import (
     AT,
@@ -221,6 +222,7 @@ def source(name: str, block: int) -> Source:
     return Source.load(Cache().compute("nas-source", key, build) / "source")
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # sums in another order on more threads
 def measure(cell: Cell) -> list[Row]:
     target, name, prior = (cell.settings[k] for k in ("target", "source", "prior"))
     if cell.method == HEAD:

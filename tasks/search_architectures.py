@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from core.config import Config
 from core.evaluate.rows import Row
@@ -59,6 +60,13 @@ def search(
 
     ``table``: the user's own table that the oracle reads.
     """
+    with threadpool_limits(1, user_api="blas"):  # sums in another order on more threads; a search off by one rounding
+        _search(out, config, sources, latents, table)  # asks other cells
+
+
+def _search(
+    out: Output, config: SearchConfig, sources: list[Artifact], latents: list[Artifact], table: Artifact | None
+) -> None:
     oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries), **path_in(table))
     arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
     spaces = {read_latent(a)[0].codec.spaces[0].name: read_latent(a)[0] for a in latents}

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from threadpoolctl import threadpool_info
 
 from core.hashing import sha256_file
+from core.nas.search import search_architectures
 from core.nas.spaces import SPACES, get_space
 from flows.cli import message
 from flows.own_tables import SOURCES
@@ -44,8 +46,20 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def as_target(files):
-    return FLOW.run(FLOW.form(**TINY, target=str(files["target"]), **TARGET, target_test="test"))
+def threads():
+    """BLAS threads that each search of ``as_target`` had."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def as_target(files, threads):
+    def watched(*args, **given):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return search_architectures(*args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.search_architectures.search_architectures", watched)
+        return FLOW.run(FLOW.form(**TINY, target=str(files["target"]), **TARGET, target_test="test"))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +89,11 @@ def test_every_query_is_a_cell_of_the_table_and_counted(as_target, files):
     kept = {r["label"]: known[r["kept"]["3"]["cell"]] for r in runs}
     last = {r.settings["run"]: r.value for r in as_target.rows if r.settings["queries"] == 3}
     assert last == pytest.approx(kept), "the score is the test column of the cell that is kept"
+
+
+def test_a_search_sums_in_one_order_however_many_threads_there_are(as_target, threads):
+    assert threads, "the searches ran in this process"
+    assert set(threads) == {1}
 
 
 def test_rows_report_and_lineage_name_the_table_by_its_hash(as_target, files):
