@@ -111,7 +111,6 @@ def _suite(form: MergeForm) -> list[str]:
 
 def task_names(form: MergeForm) -> list[str]:
     """The tasks of a run, checked to be text classification."""
-    _distinct(form.tasks)
     _distinct(form.experts)
     names = list(form.tasks)
     named = {load_task(n).name for n in names}
@@ -119,6 +118,7 @@ def task_names(form: MergeForm) -> list[str]:
     if not names:
         names = _suite(form)[: form.most_tasks]
     as_tasks(names)
+    _distinct(names)
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
     return names
@@ -144,7 +144,8 @@ def _distinct(given: Iterable[str]) -> None:
 def check_methods(form: MergeForm, names: list[str]) -> None:
     """Refuse static operators none of which takes so many experts, before any is trained."""
     if not static_methods(form.methods, len(names)):
-        raise ValueError(f"methods {', '.join(form.methods)} merge two models, but there are {len(names)} tasks")
+        named = f"methods {', '.join(form.methods)} merge two models" if form.methods else "methods is empty"
+        raise ValueError(f"{named}, but there are {len(names)} tasks; name one that merges so many")
 
 
 def problem(form: MergeForm) -> Problem:

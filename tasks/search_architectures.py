@@ -60,8 +60,9 @@ def search(
 
     ``table``: the user's own table that the oracle reads.
     """
-    with threadpool_limits(1, user_api="blas"):  # sums in another order on more threads; a search off by one rounding
-        _search(out, config, sources, latents, table)  # asks other cells
+    # More threads sum in another order, and a search that is one rounding off asks other cells.
+    with threadpool_limits(1, user_api="blas"):
+        _search(out, config, sources, latents, table)
 
 
 def _search(

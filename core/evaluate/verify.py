@@ -28,7 +28,7 @@ def compared(before: Sequence[Row], after: Sequence[Row], hardware: str, seeds: 
         seeds: rows of all seeds; without them every value must be equal, wherever it was measured.
 
     Raises:
-        DisagreementError: a value is another; on other hardware, one beyond :data:`SPREAD` standard deviations.
+        DisagreementError: a value is gone or another; on other hardware, beyond :data:`SPREAD` standard deviations.
     """
     again = {(r.metric, r.oracle): r.value for r in after}
     changed = [(r, value) for r in before if not _same(r.value, value := again.get((r.metric, r.oracle)))]
@@ -38,7 +38,8 @@ def compared(before: Sequence[Row], after: Sequence[Row], hardware: str, seeds: 
     for row, value in changed:
         spread = _spread(row, seeds)
         elsewhere = bool(seeds) and row.hardware != hardware
-        if not elsewhere or (spread is not None and not _distance(row.value, value) <= SPREAD * spread):
+        gone = value is None  # no rounding takes a value away
+        if gone or not elsewhere or (spread is not None and not _distance(row.value, value) <= SPREAD * spread):
             raise DisagreementError(_disagreement(row, value, hardware, spread if elsewhere else None))
         judged += spread is not None
     row, value = max(changed, key=lambda pair: _distance(pair[0].value, pair[1]))

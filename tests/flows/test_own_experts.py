@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.merge.experts import load_expert
 from flows.merge import MergeForm
@@ -70,6 +71,10 @@ def test_names_that_would_be_mixed_up_are_refused_by_the_plan(given, tmp_path):
     namesake = shutil.copy(files["mood"], other / Path(files["mood"]).name)
     with pytest.raises(ValueError, match="are both the task 'mood'; rename one of the files"):
         plan(form(MergeForm, given, {}, tasks=(files["mood"], str(namesake), files["light"])))
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"tasks": [files["mood"], str(namesake), files["light"]]}))
+    with pytest.raises(ValueError, match="are both the task 'mood'"):
+        plan(form(MergeForm, given, {}, suite=str(suite)))
     with pytest.raises(ValueError, match="are both the task 'mood'"):
         plan(form(MergeForm, given, {files["mood"]: models["mood"], str(namesake): models["light"]}))
     for name in ("items.yaml", "mood.v2.yaml"):

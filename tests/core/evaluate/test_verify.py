@@ -45,4 +45,6 @@ def test_a_value_that_is_gone_or_undefined_now_disagrees():
     for after in ([], [row(None)]):
         with pytest.raises(DisagreementError, match="recomputed None"):
             compared([row(0.5)], after, "here", SEEDS)
+        with pytest.raises(DisagreementError, match="recomputed None"):  # with too few seeds as well
+            compared([row(0.5)], after, "here", SEEDS[:2])
     assert "largest difference: accuracy undefined, here 0.5" in compared([row(None)], [row(0.5)], "here", SEEDS)
