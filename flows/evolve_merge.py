@@ -1,5 +1,6 @@
 """Evolve a merge: multi-form transfer of merge recipes, beside the static operators and the search without transfer."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +12,7 @@ from core.merge.emfto import EmftoConfig
 from core.merge.front import preference_weights
 from core.merge.problem import ProblemConfig
 from core.merge.recipe_space import SpaceConfig, granularity_filters
-from core.merge.solver import SolverConfig
+from core.merge.solver import SolverConfig, scales_of, start_cost
 from core.merge.static import STATIC
 from core.merge.task_vectors import LAYER, read_tensors
 from core.transfer.problem import Problem
@@ -146,6 +147,25 @@ def check_depth(form: EvolveMergeForm, base: Artifact) -> None:
             raise ValueError(f"{error}; set granularity=blocks:{layers} at most, or layers") from None
 
 
+def check_budget(form: EvolveMergeForm, names: Sequence[str]) -> None:
+    """Refuse a budget that does not pay for the searches' common start, before experts are trained.
+
+    Raises:
+        ValueError: naming what the start takes.
+    """
+    sizes = [min(form.validation_examples, len(load_task(name).splits().validation)) for name in names]
+    price, validation = len(names) * min(form.batch, *sizes), sum(sizes)
+    need = start_cost(scales_of(form.basis), price, validation)
+    left = evolve_config(form, "emfto").searched(validation)
+    if need > left:
+        after = f" after {form.front} points of the front" if form.front else ""
+        raise ValueError(
+            f"budget={form.budget} leaves {left} task-examples{after}, the start of every search takes {need} "
+            f"({len(scales_of(form.basis))} scales on {price} examples each, the best on all {validation}); raise "
+            "budget, or lower validation_examples or batch"
+        )
+
+
 def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
     """The stage configuration of one search."""
     return EvolveConfig(
@@ -195,6 +215,8 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     check_methods(form, names)
     base = load_base(form)
     check_depth(form, base)
+    if not is_planning():  # which may not have the tasks' data yet
+        check_budget(form, names)
     experts = make_experts(form, names, base)
     tuned, merged = merge_statically(form, base, experts)
     earlier = {}

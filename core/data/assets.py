@@ -136,8 +136,8 @@ def resolve(name: str) -> Asset:
     """The asset called ``name``, fetched if need be.
 
     Args:
-        name: a name of the table, a hub repository ``owner/name`` or ``owner/name@revision``, or the path of an
-            existing folder or file (absolute, or beginning with ``.`` or ``~``).
+        name: a name of the table, the path of an existing folder or file (absolute, beginning with ``.`` or ``~``,
+            or with a ``/`` in it), or a hub repository ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         AssetError: unknown name, no access, wrong hash, or a damaged archive.
@@ -147,6 +147,8 @@ def resolve(name: str) -> Asset:
     local = find_local(name)
     if local is not None:
         return _from_path(name, local, "local")
+    if name not in table() and "/" in name and Path(name).exists():
+        return _from_path(name, Path(name), "path")
     if name not in table() and name.count("/") == 1:
         return _from_hub(name, name, None)
     entry = declared(name)
@@ -199,13 +201,22 @@ def card_licence(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     info, card = folder / "dataset_info.json", folder / "README.md"
     if info.is_file():
-        return str(yaml.safe_load(info.read_text(encoding="utf-8")).get("license") or "unstated")
+        return _licence_in(info.read_text(encoding="utf-8", errors="replace"))
     if card.is_file():
         parts = card.read_text(encoding="utf-8", errors="replace").split("---\n")
-        head = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
-        if isinstance(head, dict) and head.get("license"):
-            return str(head["license"])
+        return _licence_in(parts[1]) if len(parts) > 2 and not parts[0].strip() else "unstated"
     return "unstated"
+
+
+def _licence_in(text: str) -> str:
+    """What YAML (or JSON) states under ``license``: a name or a list of names, nothing that aliases could blow up."""
+    try:
+        head = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        return "unstated"
+    stated = head.get("license") if isinstance(head, dict) else None
+    names = stated if isinstance(stated, list) else [stated]
+    return ", ".join(n for n in names[:9] if isinstance(n, str) and n) or "unstated"
 
 
 def _from_archive(entry: Declared) -> Asset:

@@ -1,22 +1,24 @@
 """Task vectors of LoRA adapters: the exact deltas they mean, flat, without writing a merged model.
 
 Only tensors that some adapter changes take part, so a model of hundreds of megabytes is searched in a fraction of them.
+The factors are kept beside the float32 deltas: what decomposes a delta needs its rank, which rounding hides.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from core.hashing import content_key, sha256_file
 from core.merge.dtypes import decode
-from core.merge.lora import Adapter, Change, open_adapter, read_all
+from core.merge.lora import Adapter, open_adapter, read_all
 from core.merge.one_base import FAR, Descent
-from core.merge.task_vectors import TaskVectors, Tensor, write_layout
+from core.merge.task_vectors import FACTORS, TaskVectors, Tensor, factor_keys, write_layout
 from core.merge.tensors import Checkpoint, FileSource, open_checkpoint
 from core.state import Cache
 
-VERSION = 1
+VERSION = 2
 
 
 def adapter_vectors(
@@ -36,7 +38,7 @@ def adapter_vectors(
     if len(adapters) < 2:
         raise ValueError(f"a merge needs at least two experts, got {sorted(adapters)}")
     checkpoint = open_checkpoint(base)
-    opened = {name: _opened(name, path, checkpoint) for name, path in adapters.items()}
+    opened = {name: open_adapter(path).bind(checkpoint) for name, path in adapters.items()}
     shas = {name: [sha256_file(f) for f in adapter.files] for name, adapter in opened.items()}
     key = content_key("adapter vectors", VERSION, [sha256_file(f) for f in checkpoint.files], shas, list(opened))
 
@@ -46,32 +48,20 @@ def adapter_vectors(
         np.save(folder / "base.npy", np.concatenate(starts).astype(np.float32))
         shape = (len(opened), layout[-1].stop)
         deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, shape)
+        factors = {}
         for row, (name, adapter) in zip(deltas, opened.items(), strict=True):
             descent = Descent(f"expert {name!r}", adapter.path, Path(base).name, base, far)
             _fill(row, descent, adapter, checkpoint, layout)
+            for t in layout:
+                pair = adapter.low_rank(t.name) if adapter.touches(t.name) else None
+                if pair is not None:
+                    left, right = factor_keys(name, t)
+                    factors |= {left: np.ascontiguousarray(pair[0]), right: np.ascontiguousarray(pair[1])}
         deltas.flush()
+        save_file(factors, folder / FACTORS)
         write_layout(folder, list(opened), layout, "raw", {}, key)
 
     return TaskVectors((cache or Cache()).compute("task-vectors", key, build))
-
-
-def _opened(name: str, path: str | Path, checkpoint: Checkpoint) -> Adapter:
-    adapter = open_adapter(path)
-    if checkpoint.tied:
-        rows = checkpoint.config.get("vocab_size")
-        ends = [own for own, change in adapter.changes.items() if change.embedding or _rows(change) == rows]
-        if ends:
-            raise ValueError(
-                f"expert {name!r} changes {ends[0]!r}, but this base ties embeddings and head: one tensor cannot "
-                "follow the change of one end; adapt the layers only"
-            )
-    return adapter.bind(checkpoint.tensors)
-
-
-def _rows(change: Change) -> int | None:
-    """Outputs of the layer a change belongs to."""
-    whole = change.replacement or change.factors.get("lora_B")
-    return None if whole is None else whole.shape[0]
 
 
 def _layout(checkpoint: Checkpoint, names: set[str]) -> list[Tensor]:

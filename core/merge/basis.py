@@ -65,7 +65,7 @@ def in_basis(vectors: TaskVectors, basis: str, cache: Cache | None = None) -> Ta
     def build(folder: Path) -> None:
         deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, vectors.deltas.shape)
         for t in vectors.tensors:
-            parts = function([np.asarray(d).reshape(t.shape) for d in vectors.deltas[:, t.start : t.stop]])
+            parts = function(vectors.exact(t))
             for row, part in enumerate(parts):
                 deltas[row, t.start : t.stop] = part.ravel()
         deltas.flush()

@@ -34,6 +34,7 @@ def open_input(plan: Plan, job: Job, i: Input, stack: ExitStack) -> Any:
     adapter = plan.adapters[i.model]
     if adapter is not None and adapter.touches(i.name):
         source = adapter.source(i.name, source)
+        stack.callback(close, source)
     if job.vocabulary:
         source = RowSource(source, *plan.vocabulary.rows(i, job, plan))
     return source

@@ -182,7 +182,7 @@ class Fitness:
         if found is not None:
             self.use({t: aligned.head for t, (_, aligned) in found.items()})
             labels = {t: self.objectives[t].labels for t in found}
-            scored = {t: judge(aligned.head.logits(x), labels[t]) for t, (x, aligned) in found.items()}
+            scored |= {t: judge(aligned.head.logits(x), labels[t]) for t, (x, aligned) in found.items()}
         self.control = {t: self.values(scored[t]) for t in self.tasks}
         return answer
 
@@ -214,6 +214,9 @@ class Fitness:
         if self.targets:
             found = found or self._aligned(coefficients)
             scored = {t: judge(a.held_out, self.objectives[t].labels) for t, (_, a) in found.items()}
+            others = {t: indices for t, indices in wanted.items() if t not in scored}
+            if others:  # a score function of the user's: it has no head to align
+                scored |= self.forward(coefficients, others, ("full",))
         else:
             scored = self.forward(coefficients, wanted, ("full",))
         hits = np.array([scored[t].correct.mean() for t in self.tasks])
@@ -271,7 +274,7 @@ class Racing:
 
 def race(fitness: Fitness, candidates: Sequence[np.ndarray], round_: int, rule: Racing | None) -> list[Answer]:
     """Answers of a generation on one round's mini-batch, with early dropping when ``rule`` is given."""
-    parts = 1 if rule is None else rule.parts
+    parts = 1 if rule is None else min(rule.parts, *fitness.sizes.values())  # no piece is empty
     pieces = fitness.pieces(round_, parts)
     finished: list[tuple[float, list[np.ndarray]]] = []
     answers = []

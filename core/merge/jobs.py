@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.merge.dtypes import NAMES, RAW, promote
-from core.merge.names import Names, in_module, is_before, is_buffer, is_vocabulary, sort_names
+from core.merge.names import Names, Stack, in_module, is_before, is_buffer, is_vocabulary, sort_names
 from core.merge.one_base import longer_by
 from core.merge.operators import Contract
 from core.merge.output import output_config
@@ -200,10 +200,10 @@ class Builder:
             raise ValueError(f"the model has several layer stacks ({', '.join(sorted(stacks))}); use modules")
         outside = [n for n in mine if n not in names.places or not names.places[n].stack]
         yield from self._outside([n for n in outside if is_before(n)], config, slices[0])
-        template = [names.places[n] for n in mine if n in names.places and names.places[n].stack]
+        layers = Stack.of(stack, [names.places[n] for n in mine if n in names.places and names.places[n].stack])
         number = 0
         for s in slices:
-            number = yield from self._range(template, stack, config, s, number)
+            number = yield from self._range(layers, config, s, number)
         yield from self._outside([n for n in outside if not is_before(n)], config, slices[-1])
 
     def _outside(self, names: list[str], config: Module, s: OutputSlice) -> Iterator[Job]:
@@ -212,32 +212,26 @@ class Builder:
             if job is not None:
                 yield job
 
-    def _range(self, template, stack: str, config: Module, s: OutputSlice, number: int) -> Iterator[Job]:
+    def _range(self, stack: Stack, config: Module, s: OutputSlice, number: int) -> Iterator[Job]:
         """The layers of one slice; returns the number of the next output layer."""
         lengths = {source.layer_range[1] - source.layer_range[0] for source in s.sources}
         if len(lengths) != 1:
             raise ValueError(f"all sources of a slice need the same number of layers; got {sorted(lengths)}")
         for source in s.sources:
-            depth = self.names(self.number[source.model]).depth.get(stack, 0)
+            depth = self.names(self.number[source.model]).depth.get(stack.name, 0)
             if source.layer_range[1] > depth:
                 raise ValueError(f"layer_range {list(source.layer_range)} of {source.model}: it has {depth} layers")
         n = lengths.pop()
         for k in range(n):
-            first = s.sources[0].layer_range[0] + k
-            self.layers.append((stack, first))
+            wanted = [source.layer_range[0] + k for source in s.sources]
+            self.layers.append((stack.name, wanted[0]))
             t = k / (n - 1) if n > 1 else 1.0
-            for place in template:
-                if place.layer == first or (place.layer == 0 and not self._has_layer(template, first)):
-                    names_in = [place.at(source.layer_range[0] + k) for source in s.sources]
-                    job = self._job(place.at(number), names_in, config, s, t)
-                    if job is not None:
-                        yield job
+            for place, layers in stack.at(wanted[0], number, wanted):
+                job = self._job(place.at(number), [place.at(layer) for layer in layers], config, s, t)
+                if job is not None:
+                    yield job
             number += 1
         return number
-
-    @staticmethod
-    def _has_layer(template, layer: int) -> bool:
-        return any(place.layer == layer for place in template)
 
     def _output_names(self, s: OutputSlice, reference: int) -> list[str]:
         """Names of the reference, tied output embeddings left out; a head that any model has of its own is kept."""

@@ -21,7 +21,7 @@ import numpy as np
 from core.merge.dtypes import decode
 from core.merge.linalg import one_thread
 from core.merge.operators import Source
-from core.merge.tensors import FileSource, TensorInfo, close, read_header
+from core.merge.tensors import Checkpoint, FileSource, TensorInfo, close, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -62,12 +62,21 @@ class Adapter:
         """Files that decide the result."""
         return [self.path / CONFIG, self.path / WEIGHTS]
 
-    def bind(self, tensors: Mapping[str, TensorInfo]) -> "Adapter":
+    def bind(self, base: Checkpoint) -> "Adapter":
         """The adapter with every change matched to a tensor of the base (equal names, or a unique common ending).
 
         Raises:
-            ValueError: a changed tensor is missing in the base, or has another shape.
+            ValueError: a changed tensor is missing in the base, has another shape, or is one end of tied embeddings.
         """
+        tensors = base.tensors
+        if base.tied_head:
+            rows = base.config.get("vocab_size")
+            ends = [own for own, c in self.changes.items() if c.embedding or _outputs(c) == rows]
+            if ends:
+                raise ValueError(
+                    f"adapter {self.path} changes {ends[0]!r}, but this base ties embeddings and head: one tensor "
+                    "cannot follow the change of one end; adapt the layers only"
+                )
         names = {}
         for own, change in self.changes.items():
             found = [own] if own in tensors else [n for n in tensors if _same_ending(n, own)]
@@ -97,7 +106,16 @@ class Adapter:
         if change.bias is not None:
             return _Shifted(base, change.scale * read_all(change.bias))
         columns = change.embedding or self._transposed(change)
-        return _LowRank(base, *self._factors(change), change.scale, self._magnitude(change), columns)
+        left, right = self._factors(change)
+        return _LowRank(base, left, right, self._magnitude(change), columns)
+
+    def low_rank(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Factors ``(rows, r)`` and ``(r, columns)`` whose product is the delta of the base's tensor ``name``.
+
+        None where it is another kind of change (all of the tensor, a bias, DoRA).
+        """
+        change = self.changes[self.names[name]]
+        return self._factors(change) if change.factors and self._magnitude(change) is None else None
 
     def _transposed(self, change: Change) -> bool:
         return bool(self.config.get("fan_in_fan_out")) and not change.embedding
@@ -106,10 +124,10 @@ class Adapter:
         """Matrices whose product is the delta as the weight is stored, ``(rows, r)`` and ``(r, columns)``."""
         if change.embedding:
             a, b = read_all(change.factors["lora_embedding_A"]), read_all(change.factors["lora_embedding_B"])
-            return a.T, b.T
+            return change.scale * a.T, b.T
         a, b = read_all(change.factors["lora_A"]), read_all(change.factors["lora_B"])
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-        return (a.T, b.T) if self._transposed(change) else (b, a)
+        return (change.scale * a.T, b.T) if self._transposed(change) else (change.scale * b, a)
 
     def _magnitude(self, change: Change) -> np.ndarray | None:
         info = change.factors.get("lora_magnitude_vector")
@@ -176,6 +194,7 @@ def _changes(path: Path, config: Mapping[str, Any], header: Mapping[str, TensorI
             changes.setdefault(f"{match[1]}.weight", Change()).factors[match[2]] = info
     for own, change in changes.items():
         if change.factors:
+            change.replacement = None  # peft saves the layer below an adapted embedding or head too: the base's own
             _check_factors(path, own, change)
         module = own.rpartition(".")[0]
         change.scale = _scale(config, module, _rank(changes.get(f"{module}.weight"), config))
@@ -207,6 +226,12 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
             alpha = value
             break
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def _outputs(change: Change) -> int | None:
+    """Outputs of the layer whose weight (not bias) is changed."""
+    whole = change.replacement or change.factors.get("lora_B")
+    return None if whole is None or len(whole.shape) < 2 else whole.shape[0]
 
 
 def _same_ending(name: str, own: str) -> bool:
@@ -243,7 +268,7 @@ class _Shifted:
 
 
 class _LowRank:
-    """A base matrix plus ``scale · left @ right``, computed by tiles of whole rows in float64.
+    """A base matrix plus ``left @ right``, computed by tiles of whole rows in float64.
 
     With a ``magnitude`` (DoRA, Liu et al. 2024, Eq. 5) each output's weights are rescaled to that length; the outputs
     are the rows, or with ``columns`` the columns (embeddings, transposed weights).
@@ -251,9 +276,9 @@ class _LowRank:
 
     dtype = "F64"
 
-    def __init__(self, base: Source, left, right, scale: float, magnitude: np.ndarray | None, columns: bool):
+    def __init__(self, base: Source, left, right, magnitude: np.ndarray | None, columns: bool):
         self.base, self.shape = base, base.shape
-        self.left, self.right = scale * left, right
+        self.left, self.right = left, right
         self.columns = right.shape[1]
         self.height = max(1, TILE // self.columns)
         self.by_columns = columns
@@ -271,6 +296,14 @@ class _LowRank:
 
     def close(self) -> None:
         close(self.base)
+
+    def added(self, base: Source | None) -> np.ndarray | None:
+        """What is added to ``base``; None where that is not the tensor under this adapter, or it is rescaled (DoRA)."""
+        here = [s.info if isinstance(s, FileSource) else None for s in (self.base, base)]
+        if self.factor is not None or here[0] is None or here[0] != here[1]:
+            return None
+        with one_thread():
+            return self.left @ self.right
 
     def _tile(self, tile: int) -> np.ndarray:
         if self._kept is None or self._kept[0] != tile:

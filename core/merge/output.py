@@ -12,6 +12,7 @@ from core.merge.dtypes import LONG_NAMES
 from core.merge.names import LAYER_KEYS
 from core.merge.recipe import Recipe
 from core.merge.tensors import INDEX, Checkpoint
+from core.models.layers import PER_LAYER
 from core.state import write_bytes, write_json
 
 MANIFEST = "merge.json"
@@ -54,19 +55,36 @@ def output_config(
     for key in ("torch_dtype", "dtype"):
         if key in config:
             config[key] = LONG_NAMES.get(dtype, config[key])
-    parts = [config, *[config[k] for k in ("text_config",) if isinstance(config.get(k), dict)]]
-    for part in parts:
-        key = next((k for k in LAYER_KEYS if k in part), None)
-        if layers and key:
-            old = part[key]
-            part[key] = len(layers)
-            if isinstance(part.get("layer_types"), list) and len(part["layer_types"]) == old:
-                part["layer_types"] = [part["layer_types"][i] for _, i in layers]
+    for stack in dict.fromkeys(name for name, _ in layers):
+        _stacked(config, stack, [i for name, i in layers if name == stack])
+    for part in [config, *[config[k] for k in ("text_config",) if isinstance(config.get(k), dict)]]:
         if vocabulary is not None and "vocab_size" in part:
             part["vocab_size"] = vocabulary.size
     if config.get("tie_word_embeddings") and not tied:
         config["tie_word_embeddings"] = False
     return config
+
+
+def _stacked(config: dict[str, Any], stack: str, kept: Sequence[int]) -> None:
+    """Tell a configuration which layers a stack has now: their number, and what it lists of each."""
+    parts, keys = _told_by(config, stack)
+    for part in parts:
+        for key in [k for k in keys if k in part]:
+            old, part[key] = part[key], len(kept)
+            for name in PER_LAYER:
+                if isinstance(part.get(name), list) and len(part[name]) == old:
+                    part[name] = [part[name][i] for i in kept]
+
+
+def _told_by(config: dict[str, Any], stack: str) -> tuple[list[dict[str, Any]], Sequence[str]]:
+    """Where a configuration tells a stack's depth: a nested one for each modality, a key for each side of a T5."""
+    side = next((s for s in ("decoder", "encoder") if s in stack.split(".")), "")
+    own = [k for k in (f"{side}_layers", f"num_{side}_layers") if side and k in config]
+    if own:
+        return [config], own if side == "decoder" else [*own, *LAYER_KEYS]
+    if "vis" in stack and isinstance(config.get("vision_config"), dict):
+        return [config["vision_config"]], (*LAYER_KEYS, "depth")
+    return [config, *[config[k] for k in ("text_config",) if isinstance(config.get(k), dict)]], LAYER_KEYS
 
 
 def known_template(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str | None:

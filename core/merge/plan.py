@@ -96,6 +96,8 @@ def make_plan(source: str | Path | Mapping[str, Any] | Recipe, out: str | Path |
     jobs = tuple(builder.jobs())
     if not jobs:
         raise ValueError("the recipe selects no tensor")
+    if c.covers is not None:
+        c.covers({job.name: job.per_model for job in jobs if not job.copy})
     layout = lay_out([(j.name, j.dtype, j.shape) for j in jobs], recipe.out_shard_size)
     plan = Plan(
         recipe, c, references, checkpoints, adapters, jobs, layout, builder.config(jobs), builder.vocabulary,
@@ -111,7 +113,7 @@ def _open_adapter(ref: ModelRef, checkpoint: Checkpoint, folder: Path) -> Any:
         return None
     from core.merge.lora import open_adapter
 
-    return open_adapter(find_model(ref.lora, folder)).bind(checkpoint.tensors)
+    return open_adapter(find_model(ref.lora, folder)).bind(checkpoint)
 
 
 def _check_parameter_names(recipe: Recipe, c: Contract) -> Iterator[str]:

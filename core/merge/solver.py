@@ -63,6 +63,16 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def scales_of(basis: str) -> Sequence[float]:
+    """The coefficients tried for the static start in a basis."""
+    return SCALES.get(basis, OTHER_SCALES)
+
+
+def start_cost(scales: Sequence[float], price: int, validation_size: int) -> int:
+    """Task-examples that :func:`tune_static` takes at least: a mini-batch (``price``) a scale, the start's score."""
+    return len(scales) * price + validation_size
+
+
 def tune_static(
     fitness: Fitness, space: RecipeSpace, budget: Budget, config: SolverConfig, scales: Sequence[float] | None = None
 ) -> tuple[np.ndarray, Answer]:
@@ -75,8 +85,8 @@ def tune_static(
     Raises:
         ValueError: the budget does not afford it, or every scale failed.
     """
-    scales = scales or SCALES.get(space.config.basis, OTHER_SCALES)
-    need = len(scales) * fitness.price + fitness.validation_size
+    scales = scales or scales_of(space.config.basis)
+    need = start_cost(scales, fitness.price, fitness.validation_size)
     if not budget.affords(need):
         raise ValueError(f"tuning the static start takes {need} task-examples, the budget leaves {budget.left:g}")
     recipes = [np.full(space.shape, float(s)) for s in scales]

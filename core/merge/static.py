@@ -89,9 +89,7 @@ def static_deltas(
         with track("merge", len(methods) * vectors.size, "weight") as bar:
             for t in vectors.tensors:
                 base = np.asarray(vectors.base[t.start : t.stop]).reshape(t.shape)
-                models = [
-                    ArraySource(base + np.asarray(d).reshape(t.shape)) for d in vectors.deltas[:, t.start : t.stop]
-                ]
+                models = [ArraySource(base + delta) for delta in vectors.exact(t)]
                 for row, m in enumerate(methods.values()):
                     deltas[row, t.start : t.stop] = (_merged(m, models, base, t.name, seed) - base).ravel()
                     bar.advance(t.size)

@@ -9,7 +9,7 @@ The file (safetensors, one entry per weight, named like the weight) is what the 
 takes. Reading needs no torch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,31 @@ def check_statistics(path: str | Path, kind: str) -> None:
         raise ValueError(f"{path} holds {facts.get('kind')!r} statistics, expected {kind!r}; use {_how(kind)}")
     if int(facts.get("schema", SCHEMA)) > SCHEMA:
         raise ValueError(f"{path} has schema {facts['schema']}, this program reads up to {SCHEMA}; update transferopt")
+
+
+def check_coverage(tensors: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raise where a statistics file has an entry for none of its tensors: all would be the plain average.
+
+    Args:
+        tensors: name -> parameters of every model, ``statistics`` among them.
+
+    Raises:
+        ValueError: naming the file, an entry of it and a tensor.
+    """
+    from safetensors import safe_open
+
+    wanted: dict[str, set[str]] = {}
+    for name, models in tensors.items():
+        for parameters in models:
+            wanted.setdefault(parameters["statistics"], set()).add(name)
+    for path, names in wanted.items():
+        with safe_open(path, "numpy") as file:
+            entries = set(file.keys())
+        if entries.isdisjoint(names):
+            raise ValueError(
+                f"statistics {path!r} are of {min(entries, default='nothing')!r} and others, the merge is of "
+                f"{min(names)!r} and others: no name is in both; collect them on a model of the class that saved these"
+            )
 
 
 def read_statistic(path: str | Path, name: str) -> np.ndarray | None:

@@ -20,13 +20,22 @@ def load_suite(name: str | Path) -> list[str]:
     """Task names of a suite: a built-in one (``archive``, ``eight``) or a YAML file with the key ``tasks``.
 
     Raises:
-        ValueError: unknown suite.
+        ValueError: unknown suite, or a file that lists no tasks.
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in SUITES.glob("*.yaml")))
         raise ValueError(f"unknown suite {name!r}; known: {known}; or give a YAML file with the key 'tasks'")
-    return list(yaml.safe_load(path.read_text())["tasks"])
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"suite {path} is no YAML: {error}") from None
+    tasks = found.get("tasks") if isinstance(found, dict) else None
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(t, str) for t in tasks):
+        raise ValueError(
+            f"suite {path} must list tasks (names or files) under the key 'tasks', like: tasks: [cr, subj]"
+        )
+    return tasks
 
 
 def objectives(

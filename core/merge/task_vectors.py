@@ -12,14 +12,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
 from core.hashing import content_key, sha256_file
+from core.merge.linalg import one_thread
 from core.merge.one_base import FAR, POOLER, Descent
 from core.merge.tensors import open_checkpoint
 from core.state import Cache, write_json
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-LAYOUT = "layout.json"
+LAYOUT, FACTORS = "layout.json", "factors.safetensors"
 VERSION = 1
 
 
@@ -46,6 +48,11 @@ class Tensor:
         return int(found.group(1)) if found else None
 
 
+def factor_keys(expert: str, t: Tensor) -> tuple[str, str]:
+    """Under which names the two factors of an expert's delta are kept."""
+    return f"{expert}/{t.name}/left", f"{expert}/{t.name}/right"
+
+
 class TaskVectors:
     """Base and components of n experts, flat.
 
@@ -63,6 +70,19 @@ class TaskVectors:
         self.tensors = tuple(Tensor(t["name"], tuple(t["shape"]), t["start"]) for t in layout["tensors"])
         self.base = np.load(folder / "base.npy", mmap_mode="r")
         self.deltas = np.load(folder / "deltas.npy", mmap_mode="r")
+
+    def exact(self, t: Tensor) -> list[np.ndarray]:
+        """Each expert's component of one tensor, in its shape: the float64 product of an adapter's factors where they
+        are known (of the adapter's rank, as the engine reads it), else as it is stored."""
+        stored = [np.asarray(d).reshape(t.shape) for d in self.deltas[:, t.start : t.stop]]
+        if not (self.folder / FACTORS).exists():
+            return stored
+        with safe_open(self.folder / FACTORS, "numpy") as file, one_thread():
+            known = set(file.keys())
+            return [
+                (file.get_tensor(left) @ file.get_tensor(right)).reshape(t.shape) if left in known else delta
+                for delta, (left, right) in zip(stored, [factor_keys(n, t) for n in self.names], strict=True)
+            ]
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ that tensors may be written in any order, by any number of threads or processes.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from core.merge.dtypes import OTHER, RAW, itemsize
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
+WITH_HEAD = re.compile("ForCausalLM|LMHead|ForMaskedLM|ForPreTraining|ForConditionalGeneration")
 HEADER_LIMIT = 100 << 20  # the format's own limit
 
 
@@ -134,6 +136,12 @@ class Checkpoint:
         """Whether the output embedding is the input embedding."""
         return bool(self.config.get("tie_word_embeddings", False))
 
+    @property
+    def tied_head(self) -> bool:
+        """Whether the model has an output embedding that is its input embedding; a bare encoder has none."""
+        architectures = self.config.get("architectures")
+        return self.tied and (not architectures or any(WITH_HEAD.search(str(name)) for name in architectures))
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read the headers of a model folder (or of one safetensors file).
@@ -229,7 +237,10 @@ class FileSource:
         return None, self._fd, self.info.offset
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Closed once: who wraps a source closes it, and so does who opened it; the number may be another file's."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class CastSource:

@@ -72,7 +72,10 @@ class Vocabulary:
                 source: Any = FileSource(i.info)
                 stack.callback(close, source)
                 adapter = plan.adapters[i.model]
-                sources[i.model] = adapter.source(i.name, source) if adapter and adapter.touches(i.name) else source
+                if adapter is not None and adapter.touches(i.name):
+                    source = adapter.source(i.name, source)
+                    stack.callback(close, source)
+                sources[i.model] = source
             columns = int(np.prod(job.shape[1:], dtype=np.int64))
             dtype = sources[wanted.model].dtype
             fill = {}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.models.layers import layer_list
+from core.models.layers import keep_listed, layer_list
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,6 @@ FAMILIES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "camembert"), BERT),
     **dict.fromkeys(("llama", "mistral", "qwen2", "smollm3"), LLAMA),
 }
-
-
-PER_LAYER = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry a layer
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def cut(model: nn.Module, layers: Sequence[LayerCut]) -> nn.Module:
         small = copy.deepcopy(model)
     finally:
         setattr(holder, name, whole)
-    _keep_listed(small.config, [part.index for part in layers])
+    keep_listed(small.config, [part.index for part in layers])
     _, heads, groups, _, neurons = shape_of(model.config)
     new_holder, _ = layer_list(small)
     with torch.no_grad():
@@ -104,16 +101,6 @@ def cut(model: nn.Module, layers: Sequence[LayerCut]) -> nn.Module:
             if part.neurons < neurons:
                 _cut_neurons(layer, FAMILIES[kind], part.neurons)
     return small
-
-
-def _keep_listed(config: Any, kept: Sequence[int]) -> None:
-    """Tell the configuration which layers are left: their number, and what it lists of each (``layer_types``, ...)."""
-    count = config.num_hidden_layers
-    for name in PER_LAYER:
-        listed = getattr(config, name, None)
-        if isinstance(listed, (list, tuple)) and len(listed) == count:
-            setattr(config, name, [listed[i] for i in kept])
-    config.num_hidden_layers = len(kept)
 
 
 def _check(config: Any, layers: Sequence[LayerCut]) -> None:

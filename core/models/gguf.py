@@ -1,6 +1,7 @@
 """GGUF files (4-bit SmolLM2): dequantised once, kept as float16 safetensors."""
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import cache as remembered
@@ -17,6 +18,9 @@ from core.state import Cache
 
 if TYPE_CHECKING:
     from core.models.load import Source
+
+
+_LOCK = threading.Lock()
 
 
 def dequantised(source: "Source", cache: Cache | None = None) -> Path:
@@ -63,5 +67,6 @@ def _parsed_once() -> Iterator[None]:
         data = property(lambda self: self._plain, lambda self, mapped: setattr(self, "_plain", mapped.view(np.ndarray)))
 
     names = remembered(gguf.get_tensor_name_map)
-    with patch.object(gguf, "GGUFReader", remembered(Reader)), patch.object(gguf, "get_tensor_name_map", names):
+    # One thread at a time: what is put back must be what was there.
+    with _LOCK, patch.object(gguf, "GGUFReader", remembered(Reader)), patch.object(gguf, "get_tensor_name_map", names):
         yield

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+PER_LAYER = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry a layer
 NORMS = ("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f", "layernorm")  # behind the last layer
 
 
@@ -45,8 +46,18 @@ def first_layers(model: Any, count: int) -> Any:
         smaller = copy.deepcopy(model)
     finally:
         setattr(holder, name, layers)
-    smaller.config.num_hidden_layers = count
+    keep_listed(smaller.config, range(count))
     return smaller
+
+
+def keep_listed(config: Any, kept: Sequence[int]) -> None:
+    """Tell a configuration which layers are left: their number, and what it lists of each (``layer_types``, ...)."""
+    count = config.num_hidden_layers
+    for name in PER_LAYER:
+        listed = getattr(config, name, None)
+        if isinstance(listed, (list, tuple)) and len(listed) == count:
+            setattr(config, name, [listed[i] for i in kept])
+    config.num_hidden_layers = len(kept)
 
 
 def behind_layers(holder: Any) -> list[Any]:

@@ -232,9 +232,9 @@ def _sentence_length(folder: Path, model: Any) -> int:
 
 
 def shape(source: Any) -> tuple[int, int]:
-    """Width and number of layers of a model, from its configuration alone."""
+    """Width of the states that a model gives and its number of layers, from its configuration alone."""
     config = _config(source)
-    return int(config.hidden_size), int(config.num_hidden_layers)
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size), int(config.num_hidden_layers)
 
 
 def kind_of(source: Any) -> str:

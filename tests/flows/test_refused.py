@@ -4,8 +4,10 @@ import pytest
 
 from core.data.tasks import load_task
 from core.distill.students import student_of
+from core.merge.solver import SCALES
 from core.transfer.experiment import DataSteps
 from flows.distill import readable
+from flows.evolve_merge import check_budget
 from flows.runtime import FLOWS
 from flows.transfer import TransferForm, baseline, examples_there
 from tests.core.transfer import tiny
@@ -114,6 +116,19 @@ def test_evolution_looks_at_the_depth_of_the_base_before_experts_are_trained(tas
         assert "'blocks:3': the model has 2 layers; set granularity=blocks:2 at most" in refused(
             "evolve-merge", **values
         )
+
+
+def test_evolution_looks_at_its_budget_before_experts_are_trained(tasks):
+    kind = FLOWS.get("evolve-merge").form
+    values = {"size": "smoke", "batch": 4, "basis": "tsv_m"}
+    names = (tasks["a"], tasks["b"])
+    validation = sum(len(load_task(name).splits().validation) for name in names)
+    least = len(SCALES["tsv_m"]) * 2 * 4 + validation
+    check_budget(kind(**values, budget=least).resolved(), names)
+    with pytest.raises(ValueError, match=f"budget={least - 1} leaves {least - 1} .* takes {least} .* raise budget"):
+        check_budget(kind(**values, budget=least - 1).resolved(), names)
+    with pytest.raises(ValueError, match="after 2 points of the front"):
+        check_budget(kind(**values, budget=least + validation, front=2).resolved(), names)
 
 
 def test_a_transfer_counts_no_examples_that_are_not_there(tasks):

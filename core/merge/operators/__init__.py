@@ -111,6 +111,7 @@ class Contract:
         random: draws random numbers.
         check: ``check(shared, per_model)`` raises ValueError for values that do not go together (zero weight sum).
         matrices_only: tensors that are not matrices are handled by another rule inside the operator (documented there).
+        covers: ``covers({tensor: per_model})`` raises ValueError for values that say nothing about any tensor.
     """
 
     kind: str
@@ -123,6 +124,7 @@ class Contract:
     random: bool = False
     check: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None] | None = None
     matrices_only: bool = False
+    covers: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS or self.base not in BASE:
@@ -232,7 +234,9 @@ class Group:
         Raises:
             ValueError: one of them is NaN or infinite.
         """
-        values = decode(source.read(start, stop), source.dtype)
+        return self._finite(decode(source.read(start, stop), source.dtype), start, model)
+
+    def _finite(self, values: np.ndarray, start: int, model: str) -> np.ndarray:
         if not np.isfinite(values).all():
             where = start + int(np.argmin(np.isfinite(values)))
             raise ValueError(f"tensor {self.name!r} of {model} holds {values[where - start]} at flat index {where}")
@@ -251,12 +255,18 @@ class Group:
     @cached_property
     def deltas(self) -> list[np.ndarray]:
         """Each model's whole tensor minus the base's."""
-        return [t - self.base for t in self.tensors]
+        return [self.delta(i) for i in range(len(self.sources))]
 
     def delta(self, index: int) -> np.ndarray:
-        """One model's whole tensor minus the base's, read anew and not kept (for operators that take one at a time)."""
-        model = self.models[index] if self.models else str(index)
-        return self.decoded(self.sources[index], 0, self.size, model).reshape(self.shape) - self.base
+        """One model's whole tensor minus the base's, read anew and not kept (for operators that take one at a time).
+
+        An adapter on this very base gives the product of its factors: of its rank, without the rounding of a sum.
+        """
+        source, model = self.sources[index], self.models[index] if self.models else str(index)
+        added = source.added(self.base_source) if hasattr(source, "added") else None
+        if added is None:
+            return self.decoded(source, 0, self.size, model).reshape(self.shape) - self.base
+        return self._finite(added.reshape(-1), 0, model).reshape(self.shape)
 
     def weighted_deltas(self) -> list[np.ndarray]:
         """Each model's whole delta times its ``weight``; the unweighted ones are not kept."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from core.merge.operators import OPERATORS, Group, Parameter
-from core.merge.statistics import check_statistics, read_norm, read_statistic
+from core.merge.statistics import check_coverage, check_statistics, read_norm, read_statistic
 
 
 def _check(_shared: Mapping[str, Any], per_model: Sequence[Mapping[str, Any]]) -> None:
@@ -25,6 +25,7 @@ def _check(_shared: Mapping[str, Any], per_model: Sequence[Mapping[str, Any]]) -
         "normalize_fisher": Parameter(bool, True, description="divide a model's diagonal by its norm over all tensors"),
     },
     check=_check,
+    covers=check_coverage,
     source="Matena & Raffel, Merging Models with Fisher-Weighted Averaging, NeurIPS 2022, Eq. 5",
 )
 def fisher(group: Group) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from core.merge.linalg import Matrix, one_thread, solve_right
 from core.merge.operators import OPERATORS, Group, Parameter
-from core.merge.statistics import check_statistics, read_statistic
+from core.merge.statistics import check_coverage, check_statistics, read_statistic
 
 
 def _check(_shared: Mapping[str, Any], per_model: Sequence[Mapping[str, Any]]) -> None:
@@ -26,6 +26,7 @@ def _check(_shared: Mapping[str, Any], per_model: Sequence[Mapping[str, Any]]) -
         "off_diagonal": Parameter(float, 0.9, description="factor of off-diagonal Gram entries", low=0, high=1),
     },
     check=_check,
+    covers=check_coverage,
     source="Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, ICLR 2023, Eq. 2-3",
 )
 def regmean(group: Group) -> Matrix:

