@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from core.config import Config
-from core.evaluate.benchmark import commit, hardware
+from core.evaluate.machine import commit, hardware
 from core.evaluate.rows import Row
 from core.recurring.compare import CURVES
 from core.recurring.store import Part, RunFacts, Store, records

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import Config
-from core.evaluate.benchmark import commit, hardware
+from core.evaluate.machine import commit, hardware
 from core.evaluate.rows import Row
 from core.transfer.problem import Problem
 from tasks.spool import Spool, now_ms

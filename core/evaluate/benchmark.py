@@ -9,17 +9,16 @@ earlier code count where ``NAME.carried.json`` says so (:mod:`core.evaluate.carr
 import json
 import math
 import os
-import platform
 import random
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.evaluate.beside import Checkout, place
 from core.evaluate.carry import Carried, anonymous, by_cell, draw, latest, read_carried, write_carried
+from core.evaluate.machine import commit, hardware
 from core.evaluate.rows import Row, read_rows, write_rows
 from core.evaluate.verify import DisagreementError, compared
 from core.hashing import code_version
@@ -108,6 +107,7 @@ class Benchmark:
         minutes: float | None = None,
         prune: bool = False,
         carry: int = 0,
+        before: Path | None = None,
     ) -> None:
         """Compute missing cells (at most about ``minutes``), append their rows, rewrite page and goals.
 
@@ -116,6 +116,8 @@ class Benchmark:
                 cell whose inputs are missing has another key.
             carry: first measure this many cells of every method of older code again; where all their values agree, all
                 rows of that code count for the present one.
+            before: a checkout of the code that the rows stand for. Then ``carry`` compares what that code measures here
+                with what the present code does: for rows of other hardware, which rounds otherwise.
 
         Raises:
             SystemExit: a cell measured again by ``verify`` or ``carry`` has another value (``verify`` of rows that were
@@ -125,7 +127,9 @@ class Benchmark:
             raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
         path = folder / f"{self.name}.jsonl"
         rows = read_rows(path)
-        if carry:
+        if carry and before is not None:
+            self._carry_beside(rows, carry, folder, Checkout(before, self.name))
+        elif carry:
             rows = self._carry(rows, carry, folder)
         if prune:
             rows = self.current(rows, folder)
@@ -179,10 +183,17 @@ class Benchmark:
         if not older:
             return []
         versions = {r.version for r in older}
-        again = sum(len(f.cells) for f in self._carried(folder) if f.old in versions and f.new in now)
+        found = [f for f in self._carried(folder) if f.old in versions and f.new in now]
+        again = len({cell for f in found for cell in f.cells})
+        where = (
+            " (by both codes on one machine, whose hardware is not that of the rows)"
+            if any(f.beside for f in found)
+            else ""
+        )
         return [
             f"{len(older)} of them were measured by earlier code (`version` and `commit` of a row say which); "
-            f"{again} of its cells, drawn at random, were measured again by the present code and agree in every value.",
+            f"{again} of its cells, drawn at random, were measured again by the present code{where} and agree in every "
+            "value.",
             "",
         ]
 
@@ -213,6 +224,39 @@ class Benchmark:
             write_rows(path, rows)
             print(f"{count} rows of {len(found)} cells of code {old[:8]} count for {new[:8]}")
         return rows
+
+    def _carry_beside(self, rows: Sequence[Row], per_method: int, folder: Path, old: Checkout) -> None:
+        """Measure cells by old and new code on this machine; where all agree, rows of the old count for the new.
+
+        The stored rows stay: what was measured here is evidence alone, lest a table mix hardware without need.
+        """
+        findings = self._carried(folder)
+        standing = self._counted(rows, folder)
+        groups: dict[tuple[str, str], list[tuple[Cell, list[Row]]]] = {}
+        for cell in {_key(c): c for size in SIZES for c in self.cells(size)}.values():
+            asked = cell.row("", None)
+            version = old.versions.get(place(asked), asked.version)
+            before = standing.get(asked.model_copy(update={"version": version}).key(), [])
+            if version != asked.version and any(r.metric not in self.timing_metrics for r in before):
+                groups.setdefault((version, asked.version), []).append((cell, before))
+        for (version, new), found in groups.items():
+            drawn = [found[i] for i in draw([(c.method, c.seed) for c, _ in found], per_method)]
+            theirs = old.measuring([place(cell.row("", None)) for cell, _ in drawn])
+            try:
+                after = [self.measure(cell) for cell, _ in drawn]
+                again = theirs.rows()
+            finally:
+                theirs.stop()
+            for (cell, before), mine in zip(drawn, after, strict=True):
+                self._compare(cell, again[place(cell.row("", None))], mine)
+                self._compare(cell, before, mine, rows)
+            told = [f"{c.method} {dict(c.settings)} seed {c.seed}" for c, _ in drawn]
+            for stored in dict.fromkeys(r.version for _, before in found for r in before):
+                count = sum(r.version == stored for _, before in found for r in before)
+                beside = f"{version[:8]} in {commit(old.folder)}, {hardware()}"
+                findings.append(Carried(old=stored, new=new, commit=commit(), rows=count, cells=told, beside=beside))
+            write_carried(folder / f"{self.name}.carried.json", findings)
+            print(f"rows of {len(found)} cells of code {version[:8]} count for {new[:8]}")
 
     def _older(
         self, rows: Sequence[Row], findings: Sequence[Carried]
@@ -255,7 +299,7 @@ def _key(cell: Cell) -> str:
 
 
 def main(benchmark: Benchmark) -> None:
-    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``, ``PRUNE=1``, ``CARRY``."""
+    """Run from the environment: ``SIZE``, ``VERIFY``, ``MINUTES``, ``PRUNE=1``, ``CARRY``, ``BEFORE``."""
     minutes = os.environ.get("MINUTES")
     benchmark.run(
         os.environ.get("SIZE", "default"),
@@ -264,46 +308,10 @@ def main(benchmark: Benchmark) -> None:
         float(minutes) if minutes else None,
         os.environ.get("PRUNE") == "1",
         int(os.environ.get("CARRY", "0") or 0),
+        Path(os.environ["BEFORE"]) if os.environ.get("BEFORE") else None,
     )
     folder = Path(os.environ.get("RESULTS", RESULTS))
     for g in json.loads((folder / f"{benchmark.name}.goals.json").read_text()):
         value = "no rows" if g["value"] is None else f"{g['value']:.4g}"
         print(f"{'holds ' if g['holds'] else 'misses'}  {g['goal']}: {value} (target {g['target']})")
     print(f"page: {folder / (benchmark.name + '.md')}")
-
-
-@cache
-def hardware() -> str:
-    """What rounding depends on: count, model and vector width of the CPU, bfloat16 where it has it, CUDA device."""
-    kind = f"{platform.machine()} {os.cpu_count()} cores"
-    try:
-        import torch
-
-        from core.models.score import resolve_dtype
-    except ImportError:
-        return f"{kind}, {_cpu_model()}"
-    found = [kind, _cpu_model(), torch.backends.cpu.get_cpu_capability()]
-    found += ["bfloat16"] if resolve_dtype("auto") == "bfloat16" else []
-    found += [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else []
-    return ", ".join(found)
-
-
-def _cpu_model() -> str:
-    """As Linux names it, else as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unnamed CPU"
-
-
-@cache
-def commit() -> str:
-    """The git commit of the working folder, ``+`` when changed; empty outside git."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""

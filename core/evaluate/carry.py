@@ -26,6 +26,7 @@ class Carried(Config):
     commit: str = Field(description="where the cells were measured again")
     rows: int = Field(description="rows that stand for the new version since")
     cells: list[str] = Field(description="the cells measured again, each of whose values agreed")
+    beside: str = Field("", description="commit whose code measured the same cells beside it, on other hardware")
 
 
 _LIST = TypeAdapter(list[Carried])

@@ -1,13 +1,17 @@
 import json
 import os
 import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from core.evaluate.benchmark import Benchmark, Cell, Goal, hardware
+import core
+from core.evaluate.benchmark import Benchmark, Cell, Goal
 from core.evaluate.carry import draw
+from core.evaluate.machine import hardware
+from core.hashing import code_version
 from core.state import StateError
 
 
@@ -141,6 +145,60 @@ def test_a_carry_that_was_stopped_goes_on_with_what_it_measured(tmp_path):
     assert "6 rows of the present code" in (tmp_path / "x.md").read_text()
     make(tmp_path, calls).run("default", folder=tmp_path)
     assert calls == []
+
+
+OTHER_CODE = """
+from core.evaluate.benchmark import Benchmark, Cell
+
+def cells(size):
+    return [Cell("m", {"n": n}, 0, ["core.progress"]) for n in range(1 if size == "smoke" else 3)]
+
+def measure(cell):
+    print("measured by the other code")
+    return [cell.row("accuracy", VALUE), cell.row("seconds", 9.0)]
+
+BENCHMARK = Benchmark("x", "X", cells, measure, lambda rows: [], lambda rows, folder: "", frozenset({"seconds"}))
+"""
+
+
+@pytest.fixture
+def rows_of_elsewhere(tmp_path):
+    """A table of other code and other hardware, and a checkout of that code whose values are those given."""
+
+    def checkout(value):
+        (tmp_path / "old" / "benchmarks").mkdir(parents=True)
+        (tmp_path / "old" / "core").symlink_to(Path(core.__file__).parent)
+        (tmp_path / "old" / "benchmarks" / "x.py").write_text(OTHER_CODE.replace("VALUE", str(value)))
+        return tmp_path / "old"
+
+    make(tmp_path, [], value=0.55).run("default", folder=tmp_path)
+    path = tmp_path / "x.jsonl"
+    change = {"version": code_version(["core.progress"]), "hardware": "another CPU"}
+    lines = [json.loads(line) | change for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return checkout
+
+
+def test_rows_of_other_hardware_count_once_both_codes_agree_on_this_one(tmp_path, rows_of_elsewhere):
+    calls = []
+    stored = (tmp_path / "x.jsonl").read_text()
+    make(tmp_path, calls).run("default", folder=tmp_path, carry=1, before=rows_of_elsewhere(0.5))
+    assert len(calls) == 1
+    assert (tmp_path / "x.jsonl").read_text() == stored
+    (finding,) = json.loads((tmp_path / "x.carried.json").read_text())
+    assert (finding["rows"], len(finding["cells"])) == (6, 1)
+    assert hardware() in finding["beside"]
+    page = (tmp_path / "x.md").read_text()
+    assert "6 rows of the present code" in page
+    assert "1 of its cells, drawn at random, were measured again by the present code (by both codes" in page
+
+
+def test_rows_of_other_hardware_are_not_carried_where_the_codes_differ(tmp_path, rows_of_elsewhere):
+    with pytest.raises(SystemExit, match=r"accuracy: stored 0\.51 .* recomputed 0\.5 "):
+        make(tmp_path, []).run("default", folder=tmp_path, carry=1, before=rows_of_elsewhere(0.51))
+    assert not (tmp_path / "x.carried.json").exists()
+    with pytest.raises(SystemExit, match="no checkout with the benchmark x"):
+        make(tmp_path, []).run("default", folder=tmp_path, carry=1, before=tmp_path)
 
 
 def test_a_carry_draws_every_method_and_few_seeds():
