@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from core.evolve.injection import Injection
 from core.evolve.loop import Evaluation, SearchResult, search
 from core.nas.oracles import Oracle
@@ -14,6 +16,7 @@ from core.transfer.budget import BudgetExhausted
 TOO_DEAR = "the budget does not afford it"
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # more threads sum in another order: one rounding, other cells
 def search_architectures(
     oracle: Oracle,
     searcher: Any,

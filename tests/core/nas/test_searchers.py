@@ -1,7 +1,10 @@
 """What every registered searcher promises, on a pool of NAS-Bench-201 cells with made-up accuracies."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from core.evolve.protocol import Told
 from core.nas.arena import Arena
@@ -231,3 +234,19 @@ def test_kept_features_are_those_of_the_spaces_settings(tmp_path):
         space = get_space("darts", **settings)
         kept = Arena(space, cells, cache=Cache(tmp_path))
         assert np.array_equal(kept.raw, Arena(space, cells).raw)
+
+
+def test_a_search_sums_on_one_thread_whatever_the_caller_has(world):
+    """Sums of more threads round otherwise, and a search that is one rounding off asks other cells."""
+
+    class Watched(Made):
+        seen: ClassVar[set[int]] = set()
+
+        def query(self, g):
+            self.seen |= {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+            return super().query(g)
+
+    with threadpool_limits(2, user_api="blas"):
+        search_architectures(Watched(3), get_searcher("random", world[0], 0))
+        assert {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"} == {2}
+    assert Watched.seen == {1}
