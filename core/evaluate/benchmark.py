@@ -237,7 +237,7 @@ class Benchmark:
             asked = cell.row("", None)
             version = old.versions.get(place(asked), asked.version)
             before = standing.get(asked.model_copy(update={"version": version}).key(), [])
-            if version != asked.version and any(r.metric not in self.timing_metrics for r in before):
+            if asked.key() not in standing and any(r.metric not in self.timing_metrics for r in before):
                 groups.setdefault((version, asked.version), []).append((cell, before))
         for (version, new), found in groups.items():
             drawn = [found[i] for i in draw([(c.method, c.seed) for c, _ in found], per_method)]

@@ -191,6 +191,8 @@ def test_rows_of_other_hardware_count_once_both_codes_agree_on_this_one(tmp_path
     page = (tmp_path / "x.md").read_text()
     assert "6 rows of the present code" in page
     assert "1 of its cells, drawn at random, were measured again by the present code (by both codes" in page
+    make(tmp_path, calls).run("default", folder=tmp_path, carry=1, before=tmp_path / "old")
+    assert len(calls) == 1  # they count already
 
 
 def test_rows_of_other_hardware_are_not_carried_where_the_codes_differ(tmp_path, rows_of_elsewhere):
