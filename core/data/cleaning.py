@@ -1,8 +1,11 @@
 """Cleaning: faults are found, reported, and removed by choice.
 
 Faults: ``empty`` inputs, ``duplicates`` (later copies of an input with the same label), ``conflicting`` inputs (equal
-inputs with different labels, all copies), ``outliers`` (unusually long or short texts, extreme features or targets) and
+inputs of different classes, all copies), ``outliers`` (unusually long or short texts, extreme features or targets) and
 ``leaks`` (inputs that occur again in a later split: train in validation or test, validation in test).
+
+Copies are equal but for case and white space: signs may be all that tells two texts apart (``C++``, ``C#``; ``3 - 2``,
+``3 + 2``; emoji). Leaks are told as the splits are made, signs aside: a row too many removed from training costs less.
 """
 
 from collections import defaultdict
@@ -48,7 +51,7 @@ def find_faults(splits: Splits, outlier_z: float = OUTLIER_Z) -> dict[str, dict[
     for part in PARTS:
         examples: Examples = getattr(splits, part)
         later = {k for p in PARTS[PARTS.index(part) + 1 :] for k in keys[p]}
-        duplicates, conflicting = _repeated(keys[part], examples.labels)
+        duplicates, conflicting = _repeated(_alike(examples), examples.labels)
         found[part] = {
             "empty": _empty(examples),
             "duplicates": duplicates,
@@ -122,9 +125,18 @@ def _empty(examples: Examples) -> list[int]:
     return [i for i in range(len(examples)) if any(not fold(column[i]) for column in columns)]
 
 
+def _alike(examples: Examples) -> list[str]:
+    """One key per example: equal keys are copies."""
+    if not examples.texts:
+        return examples.folded()
+    columns = [examples.texts, *([examples.pairs] if examples.pairs else [])]
+    return ["\x1f".join(" ".join(t.casefold().split()) for t in row) for row in zip(*columns, strict=True)]
+
+
 def _repeated(keys: Sequence[str], labels: Sequence[object]) -> tuple[list[int], list[int]]:
     groups: dict[object, list[int]] = defaultdict(list)
-    several = any(isinstance(label, str) for label in labels)  # a prompt may have several reference texts
+    # A prompt may have several reference texts, and two ratings of one text are two measurements.
+    several = any(isinstance(label, (str, float)) for label in labels)
     for i, key in enumerate(keys):
         groups[(key, labels[i]) if several else key].append(i)
     duplicates: list[int] = []

@@ -1,6 +1,7 @@
 """Classification heads on sentence encoders: linear, or initialised from the embeddings of label-word phrases."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 
 from core.models.encoder import TextEncoder
 from core.models.score import Tokenized, score
+
+ALIKE = 1e-4  # of unit length: below it two embeddings are one but for rounding
 
 
 class Classifier(nn.Module):
@@ -59,7 +62,7 @@ def label_word_head(encoder: TextEncoder, phrases: Sequence[Sequence[str]], scal
         scale: slope of the logits in the cosine.
 
     Raises:
-        ValueError: fewer than two classes, a class without phrase, or two classes with the same phrases.
+        ValueError: fewer than two classes, a class without phrase, or two whose phrases the encoder reads alike.
     """
     if len(phrases) < 2 or any(not p or not all(w.strip() for w in p) for p in phrases):
         raise ValueError(f"a label-word head needs two classes or more with at least one phrase each, got {phrases}")
@@ -67,6 +70,12 @@ def label_word_head(encoder: TextEncoder, phrases: Sequence[Sequence[str]], scal
         raise ValueError(f"two classes have the same label phrases: {phrases}; give each class its own words")
     rows = torch.from_numpy(np.stack([encoder.embed(p, normalize=True).mean(0) for p in phrases]))
     rows = nn.functional.normalize(rows, dim=-1)
+    for i, j in combinations(range(len(phrases)), 2):
+        if torch.dist(rows[i], rows[j]) < ALIKE:
+            raise ValueError(
+                f"this encoder reads the label phrases {list(phrases[i])} and {list(phrases[j])} alike (unknown signs "
+                "or accents, perhaps), so no text could be told apart by them; give each class other words"
+            )
     rows = rows - rows.mean(0, keepdim=True)
     head = nn.utils.skip_init(nn.Linear, encoder.width, len(phrases))
     with torch.no_grad():

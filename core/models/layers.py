@@ -85,6 +85,7 @@ def longest_input(model: Any) -> int:
     from torch import nn
 
     length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 512))
+    length = length if length > 0 else 512  # XLNet writes -1
     for name, table in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
             length = min(length, table.num_embeddings - table.padding_idx - 1)

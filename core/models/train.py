@@ -95,7 +95,7 @@ def train(
         loss: ``loss(model, indices) -> mean loss over these examples`` (a scalar with gradient).
         lengths: length of each example (batches are made of similar ones), or their number.
         checkpoint: file to resume from and to write to; removed by the caller when no longer needed.
-        budget: notes train_steps and train_examples.
+        budget: notes train_steps and train_examples, those before a resume included.
         groups: optimizer parameter groups; None makes them from the configuration.
 
     Raises:
@@ -108,8 +108,7 @@ def train(
     run = _Run(model, loss, lengths, config, seed, groups)
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint, after_epoch)
-    start, first = time.perf_counter(), run.step
-    saved, seen = start, run.report.examples
+    start = saved = time.perf_counter()
     modes = [(m, m.training) for m in model.modules()]
     model.train(config.dropout)
     try:
@@ -131,8 +130,8 @@ def train(
             module.training = mode
     run.report.seconds += time.perf_counter() - start
     if budget is not None:
-        budget.note("train_steps", run.step - first)
-        budget.note("train_examples", run.report.examples - seen)
+        budget.note("train_steps", run.step)
+        budget.note("train_examples", run.report.examples)
     return run.report
 
 

@@ -14,7 +14,7 @@ def texts(*rows):
 @pytest.fixture
 def splits():
     train = [(f"an ordinary sentence number {i}", i % 2) for i in range(20)]
-    train += [("An ordinary sentence, number 3!", 1)]  # 20: duplicate of 3
+    train += [("An ordinary  sentence NUMBER 3", 1)]  # 20: duplicate of 3
     train += [("an ordinary sentence number 4", 1)]  # 21: conflicts with 4
     train += [(" ?? ", 0)]  # not empty: marks stay; 22
     train += [("word " * 400, 0)]  # 23: outlier
@@ -77,3 +77,17 @@ def test_features_targets_and_several_references():
     answers = Examples(["q", "q", "Q"], None, ["one", "two", "one"])
     assert find_faults(Splits(answers, answers, answers))["train"]["conflicting"] == []
     assert find_faults(Splits(answers, answers, answers))["train"]["duplicates"] == [2]
+
+
+def test_signs_may_be_all_that_tells_two_texts_apart():
+    rows = ["great 👍", "great 👎", "C++", "C#", "3 - 2", "3 + 2", "काम", "कौम", "great :)", "great :("]
+    part = texts(*[(row, i % 2) for i, row in enumerate(rows)])
+    found = find_faults(Splits(part, texts(("x", 0)), texts(("y", 0))))["train"]
+    assert not found["duplicates"]
+    assert not found["conflicting"]
+
+
+def test_two_ratings_of_a_text_are_measurements_and_no_conflict():
+    part = texts(("a pair", 1.0), ("a pair", 2.5), ("A pair", 1.0))
+    found = find_faults(Splits(part, texts(("x", 0.0)), texts(("y", 0.0))))["train"]
+    assert (found["duplicates"], found["conflicting"]) == ([2], [])

@@ -77,6 +77,8 @@ def test_label_word_head_answers_without_training():
     ):
         with pytest.raises(ValueError, match=message):
             label_word_head(encoder, phrases)
+    with pytest.raises(ValueError, match=r"reads the label phrases .'👍'. and .'👎'. alike"):
+        label_word_head(encoder, [["👍"], ["a good movie"], ["👎"]])
 
 
 def test_linear_head_is_seeded():

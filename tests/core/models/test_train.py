@@ -76,8 +76,9 @@ def test_continues_identically_from_a_checkpoint(tmp_path, optimizer, stop_at):
     path = tmp_path / "run.ckpt"
     with pytest.raises(Killed):
         train(network(), killed, LENGTHS, config, seed=3, checkpoint=path)
-    again = network(seed=7)  # its weights come from the checkpoint
-    report = train(again, loss, LENGTHS, config, seed=3, checkpoint=path)
+    again, budget = network(seed=7), Budget("train_steps")  # its weights come from the checkpoint
+    report = train(again, loss, LENGTHS, config, seed=3, checkpoint=path, budget=budget)
+    assert budget.counts == {"train_steps": 20, "train_examples": report.examples}  # as of a run that was not killed
     assert torch.equal(state(whole), state(again))
     assert report.steps == 20
     assert len(report.losses) == 20
