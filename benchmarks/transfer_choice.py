@@ -8,7 +8,7 @@ import numpy as np
 
 from core.evaluate.rows import Row
 from core.transfer.history import cell_name
-from core.transfer.recommend import Experience, Recommender, similarity_rule, weighted_tau
+from core.transfer.recommend import NO_TRANSFER, Experience, Recommender, similarity_rule, weighted_tau
 from core.transfer.scores import SCORES
 
 TARGETS = ("trec", "cola", "sst2_sent", "subj")
@@ -92,7 +92,7 @@ def decisions(rows: Sequence[Row]) -> dict[Where, dict[str, str]]:
         for w in table:
             if w[1] == target and w in situation:
                 out[w] = {name: model.recommend(situation[w], COMPARED).pick for name, model in models.items()}
-                out[w]["similarity rule"] = similarity_rule(situation[w])
+                out[w]["similarity rule"] = similarity_rule(situation[w]) or NO_TRANSFER
     return out
 
 

@@ -21,7 +21,7 @@ from flows.runtime import transfer_flow
 from tasks.build_prompts import PromptsConfig, build_prompts
 from tasks.cache_signals import SignalsConfig, cache_signals
 from tasks.distill import DistilConfig, distill
-from tasks.evaluate_students import EvaluateConfig, evaluate_students
+from tasks.evaluate_students import EvaluateConfig, evaluate_students, hits_of
 from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
@@ -186,10 +186,11 @@ def distill_flow(form: DistillForm) -> Artifact:
     students = gather(
         {m: distill.submit(DistilConfig(study=study, method=m), signals=signals, student=student) for m in methods}
     )
-    evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students)
+    evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students, tuned=tuned)
     best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
-    if not is_planning() and study.student.kind == "encoder":
-        register_model(f"distilled-{Path(form.task).stem}", students[best], evaluated, best)
+    served = METHODS[best].kind != "gold"  # a ceiling has read labels that nobody has
+    if not is_planning() and study.student.kind == "encoder" and served:
+        register_model(f"distilled-{Path(form.task).stem}", students[best], evaluated, best, hits_of(evaluated, best))
     models = {"teacher": study.teacher, "student": study.student}
     facts = {role: f"{m.asset}, {READ_AS[m.kind]}" for role, m in models.items()}
     facts |= {"task": form.task, "seed": str(form.seed)}
@@ -198,4 +199,4 @@ def distill_flow(form: DistillForm) -> Artifact:
         wanted = QuoteConfig(tasks=(form.task,), models=(best,), test_examples=form.test_rows)
         quoted = {"quoted": quote_mistakes(wanted, evaluated={"test": evaluated})}
     config = ReportConfig(title=f"Distillation on {form.task}", method=best, facts=facts)
-    return report_students(config, evaluated=evaluated, signals=signals, **quoted)
+    return report_students(config, evaluated=evaluated, signals=signals, students=students, tuned=tuned, **quoted)

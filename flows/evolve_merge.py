@@ -32,7 +32,7 @@ from tasks.align_heads import SUFFIX, align_heads
 from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.choose_recipe import ChooseConfig, choose_recipe
 from tasks.earlier import LATEST, latest, made_from
-from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
+from tasks.evaluate_merges import EvaluateConfig, evaluate_merges, hits_of
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
 from tasks.fan_out import gather
@@ -246,7 +246,8 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     also = {"also": [load_model(m) for m in form.experts.values()]} if form.experts else {}
     package = package_merge(packing, base=base, experts=experts, merged=merged, **also, **aligned)
     if not is_planning():
-        register_model("evolved-encoder", package, evaluated, best + (SUFFIX if form.align else ""))
+        served = best + (SUFFIX if form.align else "")
+        register_model("evolved-encoder", package, evaluated, served, hits_of(evaluated, served))
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
     facts |= {f"expert of {task}": model for task, model in form.experts.items()}

@@ -16,7 +16,7 @@ from flows.forms import Form
 from flows.runtime import transfer_flow
 from tasks.align_heads import SUFFIX, AlignConfig, align_heads
 from tasks.diagnose import DiagnoseConfig, diagnose_experts
-from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
+from tasks.evaluate_merges import EvaluateConfig, evaluate_merges, hits_of
 from tasks.fan_out import gather
 from tasks.load_data import load_data
 from tasks.load_model import load_model
@@ -244,7 +244,7 @@ def merge(form: MergeForm) -> Artifact:
     package = package_merge(packing, tuned=tuned, base=base, experts=experts, merged=merged, **also, **aligned)
     best = "" if is_planning() else best_on_validation(tuned) + (SUFFIX if form.align else "")
     if not is_planning():
-        register_model("merged-encoder", package, evaluated, best)
+        register_model("merged-encoder", package, evaluated, best, hits_of(evaluated, best))
     facts = {"base": form.base, "tasks": ", ".join(names), "seed": str(form.seed), "size": form.size}
     facts |= {f"expert of {task}": model for task, model in form.experts.items()}
     config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)

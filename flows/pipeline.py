@@ -21,7 +21,7 @@ from tasks.build_prompts import PromptsConfig, build_prompts
 from tasks.check_students import CheckConfig, check_students
 from tasks.cut_start import CutConfig, cut_start
 from tasks.distill_student import DistillStudentConfig, distill_student
-from tasks.evaluate_merges import EvaluateConfig, evaluate_merges
+from tasks.evaluate_merges import EvaluateConfig, evaluate_merges, hits_of
 from tasks.evaluate_teachers import EvaluateTeachersConfig, evaluate_teachers
 from tasks.fan_out import gather
 from tasks.load_data import load_data
@@ -278,4 +278,5 @@ def package_best(form: PipelineForm, arm: Arm, teacher: Artifact) -> None:
     )
     if not is_planning():
         best = best_on_validation(scales) + (SUFFIX if form.align else "")
-        register_model("pipeline-student", package, arm.parts["evaluated"], best)
+        evaluated = arm.parts["evaluated"]
+        register_model("pipeline-student", package, evaluated, best, hits_of(evaluated, best))

@@ -18,6 +18,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.evaluate.rows import Row
+from core.merge.linalg import device
 from core.registry import Registry
 from core.transfer.problem import Problem
 from flows.forms import Form, meaning
@@ -34,6 +36,7 @@ from tasks import courier, embedded, tracking
 from tasks.addresses import without_password
 from tasks.links import publish
 from tasks.prepared import place
+from tasks.read_tags import input_tags
 from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.spool import open_early, refused
 from tasks.stage import Artifact, Planned, is_planning, planning
@@ -46,6 +49,8 @@ LEVELS = {
     "transfer": "share, adjust or retrain, and does it pay",
     "operation": "benchmarks and chains of the other levels",
 }
+GPU_HEAVY = "gpu-heavy"  # a global limit of the Prefect server (deployments/server.yaml)
+_has_gpu: ContextVar[bool] = ContextVar("has_gpu", default=False)
 FLOWS: Registry["TransferFlow"] = Registry("flow", package="flows")
 
 
@@ -118,7 +123,7 @@ class TransferFlow(Flow):
             return self._recorded(run, parameters)
 
     def _track(self, parameters: Form) -> dict[str, Any]:
-        limit_bytes()  # a wrong limit is told before the work, not after it
+        limit_bytes(), tracking.artifact_limit_bytes()  # a wrong limit is told before the work, not after it
         with tracking.start(
             self.name, self.level, self.describe(parameters), parameters, self._tags(parameters)
         ) as run:
@@ -130,7 +135,7 @@ class TransferFlow(Flow):
             status="completed",
             rows=rows,
             metrics=tracking.row_metrics(rows),
-            budget=_budget(rows),
+            budget=_budget(result, rows),
             run_id=run.id,
             mlflow_run_id=publish(run, rows),
             prefect_flow_run_id=str(flow_run.id or "") or None,
@@ -150,15 +155,38 @@ class TransferFlow(Flow):
 
     def _recorded(self, run: tracking.Run, parameters: Form) -> Artifact:
         """Run the body and tell ``run`` what came out."""
-        result = self.body(parameters)
+        with gpu_in_turn():
+            result = self.body(parameters)
         rows = result.rows()
         run.rows(rows)
         run.artifact(result.folder)
         made = {"name": result.name, "sha256": result.sha256, "run": result.run, "path": result.path}
-        run.tags({"budget.spent": json.dumps(_budget(rows)), "output.sha256": result.sha256, "output.run": result.run})
-        run.tags({"inputs": json.dumps([made])})
+        run.tags(
+            {
+                "budget.spent": json.dumps(_budget(result, rows)),
+                "output.sha256": result.sha256,
+                "output.run": result.run,
+            }
+        )
+        run.tags(input_tags([made]))
         run.spool.append("lineage", run.id)
         return result
+
+
+@contextmanager
+def gpu_in_turn() -> Iterator[None]:
+    """Runs of deployments queue up for the GPU, where there is one; a run by hand is its user's own decision."""
+    if not flow_run.deployment_id or device() is None or _has_gpu.get():
+        yield
+        return
+    from prefect.concurrency.sync import concurrency
+
+    with concurrency(GPU_HEAVY):
+        token = _has_gpu.set(True)  # a flow inside this one (a benchmark's part) does not wait for its own turn
+        try:
+            yield
+        finally:
+            _has_gpu.reset(token)
 
 
 @contextmanager
@@ -244,8 +272,11 @@ def _docstring(title: str, form: type[Form]) -> str:
     return textwrap.dedent(f"{title}\n\nArgs:\n") + "\n".join(lines) + "\n"
 
 
-def _budget(rows: list[Row]) -> dict[str, float]:
-    """The largest amount of each unit over rows: rows state what was spent up to them."""
+def _budget(result: Artifact, rows: list[Row]) -> dict[str, float]:
+    """What its stage says of the whole flow; else the largest amount of each unit: rows state what led up to them."""
+    stated = result.facts().get("budget")
+    if stated:
+        return stated
     total: dict[str, float] = {}
     for row in rows:
         for unit, amount in row.budget.items():

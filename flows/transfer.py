@@ -20,6 +20,7 @@ from core.transfer.history import default_history, other_experiences
 from core.transfer.problem import Problem
 from core.transfer.scores import SCORES
 from core.transfer.strategies import STRATEGIES, StrategyConfig
+from core.transfer.target import kind_of
 from flows.forms import Form
 from flows.runtime import transfer_flow
 from tasks.adapt import KEPT, AdaptConfig, adapt
@@ -63,6 +64,7 @@ class TransferForm(Form):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate decay after warm-up")
     warmup: float = Field(0.1, ge=0, le=1, description="share of steps with rising learning rate")
+    architecture: str = Field("", description="for searched: space:genotype as a search run reports it")
     max_length: int = Field(64, ge=8, le=512, description="longest text in tokens")
     keep_model: bool = Field(False, description="keep the trained models (full, freeze, scratch on text)")
     profile: bool = Field(False, description="write a trace of each strategy's first fit")
@@ -128,7 +130,9 @@ def transfer(form: TransferForm) -> Artifact:
             f"examples={examples} with curve={form.curve} begin at {min(sizes)} training examples, target {target} has "
             f"{task.n_classes} classes; give more examples or a shorter curve"
         )
-    sources = _sources(form, reads_text=modality in ("text", "language"))
+    models = _models(form, reads_text=modality in ("text", "language"))
+    trained = _trained(form, target, models)
+    sources = models | trained
     seeds = tuple(range(form.seed, form.seed + form.seeds))
     history = default_history()
     ranking = rank(
@@ -143,13 +147,18 @@ def transfer(form: TransferForm) -> Artifact:
             budget_s=form.budget_s,
             max_length=form.max_length,
             history=str(history),
-            history_sha256=_known(history, task.name, examples),
+            history_sha256=_known(history, task, examples),
         ),
         sources=sources,
         data=data,
     )
     training = StrategyConfig(
-        examples=form.passes, min_epochs=2, optimizer=form.optimizer, schedule=form.schedule, warmup=form.warmup
+        examples=form.passes,
+        min_epochs=2,
+        optimizer=form.optimizer,
+        schedule=form.schedule,
+        warmup=form.warmup,
+        architecture=form.architecture,
     )
     started = {
         f"{name} / {strategy}": adapt.submit(
@@ -181,12 +190,14 @@ def transfer(form: TransferForm) -> Artifact:
     config = ReportTransferConfig(
         target=task.name,
         metric=task.metric,
+        kind=kind_of(task),
         without=without,
         examples=examples,
         history=str(history),
         facts=facts,
     )
-    return report_transfer(config, ranking=ranking, runs=runs, **_quoted(form, target, runs))
+    also = _quoted(form, target, runs) | ({"trained": trained} if trained else {})
+    return report_transfer(config, ranking=ranking, runs=runs, **also)
 
 
 def _check_arms(form: TransferForm) -> None:
@@ -212,6 +223,16 @@ def _check_modality(form: TransferForm, task: Task, target: str, modality: str) 
     Raises:
         ValueError: naming what does not fit.
     """
+    if form.source_tasks and modality != "text":
+        raise ValueError(
+            f"source_tasks train text classifiers, target {target} is of modality {modality}; leave them out"
+        )
+    for name in form.source_tasks:
+        source = load_task(name)
+        if source.key == task.key:
+            raise ValueError(f"source task {name} is the target itself; name another data set")
+        if not source.labels:
+            raise ValueError(f"source task {name} has no classes to train a source on; name a classification task")
     if form.log_examples and (modality != "text" or not task.labels):
         raise ValueError(f"log_examples quotes texts with class labels; target {target} has none")
     if modality == "table":
@@ -247,21 +268,28 @@ def _quoted(form: TransferForm, target: str, runs: dict[str, Artifact]) -> dict[
     return {"quoted": quote_mistakes(config, evaluated=runs)}
 
 
-def _known(history: Path, target: str, examples: int) -> str:
+def _known(history: Path, task: Task, examples: int) -> str:
     """Hash of the experiences that the advice may rest on: a run does not change its own key by being recorded."""
-    return content_key([e.row().key() for e in other_experiences(history, target, examples)])
+    return content_key([e.row().key() for e in other_experiences(history, task.name, examples, kind_of(task))])
 
 
-def _sources(form: TransferForm, reads_text: bool) -> dict[str, Artifact]:
-    """Name in the report -> artifact: the models, then the first model trained on each source data set."""
+def _models(form: TransferForm, reads_text: bool) -> dict[str, Artifact]:
+    """Name in the report -> artifact of each source model."""
     models = {Path(name).name if Path(name).exists() else name: load_model(name, reads_text) for name in form.sources}
     if len(models) < len(form.sources):
         raise ValueError(f"two sources have the same name: {', '.join(form.sources)}")
+    return models
+
+
+def _trained(form: TransferForm, target: str, models: dict[str, Artifact]) -> dict[str, Artifact]:
+    """The first model trained on each source data set."""
     first = next(iter(models.values()))
-    trained = {
+    started = {
         f"{form.sources[0]} + {task}": train_on.submit(
-            TrainSourceConfig(task=task, max_length=form.max_length, seed=form.seed), base=first, data=load_data(task)
+            TrainSourceConfig(task=task, target=target, max_length=form.max_length, seed=form.seed),
+            base=first,
+            data=load_data(task),
         )
         for task in form.source_tasks
     }
-    return models | gather(trained)
+    return gather(started)

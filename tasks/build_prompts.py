@@ -4,6 +4,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.distill.study import Study, StudyConfig
+from core.hashing import content_key
 from core.state import write_json
 from tasks.stage import Artifact, Output, stage
 from tasks.try_student import check_methods, check_pool, check_templates, try_student
@@ -42,6 +43,7 @@ def build_prompts(out: Output, config: PromptsConfig, data: Artifact) -> None:
             "phrases": study.prompt.phrases,
             "rows": {name: len(part) for name, part in parts.items()},
             "sha256": few.sha256,
+            "gold_of_pool": content_key(list(few.pool_gold)),  # what the ceiling learns from
             "replaced": few.replaced,
         },
     )

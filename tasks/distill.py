@@ -22,4 +22,5 @@ def distill(out: Output, config: DistilConfig, signals: Artifact, student: Artif
     model, budget, facts = study.train(config.method, folder=out.folder)
     export_student(model, out.folder, study.task.labels, study.task.name, study.task.kind == "pair")
     out.metrics(facts)
+    out.facts["gate"] = facts
     out.budget(budget.counts)

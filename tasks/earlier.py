@@ -12,6 +12,8 @@ from typing import Any
 from core.hashing import content_key
 from core.state import MANIFEST, Cache, StateError, verify
 from tasks import spool
+from tasks.addresses import without_password
+from tasks.read_tags import inputs_of
 from tasks.stage import Artifact
 
 LATEST = "latest"
@@ -35,7 +37,7 @@ def latest(flow: str, stage: str, params: Mapping[str, str] | None = None, **con
     wanted = ", ".join(f"{k} {v}" for k, v in {**(params or {}), **configured}.items())
     raise ValueError(
         f"source latest: no finished run of {flow!r} with a stage {stage!r}{f' ({wanted})' if wanted else ''} in "
-        f"{spool.client().tracking_uri}; run {flow} once without it"
+        f"{without_password(spool.client().tracking_uri)}; run {flow} once without it"
     )
 
 
@@ -43,7 +45,7 @@ def made_from(artifact: Artifact) -> set[str]:
     """sha256 of everything that the stage of an artifact read; empty for one that no run stands behind."""
     run = spool.find_run(artifact.run)
     tags = {} if run is None else spool.client().get_run(run).data.tags
-    return {entry["sha256"] for entry in json.loads(tags.get("inputs", "[]"))}
+    return {entry["sha256"] for entry in inputs_of(tags)}
 
 
 def outputs(flow: str, stage: str) -> list[Artifact]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from pydantic import Field
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from core.config import Config
+from core.data.examples import Examples
 from core.evaluate.rows import Row
 from core.hashing import code_version
 from core.merge.align import Head
@@ -15,6 +16,7 @@ from core.merge.suite import Predictions, objectives, predict, rows_of
 from core.models.load import load_encoder
 from core.progress import progress
 from tasks.align_heads import SUFFIX, aligned_heads, model_folder, texts_read
+from tasks.hits import Hits
 from tasks.merge_static import experts_of
 from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
@@ -70,7 +72,14 @@ def evaluate_merges(
     hits = {f"{m}/{t}": p.correct.astype(np.uint8) for m, r in results.items() for t, p in r.items()}
     save_file(hits, out.folder / CORRECT)
     keep_answers(out.folder, {(m, t): p.probabilities for m in source for t, p in results[m].items()})
+    out.facts["items"] = {e.task: _tested(e, config).sha256 for e in found}
     out.budget({"task_examples": float(sum(h.size for h in hits.values()))})
+
+
+def hits_of(evaluated: Artifact, method: str) -> dict[str, Hits]:
+    """Task -> which of its test examples ``method`` answered rightly."""
+    stored, items = load_file(evaluated.folder / CORRECT), evaluated.facts()["items"]
+    return {task: Hits(digest, stored[f"{method}/{task}"].astype(bool)) for task, digest in items.items()}
 
 
 def _of(
@@ -86,6 +95,12 @@ def _of(
     for task, head in (heads or {}).items():
         tasks[task].weight, tasks[task].bias = head.weight, head.bias
     return predict(encoder, tasks)
+
+
+def _tested(expert: Expert, config: EvaluateConfig) -> Examples:
+    """The test examples of an expert's task, as :func:`core.merge.suite.objectives` draws them."""
+    test = expert.definition.splits().test
+    return test if config.test_examples is None else test.sample(config.test_examples, config.seed)
 
 
 def _labels(method: str, experts: list[Expert]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from core.evaluate.rows import Row
 from core.hashing import code_version
 from core.state import MANIFEST
 from tasks.cache_signals import TEACHERS
+from tasks.hits import Hits
 from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
 
@@ -36,8 +37,14 @@ class EvaluateConfig(Config):
 
 
 @stage("evaluate-students", modules=MODULES)
-def evaluate_students(out: Output, config: EvaluateConfig, signals: Artifact, students: Mapping[str, Artifact]) -> None:
-    """Every student is loaded from its exported folder, as a user would."""
+def evaluate_students(
+    out: Output,
+    config: EvaluateConfig,
+    signals: Artifact,
+    students: Mapping[str, Artifact],
+    tuned: Artifact | None = None,
+) -> None:
+    """Every student is loaded from its exported folder, as a user would. ``tuned``: what tuning the teacher took."""
     study = Study(config.study)
     test, labels = study.few.test, np.asarray(study.few.test.labels)
     rows: list[Row] = []
@@ -54,7 +61,10 @@ def evaluate_students(out: Output, config: EvaluateConfig, signals: Artifact, st
 
     with np.load(signals.folder / TEACHERS) as stored:
         for name in stored.files:
-            add(name, np.exp(stored[name]), {"train_labels": float(len(study.few.train))} if "tuned" in name else {})
+            spent = {"train_labels": float(len(study.few.train))} if "tuned" in name else _seen(study)
+            if "tuned" in name and tuned is not None:
+                spent = _budget(tuned) | spent
+            add(name, np.exp(stored[name]), spent)
     texts = test.take(range(min(config.timed_texts, len(test))))
     speed = _speed(study.teacher("tuned"), texts)
     rows.append(_row(config, study, "teacher tuned", "texts_per_second", speed, {}))
@@ -66,6 +76,18 @@ def evaluate_students(out: Output, config: EvaluateConfig, signals: Artifact, st
     np.savez(out.folder / CORRECT, **correct)
     keep_answers(out.folder, answered)
     out.metrics({f"accuracy/{name}": float(hits.mean()) for name, hits in correct.items()})
+
+
+def hits_of(evaluated: Artifact, method: str) -> dict[str, Hits]:
+    """Task -> which of its test examples ``method`` answered rightly."""
+    row = next(r for r in evaluated.rows() if r.method == method)
+    with np.load(evaluated.folder / CORRECT) as stored:
+        return {row.settings["task"]: Hits(row.inputs["test"], stored[method].astype(bool))}
+
+
+def _seen(study: Study) -> dict[str, float]:
+    """The labels in the examples that every prompt of the teacher shows; none where it shows none."""
+    return {"train_labels": float(len(study.shown))} if study.shown else {}
 
 
 def _row(config: EvaluateConfig, study: Study, method: str, metric: str, value: float | None, budget: dict) -> Row:

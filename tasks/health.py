@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.data.assets import AssetError, data_folders, default_assets, state
+from core.plugins import plugins
 from core.state import home
 from tasks import spool
 from tasks.addresses import without_password
@@ -78,10 +79,28 @@ def local_data() -> Finding:
 
 def assets() -> Finding:
     """Which default assets are already here."""
-    absent = [entry.name for entry in default_assets() if state(entry) not in ("cached", "local")]
+    try:
+        absent = [entry.name for entry in default_assets() if state(entry) not in ("cached", "local")]
+    except AssetError as error:  # told with its remedy by the check of local data
+        return Finding("assets", f"not looked for: {error}", "correct TRANSFEROPT_DATA")
     if absent:
         return Finding("assets", f"not fetched yet: {', '.join(absent)}", f"transferopt assets {' '.join(absent)}")
     return Finding("assets", "all default assets are here")
+
+
+def third_party() -> Finding:
+    """Do the packages that add methods import?"""
+    broken, there = [], []
+    for point in plugins():
+        try:
+            point.load()
+        except Exception as error:  # whatever a foreign package raises is the finding
+            broken.append(f"{point.name} ({point.value}): {type(error).__name__}: {error}")
+        else:
+            there.append(point.name)
+    if broken:
+        return Finding("third-party methods", "; ".join(broken), "repair or uninstall the package that declares it")
+    return Finding("third-party methods", ", ".join(there) or "none")
 
 
 def mlflow_server() -> Finding:
@@ -117,8 +136,9 @@ def prefect_server() -> Finding:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        return Finding("Prefect", f"{url}: {type(error).__name__}", "start it (make serve) or unset PREFECT_API_URL")
-    return Finding("Prefect", url)
+        shown = without_password(url)
+        return Finding("Prefect", f"{shown}: {type(error).__name__}", "start it (make serve) or unset PREFECT_API_URL")
+    return Finding("Prefect", without_password(url))
 
 
 def accelerator() -> Finding:
@@ -143,6 +163,7 @@ CHECKS: list[Callable[[], Finding]] = [
     folder,
     local_data,
     assets,
+    third_party,
     mlflow_server,
     undelivered,
     prefect_server,

@@ -11,7 +11,9 @@ from mlflow.exceptions import MlflowException
 from core.state import StateError, verify
 from tasks import spool
 from tasks.addresses import link_base, without_password
+from tasks.read_tags import inputs_of
 
+OUTPUT = "output.sha256"
 CARDS = ("asset.json", "data.json")  # of tasks.load_model and tasks.stage, which whoever delivers does not import
 
 
@@ -72,16 +74,18 @@ def trace(run: str) -> Node:
 
 def _inputs(tags: dict[str, str], seen: dict[str, list[Node]]) -> list[Node]:
     nodes = []
-    for entry in json.loads(tags.get("inputs", "[]")):
+    for entry in inputs_of(tags):
         node = Node(
             entry["name"], entry["sha256"], entry["run"], entry["path"], _state(entry), about=_about(entry["path"])
         )
         if entry["run"]:
             if entry["run"] not in seen:
                 seen[entry["run"]] = []
-                made_by = spool.find_run(entry["run"])
+                made_by = spool.find_run(entry["run"]) or spool.find_run_with(OUTPUT, entry["sha256"])
                 if made_by is not None:
                     seen[entry["run"]] = _inputs(spool.client().get_run(made_by).data.tags, seen)
+                elif entry["path"]:
+                    node.about = f"{node.about} (made by a run that is not in this store)".lstrip()
             node.inputs = seen[entry["run"]]
         nodes.append(node)
     return nodes
@@ -91,9 +95,13 @@ def _about(path: str) -> str:
     """Name of the model or data in a folder, and the hash of a file that was handed in; empty for anything else."""
     for card in CARDS:
         if path and (Path(path) / card).is_file():
-            told = json.loads((Path(path) / card).read_text())
+            try:
+                told = json.loads((Path(path) / card).read_text())
+                digest = str(told.get("sha256") or "")
+            except (OSError, ValueError, AttributeError):  # its state says that it is damaged
+                return ""
             file = Path(path) / str(told.get("name", ""))
-            handed_in = f" (file {told['sha256'][:12]})" if file.is_file() and told.get("sha256") else ""
+            handed_in = f" (file {digest[:12]})" if file.is_file() and digest else ""
             return f"{told.get('name', '')}{handed_in}"
     return ""
 

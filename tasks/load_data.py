@@ -13,10 +13,10 @@ from tasks.stage import DATA, Artifact, Output, is_planning, stage
 
 
 class DataConfig(Config):
-    """Which data, and the hash of all its rows."""
+    """Which data, and the hash of what the task says and of all its rows."""
 
     task: str = Field(description="built-in task or path of a task file")
-    sha256: str = Field(description="hash over the rows of all splits")
+    sha256: str = Field(description="hash over what the task says (prompts, label words, metric) and all its rows")
 
 
 def load_data(task: str) -> Artifact:
@@ -28,7 +28,8 @@ def load_data(task: str) -> Artifact:
     loaded = load_task(task)
     asset = loaded.source.asset
     absent = is_planning() and asset and state(declared(asset)) not in ("cached", "local")
-    return _load(DataConfig(task=task, sha256=loaded.key if absent else content_key(loaded.splits().sha256)))
+    sha256 = loaded.key if absent else content_key(loaded.key, loaded.splits().sha256)
+    return _load(DataConfig(task=task, sha256=sha256))
 
 
 @stage("load-data", modules=["core.data.tasks"], keep="small")

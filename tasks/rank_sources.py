@@ -13,8 +13,10 @@ from core.hashing import code_version
 from core.state import write_json
 from core.transfer.experiment import DataSteps, prepared, target_of
 from core.transfer.history import other_experiences
-from core.transfer.recommend import Recommender, rank_sources, similarity_rule
+from core.transfer.recommend import Recommender, needs_head, rank_sources, similarity_rule
 from core.transfer.situation import describe
+from core.transfer.sources import Source
+from core.transfer.target import kind_of
 from tasks.sources import opened
 from tasks.stage import Artifact, Output, stage
 from tasks.try_strategies import try_strategies
@@ -39,6 +41,19 @@ class RankConfig(Config):
     history_sha256: str = Field(description="hash of what it says of other targets and sizes")
 
 
+def check_score(score: str, sources: Mapping[str, Source]) -> None:
+    """Refuse a score that no source can have, before any fine-tuning.
+
+    Raises:
+        ValueError: it needs a source's own classes, and none has an output layer.
+    """
+    if needs_head(score) and all(source.head is None for source in sources.values()):
+        raise ValueError(
+            f"score {score!r} compares the classes of a source with the target's; none of {', '.join(sources)} has an "
+            "output layer of its own: name source data sets in source_tasks, or take logme"
+        )
+
+
 @stage("rank-sources", modules=MODULES)
 def rank(out: Output, config: RankConfig, sources: Mapping[str, Artifact], data: Artifact) -> None:
     """Clean the data, measure every source's situation, rank sources by the score, forecast strategies."""
@@ -46,12 +61,13 @@ def rank(out: Output, config: RankConfig, sources: Mapping[str, Artifact], data:
     _, changes = prepared(config.target, config.steps)
     target = target_of(config.target, config.examples, config.seed, config.steps, config.modality)
     open_ = {k: opened(a, config.modality, config.max_length, task.causal_template) for k, a in sources.items()}
+    check_score(config.score, open_)
     for key, source in open_.items():
         source.name = key
         try_strategies(source, target, config.strategies, config.seed)
     keys = {id(s): k for k, s in open_.items()}
     ranked = [(keys[id(s)], value) for s, value in rank_sources(list(open_.values()), target, config.score)]
-    recommender = Recommender().fit(other_experiences(Path(config.history), task.name, config.examples))
+    recommender = Recommender().fit(other_experiences(Path(config.history), task.name, config.examples, kind_of(task)))
     found, rows = {}, []
     for key, source in open_.items():
         situation = describe(source, target, task.labels, config.seed)

@@ -1,6 +1,7 @@
 """The report of a distillation: what the transfer gained, against the student alone and the teacher."""
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 from pydantic import Field
@@ -15,9 +16,10 @@ from tasks.cache_signals import HEAD_ROOM
 from tasks.evaluate_students import CORRECT
 from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
+from tasks.spent import together
 from tasks.stage import Artifact, Output, stage
 
-BASELINE, TEACHER = "label_words", "teacher tuned"
+BASELINE, TEACHER, TAUGHT = "label_words", "teacher tuned", "taught."
 TEXT = (
     "The baseline to beat is the student fine-tuned alone with a label-word head. The gate looked at dev rows and pool "
     "texts only; where it does not hear the teacher, Prompt-Distiller returns that baseline."
@@ -26,7 +28,8 @@ GATE = (
     "On dev rows that neither has learned from. posterior: probability that the tuned teacher is better than the "
     "student alone, from the rows that only one of them got right (teacher_only, student_only). gain: difference of "
     "their accuracies there, as a share. disagreement: share of pool texts that the two answer differently, the most "
-    "that can be gained. weight: factor of the teacher's terms; 0 does not hear it."
+    "that can be gained. weight: factor of the teacher's terms; 0 does not hear it. taught: the same asked of the "
+    "student that the teacher taught, against the student alone; kept 0 gives it up."
 )
 
 
@@ -40,13 +43,20 @@ class ReportConfig(Config):
 
 @stage("report-students", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
 def report_students(
-    out: Output, config: ReportConfig, evaluated: Artifact, signals: Artifact, quoted: Artifact | None = None
+    out: Output,
+    config: ReportConfig,
+    evaluated: Artifact,
+    signals: Artifact,
+    students: Mapping[str, Artifact],
+    tuned: Artifact,
+    quoted: Artifact | None = None,
 ) -> None:
-    """Write the page and hand the rows on."""
+    """Write the page and hand the rows on. ``students``: with what the gate found of them."""
     rows = evaluated.rows()
     with np.load(evaluated.folder / CORRECT) as stored:
         hits = {name: stored[name].astype(float) for name in stored.files}
     room = json.loads((signals.folder / HEAD_ROOM).read_text())
+    taught = {k: v for k, v in students[config.method].facts().get("gate", {}).items() if k.startswith(TAUGHT)}
     values = {(r.method, r.metric): r.value for r in rows}
     intervals = {name: bootstrap_mean(100 * h) for name, h in hits.items()}
     others = [n for n in hits if n != BASELINE]
@@ -60,10 +70,10 @@ def report_students(
         {n: {"test": i} for n, i in intervals.items()}, "test accuracy, %", "Accuracy, 95 % interval over test items"
     )
     told = Table(["method", "what it is"], [[n, METHODS[n].summary] for n in intervals if n in METHODS])
-    checks = Table(["head-room check", "value"], [[k, v] for k, v in room.items()])
+    checks = Table(["head-room check", "value"], [[k, v] for k, v in (room | taught).items()])
     page = render(
         config.title,
-        {**config.facts, **_gained(config.method, intervals, p, room), **repeatable()},
+        {**config.facts, **_gained(config.method, intervals, p, room | taught), **repeatable()},
         [
             Section("Accuracy", TEXT, [Table(columns, lines), told], [figure]),
             Section("Gate", GATE, [checks]),
@@ -74,6 +84,7 @@ def report_students(
     write_bytes(out.folder / "accuracy.png", plots.png(figure))
     out.rows(rows)
     out.metrics({f"gain/{n}": intervals[n].mean - intervals[BASELINE].mean for n in others})
+    out.budget(together([tuned, *students.values()]))
 
 
 def _gained(method: str, intervals: dict, p: dict, room: dict) -> dict[str, str]:
@@ -85,4 +96,7 @@ def _gained(method: str, intervals: dict, p: dict, room: dict) -> dict[str, str]
     if gap > 0:
         said += f", {100 * gain / gap:.0f} % of the gap to the teacher"
     heard = "heard" if room["weight"] else "skipped"
-    return {"what the transfer gained": said, "gate": f"teacher {heard} (posterior {room['posterior']:.2f})"}
+    gate = f"teacher {heard} (posterior {room['posterior']:.2f})"
+    if room.get(f"{TAUGHT}kept") == 0:
+        gate += f", its student given up (posterior {room[f'{TAUGHT}posterior']:.2f}): the student alone is delivered"
+    return {"what the transfer gained": said, "gate": gate}

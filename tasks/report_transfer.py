@@ -17,13 +17,14 @@ from core.state import write_bytes, write_json
 from core.transfer import effect_page
 from core.transfer.effect import EffectReport, effect
 from core.transfer.explain import leave_one_source_out
-from core.transfer.history import cell_name, compared, record
+from core.transfer.history import cell_name, comparable, compared, record
 from core.transfer.recommend import Experience, Forecast, Recommendation, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
 from tasks.quote_mistakes import sections as quotes
 from tasks.rank_sources import CHANGES, RANKING
 from tasks.repeatable import repeatable
+from tasks.spent import together
 from tasks.stage import Artifact, Output, stage
 
 HEADLINE = ("ece", "seconds", "trained_share")  # the other metrics are with the runs of the strategies
@@ -37,6 +38,7 @@ class ReportTransferConfig(Config):
 
     target: str = Field(description="target task")
     metric: str = Field(description="metric that decides")
+    kind: str = Field("classification", description="kind of the target")
     without: str = Field(description="the strategy without transfer")
     examples: int = Field(description="training size reported in detail")
     history: str = Field(description="file of past transfers, to which this run is added")
@@ -50,8 +52,9 @@ def report_transfer(
     ranking: Artifact,
     runs: Mapping[str, Artifact],
     quoted: Artifact | None = None,
+    trained: Mapping[str, Artifact] | None = None,
 ) -> None:
-    """Write the page, the effect as JSON, the rows, and the history."""
+    """Write the page, the effect as JSON, the rows, and the history. ``trained``: sources that this run trained."""
     rows = [r for a in runs.values() for r in a.rows()]
     ranked = json.loads((ranking.folder / RANKING).read_text())
     best_source = ranked["ranked"][0][0]
@@ -77,6 +80,8 @@ def report_transfer(
     write_json(out.folder / "predicted_and_realised.json", past)
     out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
     out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
+    of_sources = {f"source_{unit}": amount for unit, amount in together((trained or {}).values()).items()}
+    out.budget(together(runs.values()) | of_sources)
 
 
 def _gains(rows: list[Row], source: str, config: ReportTransferConfig) -> list[Row]:
@@ -132,7 +137,7 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
         gain = None if got is None or probe is None else got - probe
         known = f.regret is not None  # without history the forecast is no prediction of zero
         predicted = [f.gain, f.low, f.high] if known else [None] * 3
-        lines.append([f.strategy, f.votes, f.regret, *predicted, f.seconds, gain, got])
+        lines.append([f.strategy, f.votes, f.regret, *predicted, f.seconds, gain, _measured(got, config)])
     columns = (
         "strategy",
         "votes",
@@ -145,13 +150,20 @@ def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: 
         f"realised {config.metric}",
     )
     lost = f"{regret(advice.pick, realised):.4g}" if advice.pick in realised else "not measured"
+    rule = ranked["sources"][source]["rule"]
+    by_rule = f"The similarity rule would have picked {rule!r}. " if rule else ""
     text = (
         f"Before any fine-tuning the recommender picked {advice.pick!r} from {source} (confidence "
         f"{advice.confidence:.2f}; 0 means that there was no history to learn from). Regret against the best strategy "
-        f"measured: {lost}. The similarity rule would have picked {ranked['sources'][source]['rule']!r}. "
+        f"measured: {lost}. {by_rule}"
         f"Gains are over the linear probe, regrets against the best strategy; {_rule(advice)} is picked."
     )
     return Section("Advice and what happened", text, [Table(columns, lines)])
+
+
+def _measured(score: float | None, config: ReportTransferConfig) -> float | None:
+    """A score that is larger where better, as the metric says it."""
+    return score if score is None or higher_is_better(config.metric) else -score
 
 
 def _rule(advice: Recommendation) -> str:
@@ -163,7 +175,7 @@ def _sources(ranked: dict, means: dict[str, dict[str, float]], config) -> list[S
         return []
     best = {s: max(m.values()) for s, m in means.items()}
     worth = leave_one_source_out(best)
-    lines = [[s, v, best[s], worth[s]] for s, v in ranked["ranked"]]
+    lines = [[s, v, _measured(best[s], config), worth[s]] for s, v in ranked["ranked"]]
     first = ranked["ranked"][0][0]
     text = (
         f"Sources ranked by {ranked['score']} before any fine-tuning; the first is {first}, its regret against the "
@@ -231,16 +243,13 @@ def _data(changes: list[dict[str, Any]]) -> Section:
 def _experiences(rows: list[Row], source: str, situation: dict, config) -> list[Experience]:
     """One experience a strategy: means over seeds at the reported size."""
     mine = [r for r in rows if r.settings["source"] == source and r.settings["n"] == config.examples]
-    sign = 1 if higher_is_better(config.metric) else -1
+    metric, scale = comparable(config.metric)
     cell = cell_name(source, config.target, config.examples, mine[0].inputs["train"])
     out = []
     for strategy in dict.fromkeys(r.method for r in mine):
-        scores = [
-            sign * r.value for r in mine if (r.method, r.metric) == (strategy, config.metric) and r.value is not None
-        ]
+        scores = [scale(r.value) for r in mine if (r.method, r.metric) == (strategy, metric) and r.value is not None]
         seconds = [r.value for r in mine if (r.method, r.metric) == (strategy, "seconds")]
         if scores:
-            out.append(
-                Experience(situation, strategy, float(np.mean(scores)), float(np.median(seconds)), config.target, cell)
-            )
+            score, spent = float(np.mean(scores)), float(np.median(seconds))
+            out.append(Experience(situation, strategy, score, spent, config.target, cell, config.kind))
     return out

@@ -10,9 +10,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
 
-from core.evaluate.statistics import bootstrap_mean
+from core.evaluate.statistics import stratified_bootstrap
 from core.models.classifier import CARD
 from tasks import spool
+from tasks.hits import Hits
 
 SERVED = Path(__file__).with_name("served_model.py")
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -38,6 +39,7 @@ def log_model(run_id: str, package: Path, name: str, alias: str, tags: dict[str,
         return
     card = json.loads((package / "classifier.json").read_text())
     task = sorted(card["tasks"])[0]
+    second = {"pair": [EXAMPLE]} if card.get("pairs", {}).get(task) else {}  # refused by a task of single texts
     inputs = Schema(
         [
             ColSpec("string", "text"),
@@ -56,7 +58,7 @@ def log_model(run_id: str, package: Path, name: str, alias: str, tags: dict[str,
             python_model=str(SERVED),
             artifacts={"package": str(package)},
             signature=ModelSignature(inputs, outputs),
-            input_example=pd.DataFrame({"text": [EXAMPLE], "task": [task], "pair": [EXAMPLE]}),
+            input_example=pd.DataFrame({"text": [EXAMPLE], "task": [task]} | second),
             registered_model_name=name,
             pip_requirements=["transferopt"],
         )
@@ -69,10 +71,11 @@ def log_model(run_id: str, package: Path, name: str, alias: str, tags: dict[str,
 
 
 def promote(name: str) -> bool:
-    """Make the challenger champion when there is none, or when it is significantly better on the same items.
+    """Make the challenger champion when there is none, or when it is significantly better at what the champion does.
 
-    Both versions carry their per-task test accuracies (tag ``rows``); the 95 % interval of the mean paired difference
-    over tasks must lie above zero.
+    Both versions carry which test items of each task they got right (tag ``hits``). The challenger must have every task
+    of the champion, tried on the same items (a smoke run is not, nor another seed's draw); the 95 % interval of the
+    mean paired difference, items drawn anew within each task, must lie above zero.
     """
     client = spool.client()
     challenger = client.get_model_version_by_alias(name, CHALLENGER)
@@ -81,11 +84,12 @@ def promote(name: str) -> bool:
     except MlflowException:
         client.set_registered_model_alias(name, CHAMPION, challenger.version)
         return True
-    mine, theirs = (json.loads(v.tags.get("accuracies", "{}")) for v in (challenger, champion))
-    common = sorted(mine.keys() & theirs.keys())
-    if len(common) < 2 or challenger.version == champion.version:
+    if challenger.version == champion.version:
         return False
-    gain = bootstrap_mean([mine[t] - theirs[t] for t in common])
+    mine, theirs = (Hits.of(v.tags) for v in (challenger, champion))
+    if not theirs or any(task not in mine or mine[task].items != theirs[task].items for task in theirs):
+        return False
+    gain = stratified_bootstrap({t: mine[t].right.astype(float) - theirs[t].right for t in theirs})
     client.set_model_version_tag(name, challenger.version, "gain_over_champion", f"{gain.mean:.4f}")
     if gain.low is not None and gain.low > 0:
         client.set_registered_model_alias(name, CHAMPION, challenger.version)

@@ -308,7 +308,7 @@ def experiment_id(name: str) -> str:
     if found is not None:
         return found.experiment_id
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    location = (home() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite") else None
+    location = (home().resolve() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite") else None
     # so that MLflow shows description, parameters and charts of its runs, not the pages of language applications
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return client().create_experiment(name, artifact_location=location, tags=kind)
@@ -316,8 +316,13 @@ def experiment_id(name: str) -> str:
 
 def find_run(local_id: str) -> str | None:
     """MLflow run id of a local id, or None."""
+    return find_run_with(LOCAL_ID, local_id)
+
+
+def find_run_with(tag: str, value: str) -> str | None:
+    """MLflow id of the latest run with this tag, or None."""
     experiments = [e.experiment_id for e in client().search_experiments()]
-    runs = client().search_runs(experiments, f"tags.`{LOCAL_ID}` = '{local_id}'", max_results=1)
+    runs = client().search_runs(experiments, f"tags.`{tag}` = '{value}'", max_results=1)
     return runs[0].info.run_id if runs else None
 
 

@@ -32,9 +32,11 @@ from core.config import Config
 from core.evaluate.rows import Row, read_rows, write_rows
 from core.hashing import code_version, content_key
 from core.heap import give_back
+from core.plugins import plugin_digest
 from core.progress import listen
 from core.state import MANIFEST, Cache, home, verify, write_json
 from tasks import tracking
+from tasks.read_tags import input_tags
 
 log = logging.getLogger(__name__)
 LONGEST_S = 12 * 3600.0
@@ -172,7 +174,8 @@ class Stage:
         return start(self, config, inputs)
 
     def key(self, config: Config, inputs: Mapping[str, Any]) -> str:
-        return content_key(self.name, config, _hashes(inputs), code_version(self.modules))
+        others = [plugin_digest()] if plugin_digest() else []  # without third-party methods keys stay as they are
+        return content_key(self.name, config, _hashes(inputs), code_version(self.modules), *others)
 
     def _planned(self, config: Config, inputs: Mapping[str, Any]) -> Artifact:
         unknown = any(a.planned for a in _artifacts(inputs))
@@ -278,7 +281,7 @@ def _hashes(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _input_tags(inputs: Mapping[str, Any]) -> dict[str, str]:
     listed = [{"name": a.name, "sha256": a.sha256, "run": a.run, "path": a.path} for a in _artifacts(inputs)]
-    return {"inputs": json.dumps(listed)}
+    return input_tags(listed)
 
 
 def _record(run: tracking.Run, folder: Path, keep: str) -> None:

@@ -17,12 +17,15 @@ from typing import Any
 from core.config import Config
 from core.evaluate.machine import commit, hardware
 from core.evaluate.rows import Row
+from core.hashing import content_key
 from core.transfer.problem import Problem
+from tasks.addresses import without_password
 from tasks.spool import Spool, now_ms
 
 LIBRARIES = ("torch", "transformers", "prefect", "mlflow", "numpy", "pandas", "datasets", "peft")
 DELIVERY_S, LEAVING_S = 60.0, 3.0  # how long a finished run, and a cancelled one, waits for MLflow to take its records
 NOTE = "mlflow.note.content"
+ARTIFACT_LIMIT = "TRANSFEROPT_ARTIFACT_LIMIT_MB"
 _current: ContextVar["Run | None"] = ContextVar("run", default=None)
 
 
@@ -39,7 +42,7 @@ class Run:
     inputs: dict[str, str] = field(default_factory=dict)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        self.spool.append("values", self.id, params=flatten(values))
+        self.spool.append("values", self.id, params={metric_name(k): v for k, v in flatten(values).items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         self.spool.append("values", self.id, tags={k: str(v) for k, v in values.items()})
@@ -59,7 +62,7 @@ class Run:
     def artifact(self, path: Path, at: str = "") -> None:
         """Log a file or folder; above ``TRANSFEROPT_ARTIFACT_LIMIT_MB`` (default 50) by reference only."""
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-        if size > 1e6 * float(os.environ.get("TRANSFEROPT_ARTIFACT_LIMIT_MB", "50")):
+        if size > artifact_limit_bytes():
             self.tags({f"reference.{path.name}": json.dumps({"uri": path.as_uri(), "bytes": size})})
             path = path / "artifact.json"
             if not path.is_file():
@@ -81,6 +84,22 @@ class Run:
             self.spool.append("values", self.id, metrics=points)
 
 
+def artifact_limit_bytes() -> float:
+    """From what size on artifacts are logged by reference.
+
+    Raises:
+        ValueError: ``TRANSFEROPT_ARTIFACT_LIMIT_MB`` is no number of megabytes.
+    """
+    text = os.environ.get(ARTIFACT_LIMIT, "").strip() or "50"
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not limit >= 0:
+        raise ValueError(f"{ARTIFACT_LIMIT}={text}: give a number of megabytes, or unset it for 50")
+    return 1e6 * limit
+
+
 def row_metrics(rows: Iterable[Row]) -> dict[str, float]:
     """Metric name -> mean over seeds of the defined values."""
     values: dict[str, list[float]] = {}
@@ -97,8 +116,12 @@ def row_metric(row: Row) -> str:
 
 
 def metric_name(text: str) -> str:
-    """``text`` with the characters that MLflow does not take replaced, at most 250 long."""
-    return "".join(c if (c.isascii() and c.isalnum()) or c in "_-. /" else "_" for c in text)[:250]
+    """``text`` as MLflow takes it: at most 250 characters, letters and digits of ASCII and a few signs.
+
+    What is replaced or cut gives way to a hash of the whole, lest two names (of tasks in another script) become one.
+    """
+    taken = "".join(c if (c.isascii() and c.isalnum()) or c in "_-. /" else "_" for c in text)
+    return taken if taken == text and len(text) <= 250 else f"{taken[:241]}~{content_key(text)[:8]}".replace("~", "-")
 
 
 def current() -> Run:
@@ -168,7 +191,7 @@ def _recorded(run: Run, config: Config | None, tags: Mapping[str, str]) -> Itera
         status = "FINISHED"
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        said = f"{type(error).__name__}: {error}"[:4000]
+        said = without_password(f"{type(error).__name__}: {error}")[:4000]
         # the note is what MLflow shows at the top of a run
         run.tags({"error": said, NOTE: f"**{status.lower()}: {said}**\n\n{tags.get(NOTE, '')}"})
         raise

@@ -141,6 +141,8 @@ def _check(student, data, config, tuned, pretrained, teacher_depth) -> None:
             raise ValueError(
                 f"{source} signals lack {f'layers {missing}' if missing else 'filled answers'}; cache them"
             )
+    if not len(data.labelled) and any(s.name == "task_ce" and s.weight for s in config.losses):
+        raise ValueError("task_ce learns from labels, and there are none; leave the term out, or use labels")
     if not len(_rows(data, config.labelled_repeat)):
         raise ValueError("nothing to distil on: no pool, and labelled_repeat is 0")
 

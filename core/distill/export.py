@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from core.models.classifier import HEADS, Head, package
+from core.models.classifier import HEADS, Head, Prediction, package
 from core.models.prompt import Prompt, PromptedEncoder, log_softmax, prompted
 from core.models.quiet import quietly
 from core.models.score import score
 from core.state import StateError, write_json
 
-FORMAT = 1
+FORMAT, STUDENT = 1, "student.json"
 
 
 class Student:
@@ -32,6 +32,19 @@ class Student:
             return np.zeros((0, len(self.labels)), dtype=np.float32)
         tokens = self.model.tokenize(list(texts), None if pairs is None else list(pairs))
         return np.exp(log_softmax(score(self.model, tokens, description="predict")[0]))
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """The most probable class of each text, as a packaged classifier gives it.
+
+        Raises:
+            ValueError: second texts missing, or given to a prompt that has no place for them.
+        """
+        wanted = "{pair}" in str(self.model.prompt.model_dump())
+        if wanted is not (pairs is not None):
+            told = "give the second ones as well" if wanted else "leave the second ones out"
+            raise ValueError(f"this student reads {'two texts' if wanted else 'one text'} at a time; {told} (--pair)")
+        rows = self.probabilities(texts, pairs)
+        return [Prediction(self.labels[int(p.argmax())], float(p.max())) for p in rows]
 
     def __call__(self, texts: str | Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """As a text-classification pipeline: ``{"label": ..., "score": ...}`` for each text."""
@@ -71,7 +84,7 @@ def export_student(
         "normalize": bool(getattr(model, "normalize", False)),
         "max_length": length,
     }
-    write_json(folder / "student.json", description)
+    write_json(folder / STUDENT, description)
     return folder
 
 
@@ -82,11 +95,11 @@ def load_student(folder: str | Path, device: str | None = None) -> Student:
         StateError: no student there, or one written by a newer version.
     """
     folder = Path(folder)
-    if not (folder / "student.json").exists():
+    if not (folder / STUDENT).exists():
         raise StateError(
             f"{folder} holds no student (student.json is missing); give a folder written by the flow distill"
         )
-    about = json.loads((folder / "student.json").read_text())
+    about = json.loads((folder / STUDENT).read_text())
     if about["format"] > FORMAT:
         raise StateError(f"{folder} was written by a newer version; update transferopt")
     return Student(_model(folder, about, device), about["labels"])

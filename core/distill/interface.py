@@ -30,6 +30,10 @@ class LossSpec(Config):
     temperature: float | None = Field(None, gt=0, description="divides logits or similarities; None: the loss's own")
     on: Literal["all", "labelled", "unlabelled"] = Field("all", description="rows the term sees")
     layers: str | tuple[tuple[int, int], ...] | None = Field(None, description="layer map: preset or pairs")
+    scale: Literal["batch", "published"] = Field(
+        "batch",
+        description="batch: by all rows, KD times T squared; published: a mean over the term's own rows",
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class DistillLoss(nn.Module):
     """Base of all losses: ``forward(batch) -> scalar``, a mean over the batch's rows.
 
     Class attributes: ``needs`` (signals read), ``student_hidden`` (whether the student's layers are read),
-    ``student_states`` (whether those before training are), ``default_layers`` (layer map), ``default_temperature``.
+    ``student_states`` (whether those before training are), ``default_layers`` (layer map), ``default_temperature``,
+    ``labelled`` (whether only labelled rows count, whatever ``on`` says), ``squared`` (whether it is times T squared).
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -95,6 +100,8 @@ class DistillLoss(nn.Module):
     student_states: ClassVar[bool] = False
     default_layers: ClassVar[str] = "last"
     default_temperature: ClassVar[float] = 1.0
+    labelled: ClassVar[bool] = False
+    squared: ClassVar[bool] = False
 
     def __init__(self, spec: LossSpec, context: Context):
         super().__init__()
@@ -135,8 +142,16 @@ def total(losses: nn.ModuleList, batch: Batch) -> torch.Tensor:
     value = batch.logits.sum() * 0.0
     for loss in losses:
         if loss.spec.weight:
-            value = value + loss.spec.weight * loss(batch)
+            value = value + loss.spec.weight * _published(loss, batch) * loss(batch)
     return value
+
+
+def _published(loss: DistillLoss, batch: Batch) -> float:
+    """What turns a term divided by the whole batch into the published mean over the rows that it is about."""
+    if loss.spec.scale == "batch":
+        return 1.0
+    rows = max(int(batch.rows("labelled" if loss.labelled else loss.spec.on).sum()), 1)
+    return len(batch.labels) / rows / (loss.temperature**2 if loss.squared else 1.0)
 
 
 def needed(specs: tuple[LossSpec, ...], student_depth: int, teacher_depth: int) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ or the name of a preset.
 
 from collections.abc import Sequence
 
-PRESETS = ("last", "uniform", "skip", "top", "all-but-last")
+PRESETS = ("last", "uniform", "skip", "top", "all-but-last", "every-but-last")
 LayerMap = str | Sequence[tuple[int, int]]
 
 
@@ -16,7 +16,8 @@ def layer_map(spec: LayerMap, student_depth: int, teacher_depth: int) -> list[tu
     Args:
         spec: pairs, or ``last`` (last to last), ``uniform`` (every student layer, teacher layers evenly spaced, both
             ends matched: TinyBERT), ``skip`` (as uniform without the last: PKD-skip), ``top`` (student layers but the
-            last to the teacher's upper layers: PKD-last), ``all-but-last`` (layers 1 to L - 1 of both, paired evenly).
+            last to the teacher's upper layers: PKD-last), ``all-but-last`` (layers 1 to L - 1 of both, paired evenly),
+            ``every-but-last`` (each of these with each).
 
     Raises:
         ValueError: unknown preset, a pair outside the models, no pair left, or a student layer given twice.
@@ -31,6 +32,7 @@ def layer_map(spec: LayerMap, student_depth: int, teacher_depth: int) -> list[tu
             "skip": [(i, round(i * t / s)) for i in range(1, s)],
             "top": [(i, t - s + i) for i in range(1, s)],
             "all-but-last": [(i, max(1, round(i * (t - 1) / (s - 1)))) for i in range(1, s)] if s > 1 else [],
+            "every-but-last": [(i, j) for i in range(1, s) for j in range(1, t)],
         }[spec]
     else:
         pairs = [(int(a), int(b)) for a, b in spec]
@@ -41,6 +43,6 @@ def layer_map(spec: LayerMap, student_depth: int, teacher_depth: int) -> list[tu
             )
     if not pairs:
         raise ValueError(f"layer map {spec!r} is empty for a student of {s} and a teacher of {t} layers")
-    if len({a for a, _ in pairs}) < len(pairs):
+    if spec != "every-but-last" and len({a for a, _ in pairs}) < len(pairs):
         raise ValueError(f"layer map {spec!r} uses a student layer twice: {pairs}")
     return pairs

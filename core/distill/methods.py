@@ -103,13 +103,13 @@ METHODS = MappingProxyType(
             distill=DistillConfig(losses=_terms("task_ce")),
         ),
         "paper": Method(
-            summary="published form: T 10, weights 0.2, literal contrast with both teachers, 1e-5",
+            summary="published objective: T 10, weights 0.2, literal contrast, 100 epochs at 1e-5",
             distill=DistillConfig(
                 losses=_terms(
-                    "task_ce",
-                    LossSpec(name="kd_tuned", weight=0.2, temperature=10.0, on="labelled"),
-                    LossSpec(name="kd_pretrained", weight=0.2, temperature=10.0, on="unlabelled"),
-                    LossSpec(name="cpd_literal", weight=0.2),
+                    LossSpec(name="task_ce", scale="published"),
+                    LossSpec(name="kd_tuned", weight=0.2, temperature=10.0, on="labelled", scale="published"),
+                    LossSpec(name="kd_pretrained", weight=0.2, temperature=10.0, on="unlabelled", scale="published"),
+                    LossSpec(name="cpd_literal", weight=0.2, scale="published"),
                 ),
                 train=SCHEDULE.model_copy(
                     update={"lr": 1e-5, "batch_size": 4, "steps": None, "epochs": 100, "schedule": "constant"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from core.data.tasks import BUILT_IN, load_task
 from core.models.prompt import Prompt
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
@@ -15,6 +16,12 @@ PHRASES = Path(__file__).with_name("phrases.yaml")
 def phrases() -> dict[str, str]:
     """Label phrase by task name."""
     return yaml.safe_load(PHRASES.read_text(encoding="utf-8"))
+
+
+@cache
+def _built_in(name: str) -> str | None:
+    """Hash of what the built-in task of this name says, None without one."""
+    return load_task(name).key if (BUILT_IN / f"{name}.yaml").is_file() else None
 
 
 def task_prompt(task: Any, **changes: Any) -> Prompt:
@@ -27,5 +34,7 @@ def task_prompt(task: Any, **changes: Any) -> Prompt:
     for slot in ("{text}", "{pair}"):
         own = own.replace(slot, "")
     own = own.strip(" ?,.:") if task.template else "{answer}"
-    phrase = phrases().get(task.name, own if "{answer}" in own else "{answer}")
+    own = own if "{answer}" in own else "{answer}"
+    # A user's task that happens to be called like a built-in one is about something else.
+    phrase = phrases().get(task.name, own) if task.key == _built_in(task.name) else own
     return Prompt.of(task, **({"phrase": phrase} | changes))

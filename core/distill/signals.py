@@ -136,12 +136,19 @@ def answer_states(model: Any, texts: Sequence[str], pairs: Sequence[str] | None,
     for words in model.prompt.words:
         if model.kind == "encoder":
             phrase = model.prompt.phrase.format(answer=words[0], text="", pair="")
-            tokens = model.encoder.tokenize([f"{t} {phrase}" for t in texts], pairs)
+            room = model.encoder.max_length - len(model.encoder.tokenizer(phrase)["input_ids"])
+            tokens = model.encoder.tokenize([f"{_begun(model.encoder, t, room)} {phrase}" for t in texts], pairs)
             columns.append(score(model.encoder, tokens, dtype=dtype, description="answers")[0])
             continue
-        filled = [model.prompt.fill(model.kind, t, p, words[0]) for t, p in zip(texts, second, strict=True)]
+        filled = [model.render(t, p, words[0]) for t, p in zip(texts, second, strict=True)]
         tokens = Tokenized.of(model.tokenizer, filled, max_length=model.max_length)
         if model.kind == "causal":
             tokens = tokens.unended(model.tokenizer)
         columns.append(score(LastState(model.model), tokens, dtype=dtype, description="answers")[0])
     return np.stack(columns, axis=1)
+
+
+def _begun(encoder: Any, text: str, most: int) -> str:
+    """The beginning of a text of at most ``most`` tokens: what is written behind it must be read too."""
+    ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text if len(ids) <= most else encoder.tokenizer.decode(ids[: max(0, most)])

@@ -110,7 +110,7 @@ class Study:
         if which not in self._loaded:
             self._loaded.clear()  # one at a time
             if which == "pretrained":
-                self._loaded[which] = build(self.config.teacher, self.prompt, shown=self._shown)
+                self._loaded[which] = build(self.config.teacher, self.prompt, shown=self.shown)
             else:
                 few, seed = self.few, self.config.seed
                 where = (self.cache, self.config.teacher, self.prompt)
@@ -118,13 +118,14 @@ class Study:
         return self._loaded[which]
 
     @property
-    def _shown(self) -> list[Demonstration]:
+    def shown(self) -> list[Demonstration]:
+        """The labelled examples that every prompt of the teacher before tuning shows."""
         return split_shown(self.few.train, self.config.teacher.demonstrations)[0]
 
     def identity(self, which: str) -> str:
         """Hash of a teacher, known without it."""
         if which == "pretrained":
-            return pretrained_identity(self.config.teacher, self.prompt, self._shown)
+            return pretrained_identity(self.config.teacher, self.prompt, self.shown)
         few = self.few
         return tuned_identity(self.config.teacher, self.prompt, few.train.sha256, few.dev.sha256, self.config.seed)
 
@@ -212,7 +213,8 @@ class Study:
         teacher = [s.identity("tuned") for s in self.members()] if spec.distill is not None else []
         config = self.config.model_dump(mode="json", exclude={"teacher", "more_teachers"})
         student = pretrained_identity(self.config.student, self.prompt)
-        return content_key(method, spec, config, teacher, student, self.inputs, code_version(MODULES))
+        inputs = [self.inputs, list(self.few.pool_gold)] if spec.kind == "gold" else self.inputs
+        return content_key(method, spec, config, teacher, student, inputs, code_version(MODULES))
 
     def run(self, method: str, spec: Method | None = None) -> Answers:
         """The answers of a student made by ``method``, from the cache when it was run before.
@@ -227,11 +229,15 @@ class Study:
 
         def build_it(folder: Path) -> dict[str, Any]:
             model, budget, facts = self.train(method, spec, folder)
-            parts = {p: students.answers(model, getattr(self.few, p)) for p in ("test", "dev", "pool")}
+            parts = {p: self._answers(model, getattr(self.few, p)) for p in ("test", "dev", "pool")}
             np.savez(folder / "answers.npz", **parts)
             return {"budget": budget.counts, "facts": facts}
 
         return _read_answers(self.cache.compute("students", self.key(method, spec), build_it))
+
+    def _answers(self, model: Any, part: Examples) -> np.ndarray:
+        """Logits [n, C], also of no text at all (a study without pool)."""
+        return students.answers(model, part) if len(part) else np.zeros((0, len(self.prompt.words)), dtype=np.float32)
 
     def train(self, method: str, spec: Method | None = None, folder: Path | None = None) -> tuple[Any, Budget, dict]:
         """The student itself, the budget it took and what the gate found.
@@ -290,11 +296,19 @@ class Study:
             signals = self._teaching(config, student.depth, data)
             self._loaded.clear()
         distill(student, data, config, seed=self.config.seed, checkpoint=checkpoint, budget=budget, **signals)
+        if "train_labels" not in budget.counts:  # read by nobody but the teacher
+            read = len(few.train) if signals.get("tuned") is not None else len(self.shown)
+            budget.note("train_labels", read) if read else None
         if spec.gate:
             kept = self.taught_better(student)
-            facts |= {f"taught.{k}": float(v) for k, v in vars(kept).items()}
-            if kept.posterior <= self.config.gate.keep_above:
-                return self._alone(method_named("label_words"), budget), facts
+            keep = kept.posterior > self.config.gate.keep_above
+            facts |= {f"taught.{k}": float(v) for k, v in (vars(kept) | {"kept": keep}).items()}
+            if not keep:
+                again = Budget("train_steps")  # the labels are those that the taught student has read
+                alone = self._alone(method_named("label_words"), again)
+                for unit in ("train_steps", "train_examples"):
+                    budget.note(unit, again.counts.get(unit, 0))
+                return alone, facts
         return student, facts
 
     def cache_signals(self, method: str, spec: Method | None = None) -> None:

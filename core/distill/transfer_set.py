@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config import Config
 from core.data.examples import Examples
@@ -23,6 +23,12 @@ class PhraseConfig(Config):
     per_text: float = Field(2.0, ge=0, description="phrases for each pool text; 0: none")
     shortest: int = Field(1, ge=1, description="words in the shortest phrase")
     longest: int = Field(12, ge=1, description="words in the longest phrase")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "PhraseConfig":
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest={self.shortest} is above longest={self.longest}; give shortest <= longest")
+        return self
 
 
 @dataclass(frozen=True)

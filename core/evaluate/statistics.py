@@ -81,6 +81,28 @@ def hierarchical_bootstrap(
     return Interval(mean, float(low), float(high))
 
 
+def stratified_bootstrap(
+    values_by_group: Mapping[object, Values], seed: int = 0, level: float = 0.95, resamples: int = 5000
+) -> Interval:
+    """Interval of the mean of group means for these very groups: the values are resampled inside each of them."""
+    arrays = [_finite("values of a group", g) for g in values_by_group.values()]
+    if not arrays:
+        raise ValueError("no groups given; need at least one group of values")
+    _check_level(level)
+    mean = float(np.mean([a.mean() for a in arrays]))
+    if any(len(a) == 1 for a in arrays):
+        return Interval(mean, None, None)
+    from scipy.stats import bootstrap
+
+    def of_means(*groups: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([g.mean(axis=axis) for g in groups], axis=0)
+
+    settings = {"n_resamples": resamples, "confidence_level": level, "method": "percentile"}
+    batch = max(1, 20_000_000 // sum(map(len, arrays)))
+    found = bootstrap(tuple(arrays), of_means, batch=batch, rng=np.random.default_rng(seed), **settings)
+    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
 def paired_wilcoxon(a: Values, b: Values, alternative: Alternative = "two-sided") -> float:
     """p-value of the Wilcoxon signed-rank test on pairs ``a[i], b[i]`` (the same seed or the same cell).
 

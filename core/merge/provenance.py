@@ -15,6 +15,7 @@ from core.hashing import content_key, sha256_file
 from core.merge.journal import Work, new_checksum
 from core.merge.plan import Plan
 from core.merge.tensors import read_exactly
+from core.plugins import plugin_digest
 from core.state import home, write_bytes
 
 STEP = 1 << 20  # stays in a second-level cache from the read to the second hash
@@ -22,11 +23,12 @@ STEP = 1 << 20  # stays in a second-level cache from the read to the second hash
 
 @cache
 def engine_digest() -> str:
-    """sha256 over the engine's own sources (this package): the program's version for keys and manifests."""
+    """sha256 over the engine's own sources (this package) and third-party ones: the version for keys and manifests."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.py"), *folder.glob("operators/*.py"), *folder.glob("*.c")]):
         digest.update(path.name.encode() + path.read_bytes())
+    digest.update(plugin_digest().encode())
     return digest.hexdigest()
 
 

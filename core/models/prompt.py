@@ -154,12 +154,17 @@ class PromptedLM(nn.Module):
     def depth(self) -> int:
         return self.model.config.num_hidden_layers
 
-    def render(self, text: str, pair: str = "") -> str:
-        """The whole prompt for one text, cut so that it fits the model."""
-        answer = self.tokenizer.mask_token if self.kind == "masked" else ""
-        text, pair = (t.replace(answer, " ") if answer else t for t in (text, pair))
+    def render(self, text: str, pair: str = "", answer: str | None = None) -> str:
+        """The whole prompt for one text, cut so that it fits the model.
+
+        Args:
+            answer: filled in where the model would answer, without the demonstrations; None leaves that open.
+        """
+        mask = self.tokenizer.mask_token if self.kind == "masked" else ""
+        text, pair = (t.replace(mask, " ") if mask else t for t in (text, pair))
+        shown, answer = (self._shown, mask) if answer is None else ("", answer)
         for _ in range(8):
-            filled = self._shown + self.prompt.fill(self.kind, text, pair, answer)
+            filled = shown + self.prompt.fill(self.kind, text, pair, answer)
             over = len(self.tokenizer(filled)["input_ids"]) - self.max_length
             if over <= 0:
                 return filled
@@ -169,12 +174,20 @@ class PromptedLM(nn.Module):
                 )
             if not text and not pair:
                 break
-            longer = text if len(text) >= len(pair) else pair
-            tokens = self.tokenizer(longer, add_special_tokens=False)["input_ids"]
-            shorter = self.tokenizer.decode(tokens[: max(0, len(tokens) - over - 1)])
-            text, pair = (shorter, pair) if longer is text else (text, shorter)
+            text, pair = self._shortened(text, pair, over + 1)
         raise ValueError(
             f"template and demonstrations alone are longer than {self.name} reads ({self.max_length} tokens)"
+        )
+
+    def _shortened(self, text: str, pair: str, over: int) -> tuple[str, str]:
+        """``over`` tokens less, off the longer of the two until they are equally long: neither may vanish alone."""
+        ids = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, pair)]
+        first, second = (len(i) for i in ids)
+        left = max(0, first + second - over)
+        small = min(first, second, left // 2)
+        kept = (left - small, small) if first >= second else (small, left - small)
+        return tuple(
+            t if n == len(i) else self.tokenizer.decode(i[:n]) for t, i, n in zip((text, pair), ids, kept, strict=True)
         )
 
     def _demonstrated(self) -> str:

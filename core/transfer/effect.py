@@ -7,7 +7,7 @@ are negated first.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -35,7 +35,8 @@ BEFORE, AFTER = "source_before", "source_after"
 class MethodEffect:
     """What one method gained over the twin. None where the rows do not tell.
 
-    ``gain``: mean score difference at the largest budget both reached, interval over cells and seeds (a run that spends
+    ``score``, ``gain``, ``harm``: at the largest size and budget that both reached; what smaller sizes gave is in the
+    curves and in ``area``. ``gain``: mean score difference, interval over cells and seeds (a run that spends
     none of the budget's unit is compared at whatever the other spent, and costs 0 in ``budget_ratio``). ``gain_items``:
     the same in accuracy with its interval over test items, where they are known (mean over seeds). ``harm``: share of
     runs below the 5th percentile of the twin's runs in the same cell; ``harm_chance`` is what luck alone gives: 5 %
@@ -68,7 +69,8 @@ class MethodEffect:
 class EffectReport:
     """Effects of all methods against ``without``, and the curves behind them.
 
-    ``curves[method][size]`` is the score with its interval over cells and seeds; empty without a size setting.
+    ``curves[method][size]`` is the score with its interval over cells and seeds; empty without a size setting. Scores
+    are larger where better; :meth:`measured` gives them the metric's own sign.
     """
 
     metric: str
@@ -77,6 +79,13 @@ class EffectReport:
     baseline: Interval
     methods: Sequence[MethodEffect]
     curves: Mapping[str, Mapping[float, Interval]]
+
+    def measured(self, score: Interval) -> Interval:
+        """A score as the metric says it: an error is no negative number."""
+        if self.metric not in METRICS or higher_is_better(self.metric):
+            return score
+        known = score.low is not None and score.high is not None
+        return replace(score, mean=-score.mean, low=-score.high if known else None, high=-score.low if known else None)
 
     def of(self, method: str) -> MethodEffect:
         """The effect of ``method``; ValueError names the methods there are."""
@@ -110,8 +119,8 @@ def effect(
         unit: budget unit of "equal budget" and of the budget ratio (``Row.budget[unit]``).
         size: setting along which data-efficiency curves run (such as ``"n"``).
         ignore: settings that do not distinguish cells (a method's own hyper-parameters).
-        correct: (method, seed) -> per test example whether it was right (the same examples for all), for McNemar (seeds
-            joined) and the interval over items.
+        correct: (method, seed) -> per test example whether it was right (the same examples for all), for McNemar (an
+            item counts once, for whom it was right in more seeds) and the interval over items.
 
     Raises:
         ValueError: no rows of the metric, or none of the twin, or no pair of a method with it.
@@ -173,8 +182,7 @@ def _one(method, runs: Runs, twin: Runs, rows, without, unit, skip, seed) -> dic
     pairs = {key: p for key, p in pairs.items() if p}
     if not pairs:
         raise ValueError(f"{method!r} and {without!r} were never measured at a common size and budget ({unit})")
-    ours = {k: np.mean([a for a, _ in p]) for k, p in pairs.items()}
-    base = {k: np.mean([b for _, b in p]) for k, p in pairs.items()}
+    ours, base = ({k: p[-1][i] for k, p in pairs.items()} for i in (0, 1))  # at the largest common size
     gains: dict[Cell, list[float]] = defaultdict(list)
     for key in pairs:
         gains[key[0]].append(float(ours[key] - base[key]))
@@ -319,4 +327,5 @@ def _items(correct, method, without, seed) -> dict[str, Any]:
         return {}
     ours, base = (np.stack([correct[m, s] for s in seeds]) for m in (method, without))
     difference = ours.mean(axis=0) - base.mean(axis=0)
-    return {"mcnemar_p": mcnemar(ours.ravel(), base.ravel()), "gain_items": bootstrap_mean(difference, seed)}
+    # Seeds share the test items: joined they would count an item that is hard for one of the two several times.
+    return {"mcnemar_p": mcnemar(difference > 0, difference < 0), "gain_items": bootstrap_mean(difference, seed)}

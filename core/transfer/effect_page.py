@@ -21,14 +21,15 @@ def sections(report: EffectReport) -> list[Section]:
         Section(
             "Transfer effect",
             f"Gain is the score with transfer less the score of {report.without!r} at equal {report.unit} "
-            f"({report.without!r} scores {report.baseline}). Harm is the share of runs below the 5th percentile of the "
+            f"({report.without!r} scores {report.measured(report.baseline)}; a gain above 0 is better, whatever the "
+            "metric). Harm is the share of runs below the 5th percentile of the "
             "runs without transfer; compare it with what chance alone gives. Intervals are 95 % over cells and seeds.",
             [Table(COLUMNS, table(report))],
             [bars],
         )
     ]
     if report.curves:
-        curves = {m: (list(c), list(c.values())) for m, c in report.curves.items() if c}
+        curves = {m: (list(c), [report.measured(i) for i in c.values()]) for m, c in report.curves.items() if c}
         figure = plots.curves_with_bands(curves, "examples", report.metric, "Data efficiency", log_x=True)
         out.append(Section("Data efficiency", figures=[figure]))
     costs = list(dict.fromkeys(k for m in report.methods for k in (*m.calibration, *m.cost)))
@@ -43,8 +44,8 @@ def table(report: EffectReport) -> list[list[object]]:
     """One row a method, in the order of :data:`COLUMNS`."""
     rows = []
     for m in report.methods:
-        tests = [m.p_holm, m.mcnemar_p, m.harm, m.harm_chance]
-        rows.append([m.method, m.score, m.gain, m.gain_items, *tests, _ratio(m), m.area, m.forgetting, m.pairs])
+        values = [report.measured(m.score), m.gain, m.gain_items, m.p_holm, m.mcnemar_p, m.harm, m.harm_chance]
+        rows.append([m.method, *values, _ratio(m), m.area, m.forgetting, m.pairs])
     return rows
 
 

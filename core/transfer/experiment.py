@@ -1,8 +1,7 @@
 """One transfer measured: data stages, a training sample, a strategy, its rows, and why."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ from pydantic import Field
 
 from core.config import Config
 from core.data.augment import augment
-from core.data.cleaning import Change, clean
+from core.data.cleaning import PARTS, Change, clean
 from core.data.examples import Examples, Splits
 from core.data.normalise import normalise_texts
 from core.data.tasks import Task, load_task
 from core.evaluate.rows import Row
+from core.hashing import content_key
 from core.transfer.budget import Budget
 from core.transfer.effect import AFTER, BEFORE
 from core.transfer.explain import layer_similarity, under_change
@@ -23,6 +23,7 @@ from core.transfer.sources import Source
 from core.transfer.strategies import Fitted, StrategyConfig, fit
 from core.transfer.target import Target, TargetError
 
+EXPLAINED = 200  # test examples whose answers are asked for again under change
 METRICS_OF = {
     "classification": ("accuracy", "balanced_accuracy", "f1_macro", "mcc", "auroc", "ece", "brier", "log_loss"),
     "regression": ("mse", "mae", "r2", "pearson", "spearman"),
@@ -63,17 +64,48 @@ class Outcome:
     why: dict[str, Any] = field(default_factory=dict)
 
 
-@cache
 def prepared(task_name: str, steps: DataSteps) -> tuple[Splits, tuple[Change, ...]]:
-    """The task's splits after cleaning and normalisation, and what changed. (Augmentation follows the sampling.)"""
-    splits, changes = load_task(task_name).splits(), []
+    """The task's splits after cleaning and normalisation, and what changed. (Augmentation follows the sampling.)
+
+    Images of numbers beyond 1 are divided by the largest of the training images, in every split alike.
+    """
+    splits = load_task(task_name).splits()
+    key = content_key(splits.sha256, steps)  # by content: a file may be written anew while a process lives
+    if key not in _PREPARED:
+        while len(_PREPARED) >= MOST_PREPARED:
+            _PREPARED.pop(next(iter(_PREPARED)))
+        _PREPARED[key] = _prepare(splits, steps)
+    return _PREPARED[key]
+
+
+_PREPARED: dict[str, tuple[Splits, tuple[Change, ...]]] = {}
+MOST_PREPARED = 16
+
+
+def _prepare(splits: Splits, steps: DataSteps) -> tuple[Splits, tuple[Change, ...]]:
+    changes = []
     if steps.clean:
         splits, change = clean(splits, steps.clean)
         changes.append(change)
     if steps.normalise:
         splits, change = normalise_texts(splits, steps.normalise)
         changes.append(change)
+    pixels = splits.train.arrays
+    if pixels is not None and pixels.ndim == 4 and pixels.dtype != np.uint8 and pixels.max(initial=0) > 1:
+        splits, change = _to_unit_range(splits, float(pixels.max()))
+        changes.append(change)
     return splits, tuple(changes)
+
+
+def _to_unit_range(splits: Splits, largest: float) -> tuple[Splits, Change]:
+    scaled = {
+        part: replace(examples, arrays=np.clip(examples.arrays / np.float32(largest), 0, 1))
+        for part in PARTS
+        if (examples := getattr(splits, part)).arrays is not None
+    }
+    new = replace(splits, **scaled)
+    counts = {part: {"images": len(examples)} for part, examples in scaled.items()}
+    return new, Change.between("scale images", {"divided by": largest}, splits, new, counts)
 
 
 def sample(train: Examples, task: Task, n: int, seed: int) -> Examples:
@@ -99,15 +131,35 @@ def sample(train: Examples, task: Task, n: int, seed: int) -> Examples:
     return train.take([*first, *rest[: n - len(first)]])
 
 
-def target_of(task_name: str, n: int, seed: int, steps: DataSteps, modality: str | None = None) -> Target:
-    """The sampled (and augmented) training data of a task as a target."""
+def target_of(
+    task_name: str,
+    n: int,
+    seed: int,
+    steps: DataSteps,
+    modality: str | None = None,
+    without: Collection[str] = (),
+) -> Target:
+    """The sampled (and augmented) training data of a task as a target.
+
+    Args:
+        without: folded inputs that are left out before sampling (another task's test examples).
+
+    Raises:
+        TargetError: nothing is left of them.
+    """
     task = load_task(task_name)
-    splits, _ = prepared(task_name, steps)
-    train = sample(splits.train, task, n, seed)
+    whole = prepared(task_name, steps)[0].train
+    if without:
+        barred = set(without)
+        whole = whole.take([i for i, key in enumerate(whole.folded()) if key not in barred])
+        if not len(whole):
+            raise TargetError(f"every training example of {task.name} stands in the target's test examples")
+    train = sample(whole, task, n, seed)
+    originals = len(train)
     if steps.augment:
         nothing = train.take([])
         train = augment(Splits(train, nothing, nothing), steps.augment, steps.copies, seed)[0].train
-    return Target.of(task, train, modality)
+    return Target.of(task, train, modality, originals)
 
 
 def test_of(task_name: str, steps: DataSteps, count: int | None) -> Examples:
@@ -179,7 +231,7 @@ def _forgetting(source: Source, fitted: Fitted) -> dict[str, float]:
 
 
 def _why(source, fitted: Fitted, test: Examples, target: Target, answers: Prediction, seed: int) -> dict[str, Any]:
-    part = test.take(range(min(200, len(test))))
+    part = test.sample(EXPLAINED)  # drawn: files are often sorted by class
     plain = answers if len(part) == len(test) else fitted.predict(part)
     changed = {"as it is": plain.scores([target.metric], part.labels).get(target.metric)}
     changed |= under_change(fitted.predict, part, source.modality, target.metric, seed)

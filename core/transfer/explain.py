@@ -40,7 +40,7 @@ def layer_similarity(source: Source, net: Any, examples: Examples) -> list[float
     body = getattr(net, "body", None)
     if source.modality != "text" or body is None or isinstance(body.backbone, Wrapped):
         return []
-    part = examples.take(range(min(MOST, len(examples))))
+    part = examples.sample(MOST)
     before = score(source.original, source.original.inputs(part), hidden=True)[1]
     after = score(body, body.inputs(part), hidden=True)[1]
     return [cka(before[:, k].astype(np.float64), after[:, k].astype(np.float64)) for k in range(before.shape[1])]

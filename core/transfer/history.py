@@ -1,14 +1,16 @@
 """The recorded history of transfers: what was measured before, what was predicted, what happened."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from core.evaluate.metrics import METRICS
 from core.evaluate.rows import Row, read_rows, write_rows
 from core.state import exclusive, home
 from core.transfer.recommend import Experience, Recommendation
 
 PREDICTED = "predicted gain"
+PERCENT, ERRORS = ("bleu", "chrf"), ("wer",)
 
 
 def default_history() -> Path:
@@ -26,9 +28,25 @@ def read_history(path: Path) -> list[Experience]:
     return [Experience.of(r) for r in read_rows(path) if r.metric == "experience" and r.value is not None]
 
 
-def other_experiences(path: Path, target: str, examples: int) -> list[Experience]:
-    """Experiences of other targets and sizes: advice never rests on the very cells that it is about."""
-    return [e for e in read_history(path) if not (e.group == target and e.cell.split("/")[-2] == str(examples))]
+def other_experiences(path: Path, target: str, examples: int, kind: str = "classification") -> list[Experience]:
+    """Experiences of other targets and sizes of one kind: advice never rests on the very cells that it is about."""
+    found = [e for e in read_history(path) if e.kind == kind]
+    return [e for e in found if not (e.group == target and e.cell.split("/")[-2] == str(examples))]
+
+
+def comparable(metric: str) -> tuple[str, Callable[[float], float]]:
+    """The metric that an experience records in place of ``metric``, and its scale: at most 1, larger better.
+
+    Errors in the target's own units and percentages of other targets would outweigh everything learned so far.
+    """
+    if metric in PERCENT:
+        return metric, lambda value: value / 100
+    if metric in ERRORS:
+        return metric, lambda value: 1 - value
+    facts = METRICS.entry(metric).facts
+    if facts["higher"]:
+        return metric, float
+    return ("r2" if facts["kind"] == "regression" else "accuracy"), float
 
 
 def record(path: Path, experiences: Sequence[Experience], recommendation: Recommendation | None = None) -> None:

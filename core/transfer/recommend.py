@@ -43,9 +43,14 @@ CLEARLY = 2.0  # standard errors
 PRIOR = 1.0  # the mean over all experiences counts as much as this many situations that are just alike
 
 
-def similarity_rule(situation: Situation) -> str:
-    """The simple rule, as a baseline: very similar share, somewhat adjust (full fine-tuning), otherwise retrain."""
-    similar = situation.get("agreement") or 0.0
+def similarity_rule(situation: Situation) -> str | None:
+    """The simple rule, as a baseline: very similar share, somewhat adjust (full fine-tuning), otherwise retrain.
+
+    None where similarity is not known (numbers and texts as answers have no classes to agree on).
+    """
+    similar = situation.get("agreement")
+    if similar is None:
+        return None
     if similar >= RULE[0]:
         return "share"
     return "full" if similar >= RULE[1] else NO_TRANSFER
@@ -53,7 +58,10 @@ def similarity_rule(situation: Situation) -> str:
 
 @dataclass(frozen=True)
 class Experience:
-    """What happened once: ``group`` names what must not be on both sides of an evaluation (the target)."""
+    """What happened once: ``group`` names what must not be on both sides of an evaluation (the target).
+
+    ``score`` is at most 1 and larger where better; ``kind`` is the target's: one kind's gains say nothing of another's.
+    """
 
     situation: Situation
     strategy: str
@@ -61,16 +69,20 @@ class Experience:
     seconds: float
     group: str
     cell: str
+    kind: str = "classification"
 
     def row(self, **more: Any) -> Row:
         """As a row of the history."""
         settings = {"situation": dict(self.situation), "group": self.group, "cell": self.cell, "seconds": self.seconds}
+        if self.kind != "classification":
+            settings["kind"] = self.kind
         return Row(method=self.strategy, metric="experience", value=self.score, settings=settings, **more)
 
     @classmethod
     def of(cls, row: Row) -> "Experience":
         s = row.settings
-        return cls(s["situation"], row.method, row.value, s["seconds"], s["group"], s["cell"])
+        kind = s.get("kind", "classification")
+        return cls(s["situation"], row.method, row.value, s["seconds"], s["group"], s["cell"], kind)
 
 
 @dataclass(frozen=True)
@@ -217,8 +229,10 @@ class Recommender:
     def _confidence(self, pick: str, weights: np.ndarray) -> float:
         if pick not in self._strategies:
             return 0.0
-        lost = self._regrets()[:, [self._strategies.index(pick)]]
-        return float(_shrunk(_within(lost), weights)[0])
+        hits = _within(self._regrets()[:, [self._strategies.index(pick)]])
+        # Beside them one situation in which every strategy was as likely the best: one past transfer is no certainty.
+        blind = np.full((1, 1), 1 / len(self._strategies))
+        return float(_shrunk(np.concatenate([hits, blind]), np.append(weights, 0.0))[0])
 
     def _forecast(self, situation: Situation, strategy: str, weights: np.ndarray, lost: float | None) -> Forecast:
         gain = low = high = 0.0
@@ -249,7 +263,8 @@ class Recommender:
         for i, group in enumerate(self._groups):
             others = self._groups != group
             predicted = _shrunk(lost[others], _similar(self._places[i], self._places[others], width))
-            total.append(lost[i][np.argmin(np.where(np.isnan(lost[i]), np.inf, predicted))])
+            unknown = np.isnan(lost[i]) | np.isnan(predicted)  # not run here, or by this group alone
+            total.append(0.0 if unknown.all() else lost[i][np.argmin(np.where(unknown, np.inf, predicted))])
         return np.array(total)
 
     def _best_width(self) -> float:
@@ -345,12 +360,13 @@ def _mean_score(found: Sequence[Experience], strategy: str) -> float:
 
 def rank_sources(sources: Sequence[Source], target: Target, score: str = "logme") -> list[tuple[Source, float | None]]:
     """Sources with their score on the target, best first; undefined scores last. Nothing is fine-tuned."""
-    needs_head = _needs_head(score)
+    target = target.without_copies()
+    by_classes = needs_head(score)
     ranked = []
     for s in sources:
         s.fits(target)
-        x = s.probabilities(target.train) if needs_head else s.features(target.train)
-        ranked.append((s, None if x is None else transferability(score, x, target.labels)))
+        x = s.probabilities(target.train) if by_classes else s.features(target.train)
+        ranked.append((s, None if x is None else transferability(score, x, target.labels, target.kind)))
     return sorted(ranked, key=lambda pair: (pair[1] is None, -(pair[1] or 0.0)))
 
 
@@ -368,7 +384,8 @@ def weighted_tau(predicted: Sequence[float], realised: Sequence[float]) -> float
     return float(weightedtau(predicted, realised).statistic)
 
 
-def _needs_head(score: str) -> bool:
+def needs_head(score: str) -> bool:
+    """Whether a score reads the probabilities of a source's own classes."""
     from core.transfer.scores import SCORES
 
     return SCORES.entry(score).facts["needs"] == "probabilities"

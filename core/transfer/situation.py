@@ -19,6 +19,7 @@ def describe(source: Source, target: Target, labels: Sequence[str] = (), seed: i
     Args:
         labels: names of the target's classes, for the label overlap.
     """
+    target = target.without_copies()  # a copy in another fold would tell the label
     x, y, n = source.features(target.train), target.labels, len(target.train)
     out: dict[str, float | None] = {
         "log_examples": float(np.log10(n)),

@@ -1,6 +1,7 @@
 """Sources: what knowledge is taken from. A model as it is, or a model trained first on a source data set."""
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from core.data.examples import Examples
@@ -61,7 +63,7 @@ class Source:
     def features(self, examples: Examples) -> np.ndarray:
         """Frozen features of examples, float32 (n, width); computed once for the same examples."""
         key = content_key(
-            "features 1", self.sha256, type(self.original).__name__, _reading(self.original), examples.sha256
+            "features 2", self.sha256, type(self.original).__name__, _reading(self.original), examples.sha256
         )
         if key not in self._features:
             self._features[key] = self._cached_features(key, examples)
@@ -111,7 +113,7 @@ def open_source(asset: Any, modality: str = "text", cache: Cache | None = None, 
     if not (folder / FACTS).is_file():
         return Source(body.name, body, cache=cache)
     facts = json.loads((folder / FACTS).read_text())
-    body.name, body.sha256 = facts["name"], facts["sha256"]
+    body.name = facts["name"]  # its hash stays that of the files: what was trained further is another model
     return Source(body.name, body, _read_head(folder), tuple(facts["labels"]), facts["task"], cache=cache)
 
 
@@ -125,10 +127,7 @@ def save_source(source: Source, folder: Path) -> None:
     source.original.tokenizer.save_pretrained(folder)
     if source.head is not None:
         save_file({k: v.detach().cpu().contiguous() for k, v in source.head.state_dict().items()}, folder / HEAD)
-    write_json(
-        folder / FACTS,
-        {"name": source.name, "sha256": source.sha256, "labels": list(source.labels), "task": source.task},
-    )
+    write_json(folder / FACTS, {"name": source.name, "labels": list(source.labels), "task": source.task})
 
 
 def _read_head(folder: Path) -> nn.Linear | None:
@@ -147,9 +146,18 @@ def train_source(
 ) -> Source:
     """A source trained first on another data set; ``fit`` is a strategy that trains the whole body (such as full)."""
     net = fit(source, target).net
-    digest = content_key("trained", source.sha256, target.name, target.train.sha256)
-    net.body.name, net.body.sha256 = f"{source.name} + {target.name}", digest
-    return Source(net.body.name, net.body.eval(), net.head, labels, target.name, target.train, source.cache)
+    net.body.name, net.body.sha256 = f"{source.name} + {target.name}", _weights_sha256(net.body)
+    head = net.head if labels else None  # numbers have no class probabilities
+    return Source(net.body.name, net.body.eval(), head, labels, target.name, target.train, source.cache)
+
+
+def _weights_sha256(body: nn.Module) -> str:
+    """Of the weights themselves: seed, settings and strategy of a training all end in them."""
+    digest = hashlib.sha256(type(body).__name__.encode())
+    for name, tensor in sorted(body.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _reading(body: nn.Module) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from core.data.examples import Examples
 MODALITY = {"single": "text", "pair": "text", "regression": "text", "generation": "language", "image": "image"}
 
 
+def kind_of(task: Any) -> str:
+    """``classification``, ``regression`` or ``generation``, of a :class:`core.data.tasks.Task`."""
+    if task.labels:
+        return "classification"
+    return task.kind if task.kind in ("regression", "generation") else "regression"
+
+
 class TargetError(ValueError):
     """The target data cannot be learned from as asked; the message says what to change."""
 
@@ -25,6 +32,8 @@ class Target:
         modality: "text", "language" (generation), "image", "audio" or "table".
         classes: number of classes (0 for the other kinds).
         metric: name of the metric that decides.
+        originals: how many of ``train``, from the first on, are examples of their own; the rest are changed copies of
+            these, in their order, round and round. None: all.
     """
 
     name: str
@@ -33,19 +42,32 @@ class Target:
     modality: str
     classes: int
     metric: str
+    originals: int | None = None
 
     @classmethod
-    def of(cls, task: Any, train: Examples, modality: str | None = None) -> "Target":
+    def of(cls, task: Any, train: Examples, modality: str | None = None, originals: int | None = None) -> "Target":
         """The target of a :class:`core.data.tasks.Task` with the given training examples, checked."""
-        labelled = bool(task.labels)
-        kind = task.kind if task.kind in ("regression", "generation") else "regression"
-        kind = "classification" if labelled else kind
+        kind = kind_of(task)
         found = modality or MODALITY.get(task.kind, "table")
-        return cls(task.name, train, kind, found, task.n_classes, task.metric).checked()
+        return cls(task.name, train, kind, found, task.n_classes, task.metric, originals).checked()
 
     def with_train(self, train: Examples) -> "Target":
         """The same task with other training examples, checked."""
         return Target(self.name, train, self.kind, self.modality, self.classes, self.metric).checked()
+
+    @property
+    def counted(self) -> int:
+        """Labels that were paid for: a changed copy has its original's."""
+        return len(self.train) if self.originals is None else self.originals
+
+    @property
+    def groups(self) -> np.ndarray:
+        """For each training example the number of its original: what no fold may divide."""
+        return np.arange(len(self.train)) % self.counted
+
+    def without_copies(self) -> "Target":
+        """The same target without augmented copies."""
+        return self if self.counted == len(self.train) else self.with_train(self.train.take(range(self.counted)))
 
     def checked(self) -> "Target":
         """Self, when it can be learned from.

@@ -7,8 +7,10 @@ import typer
 
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="remove what the limits below allow to remove")] = False,
-    max_age_days: Annotated[float | None, typer.Option(help="remove what was not used for so many days")] = None,
-    max_size_gb: Annotated[float | None, typer.Option(help="then the longest unused, until this size is kept")] = None,
+    max_age_days: Annotated[float | None, typer.Option(min=0, help="remove what was not used for so many days")] = None,
+    max_size_gb: Annotated[
+        float | None, typer.Option(min=0, help="then the longest unused, until this size is kept")
+    ] = None,
 ) -> None:
     from rich.table import Table
 

@@ -17,10 +17,12 @@ def compare(
 
     import tasks  # noqa: F401
     from core.state import write_json
+    from flows.cli.parameters import writable_file
     from flows.cli.show import console
     from tasks.comparison import compare as paired
     from tasks.comparison import differences, load
 
+    writable_file(json_file)
     loaded = [load(run) for run in runs]
     config = Table("parameter", *(r.name for r in loaded), title="configuration that differs")
     changed = differences(loaded)
@@ -43,6 +45,6 @@ def compare(
         method, _, metric = line.metric.rpartition("/")
         told = [method, metric.replace("_", " "), str(line.pairs), *values, interval, p]
         table.add_row(*told, *([line.run] if several else []))
-    console.print(table)
+    console.print(table if lines else "no common measurement: the runs share no method, metric and seed to pair")
     if json_file is not None:
         write_json(json_file, {"configuration": changed, "metrics": [vars(line) for line in lines]})

@@ -20,16 +20,18 @@ def predict(
 
     from core.data.encoded import read_text
     from core.data.tables import read_table, strings
-    from core.models.classifier import TextClassifier
+    from core.distill.export import STUDENT, load_student
+    from core.models.classifier import CARD, TextClassifier
     from core.state import write_bytes
+    from flows.cli.parameters import writable_file
     from flows.cli.show import console
 
     def texts_of(given: str, name: str) -> list[str]:
-        path = Path(text)
+        path = Path(given)
         if path.suffix not in FILES:
             return [given]
         if not path.is_file():
-            if len(text.split()) > 1:  # a sentence that happens to end so
+            if len(given.split()) > 1:  # a sentence that happens to end so
                 return [given]
             raise ValueError(f"{path} does not exist; give a text, or a file of texts ({', '.join(FILES)})")
         if path.suffix == ".txt":
@@ -39,9 +41,26 @@ def predict(
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
         return strings(table[name])
 
+    def second(given: str) -> list[str]:
+        """A column of the first texts' table, a file of its own, or one text for all."""
+        if Path(text).suffix in FILES and Path(text).suffix != ".txt" and Path(given).suffix not in FILES:
+            table = read_table(Path(text), where=Path(text).name)
+            if given in table:
+                return strings(table[given])
+        found = texts_of(given, column)
+        return found * len(texts) if len(found) == 1 else found
+
+    if out is not None:
+        writable_file(out)
     texts = texts_of(text, column)
-    pairs = None if pair is None else texts_of(pair, pair)
-    answers = TextClassifier(_folder(model)).predict(texts, pairs, task)
+    pairs = None if pair is None else second(pair)
+    if pairs is not None and len(pairs) != len(texts):
+        raise ValueError(f"{len(pairs)} second texts for {len(texts)} texts; give one for each, or one for all")
+    folder = _folder(model)
+    if (folder / STUDENT).is_file() and not (folder / CARD).is_file():  # a language model that answers a prompt
+        answers = load_student(folder).predict(texts, pairs)
+    else:
+        answers = TextClassifier(folder).predict(texts, pairs, task)
     table = pd.DataFrame(
         {"label": [a.label for a in answers], "probability": [round(a.probability, 4) for a in answers]}
     )

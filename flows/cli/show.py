@@ -167,7 +167,7 @@ def _that_fit(headings: Mapping[Column, str], width: int) -> list[list[Column]]:
     tables: list[list[Column]] = [[]]
     left = width
     for column, heading in reversed(headings.items()):
-        needed = max(5, *map(len, heading.splitlines())) + 2
+        needed = max([5, *map(len, heading.splitlines())]) + 2
         if tables[0] and needed > left:
             tables.insert(0, [])
             left = width

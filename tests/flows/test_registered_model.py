@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from core.models.classifier import Head, TextClassifier, save
 from tasks import serving, spool
+from tasks.hits import Hits
 from tasks.register_model import register_model
 from tasks.stage import Artifact
 from tests.tiny_experts import base_folder
@@ -26,10 +27,11 @@ def package(tmp_path_factory):
     return root / "folder"
 
 
-def register(package, name, scores, digest):
+def register(package, name, scores, digest, items="the same"):
     client = spool.client()
     run = client.create_run(client.create_experiment(f"{name}-{digest}"))
-    tags = {"sha256": digest, "accuracies": json.dumps(scores)}
+    hits = {task: Hits(items, np.arange(400) < share * 400) for task, share in scores.items()}
+    tags = {"sha256": digest, "accuracies": json.dumps(scores), **Hits.tags(hits)}
     serving.log_model(run.info.run_id, package, name, serving.CHALLENGER, tags)
     return client
 
@@ -39,11 +41,36 @@ def test_challenger_becomes_champion_only_when_it_is_surely_better(package):
     version = lambda alias: client.get_model_version_by_alias("tiny", alias).version  # noqa: E731
     assert version("champion") == version("challenger")
     first = version("champion")
+    better = {"a": 0.6, "b": 0.71, "c": 0.8}
     register(package, "tiny", {"a": 0.52, "b": 0.55, "c": 0.72}, "v2")
     assert version("champion") == first
     assert version("challenger") != first
-    register(package, "tiny", {"a": 0.6, "b": 0.71, "c": 0.8}, "v3")
+    register(package, "tiny", better, "v3", items="of another draw")
+    assert version("champion") == first
+    register(package, "tiny", {t: better[t] for t in "ab"}, "v4")  # it lacks a task that the champion has
+    assert version("champion") == first
+    register(package, "tiny", better | {"d": 0.1}, "v5")
     assert version("champion") == version("challenger") != first
+
+
+def test_a_model_of_one_task_is_promoted_by_its_items(package):
+    client = register(package, "single", {"a": 0.5}, "v1")
+    first = client.get_model_version_by_alias("single", "champion").version
+    register(package, "single", {"a": 0.502}, "v2")
+    assert client.get_model_version_by_alias("single", "champion").version == first
+    register(package, "single", {"a": 0.6}, "v3")
+    assert client.get_model_version_by_alias("single", "champion").version != first
+
+
+def test_hits_of_long_tests_fill_several_tags():
+    right = np.random.default_rng(0).random(50_000) < 0.5
+    tags = Hits.tags({"long": Hits("x", right), "short": Hits("y", right[:3])})
+    assert len(tags) == 3
+    assert max(map(len, tags.values())) <= 4500
+    back = Hits.of(tags)
+    assert (back["long"].right == right).all()
+    assert back["short"].items == "y"
+    assert Hits.of({}) == {}
 
 
 def test_a_registered_model_predicts_as_its_package_does(package):
@@ -88,7 +115,7 @@ def test_a_package_that_does_not_answer_is_not_registered(package, tmp_path):
     (broken / "encoder" / "model.safetensors").write_bytes(b"")
     artifact = Artifact(name="package-merge", path=str(broken), sha256="x")
     with pytest.raises(SafetensorError, match="header"):
-        register_model("broken", artifact, artifact, "average")
+        register_model("broken", artifact, artifact, "average", {})
 
 
 def test_a_task_gets_as_many_texts_as_it_reads(package, tmp_path):

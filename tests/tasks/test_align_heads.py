@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from core.data.examples import Examples
 from core.merge.experts import load_expert
 from tasks import align_heads, evaluate_merges
 from tasks.stage import Artifact, Output
@@ -31,6 +32,7 @@ def run(world, tmp_path, monkeypatch):
     for module in (align_heads, evaluate_merges):
         monkeypatch.setattr(module, "objectives", objectives)
         monkeypatch.setattr(module, "experts_of", lambda _: [load_expert(f) for f in world.folders.values()])
+    monkeypatch.setattr(evaluate_merges, "_tested", lambda expert, _: Examples([expert.task], None, [0]))
 
     def call(stage, name, config, flip=(), **inputs):
         flipped[:] = flip

@@ -25,19 +25,31 @@ def test_the_headline_is_the_gain_of_the_method_that_is_served():
 
 
 @pytest.mark.parametrize("method", ["vanilla_kd", BASELINE])
-def test_the_page_explains_methods_and_gate(tmp_path, method):
-    folders = [tmp_path / name for name in ("evaluated", "signals", "out")]
+@pytest.mark.parametrize("given_up", [False, True])
+def test_the_page_explains_methods_and_gate(tmp_path, method, given_up):
+    folders = [tmp_path / name for name in ("evaluated", "signals", "student", "tuned", "out")]
     for folder in folders:
         folder.mkdir()
-    evaluated, signals, out = folders
+    evaluated, signals, student, tuned, out = folders
     hits = {TEACHER: [1] * 9 + [0], BASELINE: [1] * 5 + [0] * 5, "vanilla_kd": [1] * 7 + [0] * 3}
     np.savez(evaluated / CORRECT, **{name: np.array(values) for name, values in hits.items()})
     Output(evaluated).rows([Row(method=n, metric="ece", value=0.1, settings={}) for n in hits])
     (signals / HEAD_ROOM).write_text(json.dumps(ROOM))
-    made = [Artifact(name=f.name, path=str(f), sha256=seal(f)) for f in (evaluated, signals)]
+    taught = {"taught.kept": 0.0, "taught.posterior": 0.25} if given_up else {}
+    facts = {
+        student: {"gate": taught, "budget": {"train_labels": 8, "train_steps": 30}},
+        tuned: {"budget": {"train_labels": 8, "train_steps": 12}},
+    }
+    made = [
+        Artifact(name=f.name, path=str(f), sha256=seal(f, facts.get(f))) for f in (evaluated, signals, student, tuned)
+    ]
     config = ReportConfig(title="Distillation", method=method)
-    report_students.body(Output(out), config, evaluated=made[0], signals=made[1])
+    written = Output(out)
+    students = dict.fromkeys({method, "vanilla_kd", BASELINE}, made[2])
+    report_students.body(written, config, evaluated=made[0], signals=made[1], students=students, tuned=made[3])
+    assert written.facts["budget"] == {"train_labels": 8, "train_steps": 72}
     page = (out / "report.html").read_text()
+    assert ("its student given up (posterior 0.25): the student alone is delivered" in page) is given_up
     for words in (
         f"{method}: +",
         "cross-entropy and KD on labelled texts and pool",

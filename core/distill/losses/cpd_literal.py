@@ -22,16 +22,17 @@ def fit_probe(states: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.
 
 @LOSSES.register("cpd_literal", source="L_CPD of Hou et al. 2023, with per-layer probes on frozen models")
 class LiteralContrast(DistillLoss):
-    """``-log f(x_i) / (f(x_i) + f(x'))`` with ``f = exp(mean over layers of p_T . p_S / T)``.
+    """``-f(x_i) / f(x')`` with ``f = exp(mean over all layers but the last, j and k, of p_T^(j) . p_S^(k) / T)``.
 
-    ``x'`` is one row of another class of the batch (the teacher's answer on unlabelled rows). Its expected gradient is
-    zero for balanced classes; it stands here to be measured.
+    ``x'`` is one row of another class of the batch (the teacher's answer on unlabelled rows). With a logarithm before
+    the ratio (the thesis' form) its gradient would be zero for balanced classes: each row is as often the negative as
+    the anchor. It stands here to be measured.
     """
 
     needs = ("tuned.logits", "tuned.hidden")
     student_hidden = True
     student_states = True
-    default_layers = "all-but-last"
+    default_layers = "every-but-last"
     default_temperature = 1.0
 
     def __init__(self, spec: LossSpec, context: Context):
@@ -40,20 +41,20 @@ class LiteralContrast(DistillLoss):
         labels = context.labels[known]
         if not len(labels):
             raise ValueError("cpd_literal trains its probes on labelled rows, and there are none")
-        teacher, student = [], []
-        for s, t in self.pairs:
-            column = context.tuned.layers.index(t)
-            states = np.asarray(context.tuned.hidden[:, column], dtype=np.float32)
+        # A mean of products over all pairs of layers is the product of the means.
+        self.layers = sorted({s for s, _ in self.pairs})
+        teacher = []
+        for layer in sorted({t for _, t in self.pairs}):
+            states = np.asarray(context.tuned.hidden[:, context.tuned.layers.index(layer)], dtype=np.float32)
             weight, bias = fit_probe(states[known], labels, context.classes)
             teacher.append(_softmax(states @ weight.T + bias))
-            student.append(fit_probe(context.student_states[known, s], labels, context.classes))
+        student = [fit_probe(context.student_states[known, s], labels, context.classes) for s in self.layers]
         self.register_buffer("teacher", torch.from_numpy(np.mean(teacher, axis=0, dtype=np.float32)), persistent=False)
         self.register_buffer("weights", torch.from_numpy(np.stack([w for w, _ in student])), persistent=False)
         self.register_buffer("biases", torch.from_numpy(np.stack([b for _, b in student])), persistent=False)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        layers = [s for s, _ in self.pairs]
-        logits = torch.einsum("lbh,lch->lbc", batch.hidden[layers].float(), self.weights) + self.biases[:, None]
+        logits = torch.einsum("lbh,lch->lbc", batch.hidden[self.layers].float(), self.weights) + self.biases[:, None]
         student = torch.softmax(logits, dim=-1).mean(0)
         agreement = (self.teacher[batch.indices] * student).sum(-1) / self.temperature
         labels = batch.known()
@@ -62,7 +63,7 @@ class LiteralContrast(DistillLoss):
         distance = (order[None] - order[:, None]) % len(labels) + len(labels) * ~other
         negative = distance.argmin(1)  # the next row of another class
         rows = batch.rows(self.spec.on) & other.any(1)
-        value = torch.nn.functional.softplus(agreement[negative] - agreement)
+        value = -torch.exp(agreement - agreement[negative])
         return (value * rows).sum() / len(rows)
 
 

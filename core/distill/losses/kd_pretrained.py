@@ -11,6 +11,7 @@ class KDPretrained(DistillLoss):
 
     needs = ("pretrained.logits",)
     default_temperature = 2.0
+    squared = True
 
     def forward(self, batch: Batch) -> torch.Tensor:
         t = self.temperature

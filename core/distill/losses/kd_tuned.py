@@ -11,6 +11,7 @@ class KDTuned(DistillLoss):
 
     needs = ("tuned.logits",)
     default_temperature = 2.0
+    squared = True
 
     def forward(self, batch: Batch) -> torch.Tensor:
         t = self.temperature

@@ -53,7 +53,7 @@ class ImageBody(nn.Module):
 
     def inputs(self, examples: Examples) -> ArrayInputs:
         pixels = arrays_of(examples, "image", 4, "(n, channels, height, width)")
-        scaled = pixels.astype(np.float32) / (255.0 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max())))
+        scaled = _unit_range(pixels, self.name)
         channels = getattr(self.backbone.config, "num_channels", 3)
         if scaled.shape[1] not in (1, channels):
             raise ValueError(f"{self.name} reads {channels} channels, the target's images have {scaled.shape[1]}")
@@ -87,6 +87,23 @@ class ImageBody(nn.Module):
             backbone.pooler = None
         body = ImageBody(backbone, f"{self.name} (new)", "", self.mean, self.std, self.size, pretrained=False)
         return body.to(next(self.parameters()).device)
+
+
+def _unit_range(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Pixels in [0, 1], whatever other images are there: a scale taken from a set would differ between train and test.
+
+    Raises:
+        ValueError: numbers of another range.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / 255.0
+    low, high = float(pixels.min(initial=0.0)), float(pixels.max(initial=0.0))
+    if low < 0 or high > 1 + 1e-6:
+        raise ValueError(
+            f"{name} reads images of bytes (uint8, 0 to 255) or of fractions (0 to 1); these numbers lie between "
+            f"{low:g} and {high:g}: divide them by the largest that the format allows"
+        )
+    return pixels.astype(np.float32)
 
 
 def _width(backbone: nn.Module) -> int:

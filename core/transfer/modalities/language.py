@@ -78,10 +78,29 @@ class LanguageBody(nn.Module):
         """The texts a model reads."""
         if examples.arrays is not None and not examples.texts:
             raise ValueError("a source of modality language reads texts, the target holds arrays")
-        return [self.template.format(text=t) for t in examples.texts] if self.template else list(examples.texts)
+        pairs = examples.pairs or [""] * len(examples)
+        if not self.template:
+            return [f"{t} {p}" if p else t for t, p in zip(examples.texts, pairs, strict=True)]
+        return [self._filled(t, p) for t, p in zip(examples.texts, pairs, strict=True)]
+
+    def _filled(self, text: str, pair: str) -> str:
+        """The template with as much of the texts as the model reads beside it: its last words say what is asked."""
+        filled = self.template.format(text=text, pair=pair)
+        words, other = text.split(), pair.split()
+        while (words or other) and self._tokens(filled) > self.max_length:
+            over = max(1, (self._tokens(filled) - self.max_length) // 4)
+            longer = words if len(words) >= len(other) else other
+            del longer[max(0, len(longer) - over) :]
+            filled = self.template.format(text=" ".join(words), pair=" ".join(other))
+        return filled
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def inputs(self, examples: Examples) -> Tokenized:
-        return Tokenized.of(self.tokenizer, self.prompts(examples), None, self.max_length)
+        read = Tokenized.of(self.tokenizer, self.prompts(examples), None, self.max_length)
+        # A causal model goes on behind the prompt, and after an end there is nothing to say.
+        return read if self.seq2seq else read.unended(self.tokenizer)
 
     def answers(self, examples: Examples) -> Tokenized:
         """Reference answers, ended by the end-of-text token."""

@@ -19,20 +19,27 @@ class Undefined(ValueError):
     """The score has no value for these inputs (constant features, one class); the message says why."""
 
 
-def transferability(name: str, x: np.ndarray, labels: Sequence[int] | np.ndarray) -> float | None:
+def transferability(
+    name: str, x: np.ndarray, labels: Sequence[int] | np.ndarray, kind: str = "classification"
+) -> float | None:
     """The score called ``name``; None where it is undefined, never NaN.
 
     Args:
         x: (n, D) features, or (n, Z) source probabilities, of the target's training examples.
-        labels: (n,) target labels of any hashable kind.
+        labels: (n,) target labels of any hashable kind; for regression numbers.
+        kind: of the target. For regression a score has a value where its fact ``numbers`` names how (a class a number
+            would make noise look as good as a feature that equals them), for generation none has.
 
     Raises:
         ValueError: unknown score, shapes that do not fit, values that are not finite, rows that are no distribution.
     """
     entry = SCORES.entry(name)
+    score = entry.value if kind == "classification" else entry.facts.get("numbers") if kind == "regression" else None
+    if score is None:
+        return None
     x, y = _checked(x, labels, entry.facts["needs"])
     try:
-        value = float(entry.value(x, y))
+        value = float(score(x, y if kind == "classification" else np.asarray(labels, dtype=np.float64)))
     except Undefined:
         return None
     return value if np.isfinite(value) else None

@@ -28,9 +28,10 @@ def h_score_regularised(features: np.ndarray, labels: np.ndarray) -> float:
     between = _class_means(x, labels)
     ridge = shrinkage * (x**2).sum() / x.size
     _, singular, right = np.linalg.svd(x, full_matrices=False)
-    variance = (1 - shrinkage) * singular**2 / len(x) + ridge
-    # Class means lie in the row space of x, so only its directions count.
-    return float((1 - shrinkage) * ((between @ right.T) ** 2 / np.maximum(variance, 1e-300)).sum() / len(x))
+    kept = singular > singular[0] * max(x.shape) * np.finfo(float).eps
+    variance = (1 - shrinkage) * singular[kept] ** 2 / len(x) + ridge
+    # Class means lie in the row space of x, so only its directions count; what is none of them is rounding.
+    return float((1 - shrinkage) * ((between @ right[kept].T) ** 2 / variance).sum() / len(x))
 
 
 def _class_means(x: np.ndarray, labels: np.ndarray) -> np.ndarray:

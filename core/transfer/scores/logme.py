@@ -5,7 +5,18 @@ import numpy as np
 from core.transfer.scores import SCORES, require_signal
 
 
-@SCORES.register("logme", needs="features", source="You et al. 2021, eq. 2; evidence computed on the n-by-n side")
+def logme_of_numbers(features: np.ndarray, values: np.ndarray) -> float:
+    """LogME of a regression: the evidence of the standardised values (You et al. 2021, sec. 4.3), per example."""
+    require_signal(features, values)
+    return float(_evidences(features, ((values - values.mean()) / values.std())[:, None])[0])
+
+
+@SCORES.register(
+    "logme",
+    needs="features",
+    numbers=logme_of_numbers,
+    source="You et al. 2021, eq. 2; evidence computed on the n-by-n side",
+)
 def logme(features: np.ndarray, labels: np.ndarray) -> float:
     """LogME: mean over classes of max evidence / n; right also for n < D, where the published code ranks by width.
 
@@ -13,13 +24,17 @@ def logme(features: np.ndarray, labels: np.ndarray) -> float:
     ratio t = a/b the best b has a closed form, which leaves a search over t alone; the width D enters only through FF'.
     """
     require_signal(features, labels)
+    return float(np.mean(_evidences(features, np.eye(labels.max() + 1)[labels])))
+
+
+def _evidences(features: np.ndarray, targets: np.ndarray) -> list[float]:
+    """The largest evidence per example of each column of ``targets`` (n, K)."""
     left, singular, _ = np.linalg.svd(features, full_matrices=False)
     kept = singular > singular[0] * max(features.shape) * np.finfo(float).eps
     left, power = left[:, kept], singular[kept] ** 2
-    one_hot = np.eye(labels.max() + 1)[labels]
-    inside = (left.T @ one_hot) ** 2
-    outside = np.maximum((one_hot**2).sum(axis=0) - inside.sum(axis=0), 0)
-    return float(np.mean([_evidence(power, z, rest, len(labels)) for z, rest in zip(inside.T, outside)]))
+    inside = (left.T @ targets) ** 2
+    outside = np.maximum((targets**2).sum(axis=0) - inside.sum(axis=0), 0)
+    return [_evidence(power, z, rest, len(targets)) for z, rest in zip(inside.T, outside)]
 
 
 def _evidence(power: np.ndarray, inside: np.ndarray, outside: float, n: int) -> float:

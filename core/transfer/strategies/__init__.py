@@ -102,5 +102,5 @@ def fit(
         setattr(cost, part, getattr(fitted.cost, part))
     fitted.cost, fitted.strategy = cost, name
     if budget is not None and fitted.labels_used:
-        budget.note("train_labels", len(target.train))
+        budget.note("train_labels", target.counted)
     return fitted

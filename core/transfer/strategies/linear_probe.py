@@ -46,22 +46,27 @@ def probe_weights(features: np.ndarray, target: Target, seed: int) -> tuple[np.n
         model = RidgeCV(alphas=np.logspace(-1, 4, 11)).fit(x, y)
         weight, bias = model.coef_[None], np.atleast_1d(model.intercept_)
     else:
-        weight, bias = _logistic(x, target.labels, target.classes, seed)
+        weight, bias = _logistic(x, target, seed)
     weight = weight / scale
     return weight, bias - weight @ mean
 
 
-def _logistic(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _logistic(x: np.ndarray, target: Target, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
+    y, classes = target.labels, target.classes
     model = LogisticRegression(C=0.1, max_iter=300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fewest = np.bincount(y)[np.unique(y)].min()
+        original = y[: target.counted]
+        fewest = np.bincount(original)[np.unique(original)].min()
         if fewest >= 3:
-            folds = StratifiedKFold(3, shuffle=True, random_state=seed)
+            folds = [
+                (np.flatnonzero(np.isin(target.groups, train)), held_out)  # copies go with their originals, to train
+                for train, held_out in StratifiedKFold(3, shuffle=True, random_state=seed).split(original, original)
+            ]
             loss = [
                 cross_val_score(LogisticRegression(C=c, max_iter=300), x, y, cv=folds, scoring="neg_log_loss").mean()
                 for c in PENALTIES

@@ -99,7 +99,8 @@ class Wrapped(nn.Module):
 
     def forward(self, **batch: Any) -> Any:
         if "token_type_ids" in batch:
-            # peft warns and drops them; single texts have type 0 throughout, which models take as their default.
+            # peft warns and drops them. Single texts have type 0 throughout, which models take as their default; of a
+            # pair the separator alone is left to tell the second text.
             batch = {k: v for k, v in batch.items() if k != "token_type_ids"}
         out = self.inner(**batch)
         state = getattr(out, "last_hidden_state", None)

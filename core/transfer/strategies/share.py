@@ -27,11 +27,14 @@ def share(source: Source, target: Target, config: StrategyConfig, seed: int, bud
     features = source.features(target.train)
     centre = features.mean(axis=0)
     reference = _unit(features - centre)
+    # A class without example is never the nearest, not even where all cosines are negative.
+    there = np.isin(np.arange(target.classes), target.labels) if target.kind == "classification" else True
+    absent = np.where(there, 0.0, -2 * SLOPE)
 
     def answer(examples) -> Prediction:
         queries = _unit(source.features(examples) - centre)
         if target.kind == "classification":
-            return prediction(SLOPE * queries @ _prototypes(reference, target).T, "classification")
+            return prediction(SLOPE * queries @ _prototypes(reference, target).T + absent, "classification")
         similarity = queries @ reference.T
         nearest = np.argsort(-similarity, axis=1)[:, : min(NEIGHBOURS, len(reference))]
         return Prediction(target.labels[nearest].mean(axis=1))
@@ -40,7 +43,7 @@ def share(source: Source, target: Target, config: StrategyConfig, seed: int, bud
 
 
 def _prototypes(reference: np.ndarray, target: Target) -> np.ndarray:
-    """Unit mean feature of each class; a class without example keeps a zero vector (it is never nearest to a match)."""
+    """Unit mean feature of each class; a class without example keeps a zero vector."""
     sums = np.zeros((target.classes, reference.shape[1]))
     np.add.at(sums, target.labels, reference)
     return _unit(sums)

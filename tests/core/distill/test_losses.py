@@ -8,7 +8,8 @@ from core.distill.distiller import DistillConfig, distill
 from core.distill.interface import LOSSES, Batch, Context, LossSpec, Teaching, needed, total
 from core.distill.layers import PRESETS, layer_map
 from core.distill.losses.embedding import ridge
-from core.distill.signals import Signals, compute_signals
+from core.distill.methods import METHODS
+from core.distill.signals import Signals, answer_states, compute_signals
 from core.distill.transfer_set import TransferSet
 from core.models.prompt import Prompt, prompted
 from core.models.score import score
@@ -162,8 +163,8 @@ def test_temperature_divides_logits_and_scales_the_loss():
     assert float(loss(batch)) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_literal_contrast_has_no_gradient_between_balanced_classes_on_average(signals):
-    """The trap: each row is as often the negative as the anchor, so the terms cancel where probes agree."""
+def test_literal_contrast_is_as_printed_and_pulls_little_between_balanced_classes(signals):
+    """The trap: each row is as often the negative as the anchor, so the terms cancel to first order."""
     before = score(student(), student().tokenize(DATA.texts), hidden=True)[1]
     context = Context(2, 16, 3, 24, 4, DATA.labels, signals["tuned"], None, 0, before)
     loss = LOSSES.get("cpd_literal")(LossSpec(name="cpd_literal"), context)
@@ -172,8 +173,66 @@ def test_literal_contrast_has_no_gradient_between_balanced_classes_on_average(si
     batch = Batch(np.arange(8), torch.tensor(tiny.LABELS), states[-1, :, :2], states, teach, Teaching())
     value = loss(batch)
     value.backward()
-    assert float(value) == pytest.approx(np.log(2), abs=0.1)
+    assert loss.layers == [1, 2]
+    assert loss.teacher.shape == (len(DATA), 2)
+    logits = torch.einsum("lbh,lch->lbc", states[loss.layers].float(), loss.weights) + loss.biases[:, None]
+    f = torch.exp((loss.teacher[:8] * torch.softmax(logits, -1).mean(0)).sum(-1))
+    other = [next(j % 8 for j in range(i + 1, i + 9) if tiny.LABELS[j % 8] != tiny.LABELS[i]) for i in range(8)]
+    assert float(value) == pytest.approx(float(-(f / f[other]).mean()), rel=1e-5)
     assert float(states.grad.mean(1).abs().max()) < 0.05
+
+
+def test_published_terms_are_means_over_their_own_rows_without_the_squared_temperature():
+    """l1 (mean over X + mean over X~): sixteen labelled rows weigh as much as the pool."""
+    rng = torch.Generator().manual_seed(0)
+    logits, tuned, before = (torch.randn(22, 2, generator=rng) for _ in range(3))
+    labels = torch.tensor([0, 1] + [-1] * 20)
+    batch = Batch(np.arange(22), labels, logits, None, Teaching(tuned), Teaching(before))
+    context = Context(2, 4, 1, 4, 1, labels.numpy(), None, None, 0)
+    specs = {
+        "task_ce": LossSpec(name="task_ce", scale="published"),
+        "kd_tuned": LossSpec(name="kd_tuned", weight=0.2, temperature=10.0, on="labelled", scale="published"),
+        "kd_pretrained": LossSpec(
+            name="kd_pretrained", weight=0.2, temperature=10.0, on="unlabelled", scale="published"
+        ),
+    }
+
+    def kd(target, rows):
+        soft = torch.softmax(target[rows] / 10, 1)
+        return -(soft * torch.log_softmax(logits[rows] / 10, 1)).sum(1).mean()
+
+    expected = {
+        "task_ce": torch.nn.functional.cross_entropy(logits[:2], labels[:2]),
+        "kd_tuned": 0.2 * kd(tuned, slice(0, 2)),
+        "kd_pretrained": 0.2 * kd(before, slice(2, 22)),
+    }
+    for name, spec in specs.items():
+        term = torch.nn.ModuleList([LOSSES.get(name)(spec, context)])
+        assert float(total(term, batch)) == pytest.approx(float(expected[name]), rel=1e-5), name
+    unlabelled = Batch(np.arange(20), labels[2:], logits[2:], None, Teaching(tuned[2:]), Teaching(before[2:]))
+    assert float(total(torch.nn.ModuleList([LOSSES.get("task_ce")(specs["task_ce"], context)]), unlabelled)) == 0
+
+
+def test_the_paper_preset_has_the_published_scale():
+    assert {spec.scale for spec in METHODS["paper"].distill.losses} == {"published"}
+    assert {
+        spec.scale for name, m in METHODS.items() if m.distill and name != "paper" for spec in m.distill.losses
+    } == {"batch"}
+
+
+def test_labels_must_be_there_for_the_term_that_learns_from_them(signals):
+    none = TransferSet(POOL, None, np.full(len(POOL), -1))
+    with pytest.raises(ValueError, match="task_ce learns from labels, and there are none"):
+        distill(student(), none, DistillConfig(losses=(LossSpec(name="task_ce"),), train=STEPS), seed=0)
+
+
+@pytest.mark.parametrize("kind", sorted(STUDENTS))
+def test_the_filled_answer_is_read_behind_a_long_text_too(kind):
+    """Cut off, every answer is the same text, and what contrasts them has nothing to tell apart."""
+    model = student(kind)
+    for words in (3, 200):
+        states = answer_states(model, ["the movie was " + "fun " * words], None, "float32")
+        assert np.abs(states[0, 0] - states[0, 1]).max() > 1e-4, words
 
 
 def test_layer_maps():

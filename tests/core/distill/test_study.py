@@ -5,7 +5,11 @@ import csv
 import numpy as np
 import pytest
 
-from core.distill.methods import METHODS
+from core.data.tasks import load_task
+from core.distill.distiller import DistillConfig
+from core.distill.interface import LossSpec
+from core.distill.methods import METHODS, Method
+from core.distill.prompts import phrases, task_prompt
 from core.distill.students import ModelConfig
 from core.distill.study import Study, StudyConfig
 from core.distill.teachers import TeacherConfig, split_shown
@@ -116,6 +120,8 @@ def test_a_taught_student_is_given_up_where_the_one_alone_is_probably_better(wor
     np.testing.assert_array_equal(found[0.29].test, alone.test)
     assert not np.array_equal(found[0.31].test, alone.test)
     assert found[0.29].budget["train_steps"] > found[0.31].budget["train_steps"]  # both trainings count
+    assert found[0.29].budget["train_labels"] == found[0.31].budget["train_labels"] == 12  # the labels are the same
+    assert (found[0.29].facts["taught.kept"], found[0.31].facts["taught.kept"]) == (0, 1)
 
 
 def test_the_taught_student_is_judged_on_dev_rows(world, study):
@@ -172,6 +178,7 @@ def test_a_language_model_is_shown_examples_that_it_is_not_tuned_on(world, tmp_p
         prompt = study.teacher(which).render("the plot")
         assert all(d.text in prompt for d in shown)
         assert prompt.endswith("review : the plot the movie was")
+    assert study.run("unlabelled_only").budget["train_labels"] == 2  # those that every prompt shows
     alone = Study(config(world, teacher=TeacherConfig(**lm)), cache)
     assert {alone.identity(w) for w in ("pretrained", "tuned")} & {
         study.identity(w) for w in ("pretrained", "tuned")
@@ -193,3 +200,31 @@ def test_tuning_searches_with_a_counted_budget(study):
     assert budget.counts == {"evaluations": 3, "train_steps": 18}
     assert found.best.score == max(t.score for t in found.trials)
     assert objective(found.best.candidate).losses[1].temperature == pytest.approx(found.best.candidate[0])
+
+
+def test_a_ceiling_follows_the_labels_of_its_pool(world, tmp_path):
+    study = Study(config(world), Cache(tmp_path))
+    spec = METHODS["gold_ceiling"]
+    before = study.key("gold_ceiling", spec), study.key("vanilla_kd", METHODS["vanilla_kd"])
+    few = study.few
+    turned = type(few)(**(vars(few) | {"pool_gold": tuple(1 - y for y in few.pool_gold)}))
+    other = study._with(turned)
+    assert other.key("gold_ceiling", spec) != before[0]
+    assert other.key("vanilla_kd", METHODS["vanilla_kd"]) == before[1]
+
+
+def test_a_study_may_have_no_pool(world, tmp_path):
+    answers = Study(config(world, n=0), Cache(tmp_path)).run("no_unlabelled")
+    assert answers.pool.shape == (0, 2)
+
+
+def test_what_the_teacher_alone_has_read_counts(world, study):
+    spec = Method(summary="KD alone", distill=DistillConfig(losses=(LossSpec(name="kd_tuned"),)), labels=False)
+    assert study.run("kd alone", spec).budget["train_labels"] == 12
+
+
+def test_a_users_task_is_not_spoken_of_like_a_built_in_one_of_its_name(world, tmp_path):
+    mine = tmp_path / "subj.yaml"
+    mine.write_text((world / "films.yaml").read_text().replace("rows.csv", str(world / "rows.csv")))
+    assert task_prompt(load_task(mine)).phrase == task_prompt(load_task(world / "films.yaml")).phrase
+    assert "subj" in phrases()

@@ -127,3 +127,18 @@ def test_calibration():
 
 def test_temperature_divides_logits():
     np.testing.assert_allclose(np.exp(log_softmax(np.array([[2.0, 0.0]]), 2.0)), [[0.7310586, 0.2689414]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "second"), [(150, 149), (149, 150), (150, 3), (3, 150)])
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_of_two_long_texts_neither_vanishes(kind, first, second):
+    two = PROMPT.model_copy(update={"masked": "{text} ? {answer} , {pair}", "causal": "{text} and {pair} {answer}"})
+    model = prompted(MODELS[kind](), two)
+    shown = model.render("good " * first, "film " * second)
+    counts = [shown.split().count(word) for word in ("good", "film")]
+    assert len(model.tokenizer(shown)["input_ids"]) <= model.max_length
+    if min(first, second) < 10:
+        assert min(counts) == 3
+    else:
+        assert min(counts) >= 0.4 * max(counts)
+    assert sum(counts) > 0.6 * model.max_length

@@ -29,7 +29,7 @@ def rows(gain=0.1, seeds=20, sizes=SIZES, tasks=("a", "b"), noise=0.01, method="
 
 
 def test_gain_harm_and_tests_of_a_true_gain():
-    r = effect(rows(), metric="accuracy", without="none", size="n")
+    r = effect(rows(seed=5), metric="accuracy", without="none", size="n")
     m = r.of("with")
     assert m.pairs == 40
     assert m.gain.mean == pytest.approx(0.1, abs=0.005)
@@ -87,13 +87,13 @@ def test_a_run_that_spends_nothing_is_compared_at_what_the_other_spent():
     report = effect(list(free_and_trained(0.5)), metric="accuracy", without="trained", size="n")
     m = report.of("as_it_is")
     assert m.pairs == 2
-    assert m.gain.mean == pytest.approx(0.5 - 0.3), "mean over the sizes"
+    assert m.gain.mean == pytest.approx(0.5 - 0.4), "at the largest size"
     assert m.budget_ratio == 0, "the twin's score costs it no label"
     assert m.area.mean == pytest.approx(0.2)
     weak = effect(list(free_and_trained(0.3)), metric="accuracy", without="trained", size="n").of("as_it_is")
     assert (weak.budget_ratio, weak.not_reached) == (None, 1)
     turned = effect(list(free_and_trained(0.5)), metric="accuracy", without="as_it_is", size="n").of("trained")
-    assert turned.gain.mean == pytest.approx(-0.2)
+    assert turned.gain.mean == pytest.approx(-0.1)
     assert turned.budget_ratio is None, "nothing is no measure of a cost"
     shown = dict(zip(effect_page.COLUMNS, effect_page.table(report)[0]))
     assert (shown["method"], shown["budget ratio"], shown["pairs"]) == ("as_it_is", "0", 2)
@@ -181,3 +181,37 @@ def test_page_and_dictionary():
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_score_gain_and_harm_are_those_of_the_largest_size():
+    """Means over a curve beside a baseline at its end would be two quantities in one line."""
+    out = []
+    for r in rows(gain=0, seeds=4, noise=0):
+        rises = 0.3 if r.method == "with" and r.settings["n"] < 4096 else 0.0
+        out.append(r.model_copy(update={"value": r.value + rises}))
+    report = effect(out, metric="accuracy", without="none", size="n")
+    m = report.of("with")
+    assert m.score.mean == pytest.approx(report.baseline.mean) == pytest.approx(0.8)
+    assert m.gain.mean == pytest.approx(0)
+    assert m.harm == 0
+    assert m.area.mean > 0.2
+
+
+def test_seeds_do_not_make_more_test_items():
+    right, base = np.zeros(200, bool), np.zeros(200, bool)
+    right[:9], base[9:12] = True, True
+    by_seeds = []
+    for seeds in (1, 3, 5):
+        correct = {(m, s): v for s in range(seeds) for m, v in (("with", right), ("none", base))}
+        found = effect(rows(seeds=5), metric="accuracy", without="none", size="n", correct=correct).of("with")
+        by_seeds.append(found.mcnemar_p)
+    assert by_seeds == [pytest.approx(0.146, abs=1e-3)] * 3
+
+
+def test_an_error_is_shown_as_it_is_measured():
+    negated = [r.model_copy(update={"metric": "mse", "value": 1 - r.value}) for r in rows(seeds=3)]
+    report = effect(negated, metric="mse", without="none", size="n")
+    shown = effect_page.table(report)[0]
+    assert shown[1].mean > 0 > report.of("with").score.mean
+    assert shown[1].low < shown[1].mean < shown[1].high
+    assert shown[2].mean == pytest.approx(0.1, abs=0.01)  # the gain: better by so much

@@ -3,7 +3,7 @@
 import pytest
 
 from core.state import StateError
-from core.transfer.history import cell_name, compared, other_experiences, read_history, record
+from core.transfer.history import cell_name, comparable, compared, other_experiences, read_history, record
 from core.transfer.recommend import Experience, Forecast, Recommendation
 
 
@@ -53,3 +53,30 @@ def test_damaged_history_is_named(tmp_path):
     path.write_text("{broken\n")
     with pytest.raises(StateError, match="line 1 is damaged"):
         read_history(path)
+
+
+def test_kinds_of_targets_do_not_teach_each_other(tmp_path):
+    path = tmp_path / "history.jsonl"
+    numbers = [Experience({"log_examples": 2.0}, m, v, 1.0, "treg", "s/treg/24/x", "regression") for m, v in
+               (("scratch", -3.0), ("full", 0.4))]  # fmt: skip
+    record(path, [*past("s/t/16/x", full=0.7, scratch=0.5), *numbers])
+    assert {e.group for e in other_experiences(path, "u", 16)} == {"t"}
+    assert {e.group for e in other_experiences(path, "u", 16, "regression")} == {"treg"}
+    assert [e.kind for e in read_history(path)].count("regression") == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "recorded", "value", "score"),
+    [
+        ("accuracy", "accuracy", 0.7, 0.7),
+        ("log_loss", "accuracy", 0.7, 0.7),
+        ("mse", "r2", 0.7, 0.7),
+        ("spearman", "spearman", 0.7, 0.7),
+        ("bleu", "bleu", 70.0, 0.7),
+        ("wer", "wer", 0.3, 0.7),
+    ],
+)
+def test_experiences_of_all_metrics_are_at_most_one_and_larger_where_better(metric, recorded, value, score):
+    name, scale = comparable(metric)
+    assert name == recorded
+    assert scale(value) == pytest.approx(score)

@@ -154,9 +154,7 @@ def test_unknown_strategy_is_named(trained):
         trained.recommend(situation(1, 1), ("fulll",))
 
 
-@pytest.mark.parametrize(
-    ("agreement", "pick"), [(0.9, "share"), (0.4, "full"), (0.0, NO_TRANSFER), (None, NO_TRANSFER)]
-)
+@pytest.mark.parametrize(("agreement", "pick"), [(0.9, "share"), (0.4, "full"), (0.0, NO_TRANSFER), (None, None)])
 def test_similarity_rule(agreement, pick):
     assert similarity_rule({"agreement": agreement}) == pick
 
@@ -210,3 +208,16 @@ def test_weighted_tau():
     assert weighted_tau([1, 2, 3], [4, 5, 6]) == 1
     assert weighted_tau([1, 2, 3], [6, 5, 4]) == pytest.approx(-1)
     assert weighted_tau([1, 1, 1], [6, 5, 4]) is None
+
+
+def test_one_past_transfer_is_no_certainty():
+    once = [Experience({"agreement": 0.5}, m, v, 1.0, "t", "c") for m, v in (("full", 0.9), ("share", 0.5))]
+    assert Recommender().fit(once).recommend({"agreement": 0.5}).confidence < 0.9
+
+
+def test_advice_is_never_a_strategy_that_only_the_left_out_target_has_run():
+    many = [Experience({"agreement": 0.5}, m, v, 1.0, f"t{i}", f"c{i}") for i in range(5) for m, v in
+            (("full", 0.9), ("share", 0.5))]  # fmt: skip
+    odd = [Experience({"agreement": 0.5}, m, v, 1.0, "odd", "odd") for m, v in (("full", 0.9), ("lora", 0.2))]
+    found = Recommender(width=1.0).fit([*many, *odd])
+    assert found._advised(1.0).max() == pytest.approx(0)
