@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import Flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from core.config import Config
@@ -176,7 +176,7 @@ class TransferFlow(Flow):
 @contextmanager
 def gpu_in_turn() -> Iterator[None]:
     """Runs of deployments queue up for the GPU, where there is one; a run by hand is its user's own decision."""
-    if not flow_run.deployment_id or device() is None or _has_gpu.get():
+    if not deployment.id or device() is None or _has_gpu.get():
         yield
         return
     from prefect.concurrency.sync import concurrency

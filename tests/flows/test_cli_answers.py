@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,7 @@ from core.evaluate.rows import Row
 from core.models.classifier import Prediction
 from flows import runtime
 from flows.cli import app
-from flows.cli.show import console, show_by_task
+from flows.cli.show import console, show_by_task, show_summary
 from tasks import health
 from tasks.tracking import artifact_limit_bytes, metric_name
 
@@ -57,6 +58,22 @@ def test_a_table_without_tasks_has_a_heading():
     with console.capture() as told:
         show_by_task([row], ("accuracy",))
     assert "share" in told.get()
+
+
+def test_a_benchmark_of_several_levels_shows_each():
+    curve = [Row(method="s", metric="score", value=0.1 * n, settings={"target": "nb201", "queries": n}) for n in (1, 5)]
+    other = Row(method="average", metric="accuracy", value=0.5, settings={"task": "cr"})
+
+    class Summary:
+        rows: ClassVar = [*curve, other]
+        budget: ClassVar = {}
+        artifact = type("A", (), {"folder": Path("nowhere")})
+        mlflow_run_id, prefect_flow_run_id, refused, run_id = None, None, 0, "r"
+
+    with console.capture() as told:
+        show_summary(Summary, ("accuracy", "score"))
+    assert "nb201: score" in told.get()
+    assert "average" in told.get()
 
 
 def test_every_family_of_methods_is_listed():
@@ -109,7 +126,7 @@ def test_deployments_take_the_gpu_in_turn(monkeypatch, deployed, gpu, waits):
 
     monkeypatch.setattr("prefect.concurrency.sync.concurrency", limit)
     monkeypatch.setattr(runtime, "device", lambda: "cuda" if gpu else None)
-    monkeypatch.setattr(runtime, "flow_run", type("Run", (), {"deployment_id": "d" if deployed else None}))
+    monkeypatch.setattr(runtime, "deployment", type("Deployment", (), {"id": "d" if deployed else None}))
     with runtime.gpu_in_turn(), runtime.gpu_in_turn():
         pass
     assert asked == (["gpu-heavy"] if waits else [])

@@ -129,7 +129,7 @@ def test_an_evolved_merge_starts_from_the_graph_of_the_one_before(form, home):
 
 def test_an_evolved_merge_is_packaged_with_its_heads_and_registered(form, home):
     done = FLOWS.get("evolve-merge").run(form)
-    packaged = TextClassifier(serving.package_of("evolved-encoder"))
+    packaged = TextClassifier(serving.package_of(f"evolved-encoder@{serving.CHALLENGER}"))
     assert set(packaged.heads) == {"one", "two"}
     assert packaged.predict(["the plot was good 1"], task="one")[0].label in ("yes", "no")
     version = spool.client().get_model_version_by_alias("evolved-encoder", serving.CHALLENGER)

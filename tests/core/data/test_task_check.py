@@ -25,7 +25,7 @@ class WordTokenizer:
 @pytest.fixture
 def task(tmp_path):
     train = [(f"a plain sentence number {i}", i % 2) for i in range(40)]
-    train += [("A plain sentence, number 2.", 0), ("a plain sentence number 3", 0), ("held out", 1), ("", 1)]
+    train += [("A plain  sentence NUMBER 2", 0), ("a plain sentence number 3", 0), ("held out", 1), ("", 1)]
     train += [("a much longer sentence of far more than five words", 1)] * 9
     for name, rows in (
         ("train", train),
