@@ -20,6 +20,7 @@ import numpy as np
 
 from core.merge.dtypes import decode
 from core.merge.linalg import one_thread
+from core.merge.names import vocabulary_size
 from core.merge.operators import Source
 from core.merge.tensors import Checkpoint, FileSource, TensorInfo, close, read_header
 
@@ -70,7 +71,7 @@ class Adapter:
         """
         tensors = base.tensors
         if base.tied_head:
-            rows = base.config.get("vocab_size")
+            rows = vocabulary_size(base.config) or -1
             ends = [own for own, c in self.changes.items() if c.embedding or _outputs(c) == rows]
             if ends:
                 raise ValueError(

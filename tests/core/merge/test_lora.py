@@ -217,6 +217,17 @@ def test_the_engine_refuses_the_change_of_one_end_of_tied_embeddings(tmp_path, s
         make_plan(recipe)
 
 
+def test_a_norm_saved_in_full_is_no_end_of_tied_embeddings(tmp_path):
+    save_adapted(llama(tied=True), tmp_path, target_modules=["q_proj"], modules_to_save=["input_layernorm"])
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text())
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"}]}
+    assert make_plan(recipe).jobs
+    config["text_config"] = {"vocab_size": config.pop("vocab_size")}  # as models of several modalities write it
+    path.write_text(json.dumps(config))
+    assert make_plan(recipe).jobs
+
+
 def test_a_source_closed_twice_leaves_another_files_number_alone(plain):
     """Two threads merge adapters with modules saved in full: what one closed again was the other's open file."""
     info = open_checkpoint(plain).tensors["encoder.layer.0.attention.self.query.weight"]
