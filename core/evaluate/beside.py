@@ -1,7 +1,8 @@
 """Cells of a benchmark measured by another checkout of the project, on this machine.
 
 Rows of other hardware cannot tell whether a change of code changed a value: the hardware did. So the code that the rows
-stand for is run here as well, beside the present one, and the two are compared.
+stand for is run here as well, beside the present one, and the two are compared. Each has a cache of its own: what one had
+trained would else be taken for what both train.
 """
 
 import json
@@ -15,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
+from core.data.assets import asset_cache
 from core.evaluate.rows import Row
+from core.state import home
 
 # Runs in the other checkout: a line for every row, of the cells that are asked for (null: one row of each, unmeasured).
 PROGRAM = """
@@ -62,7 +65,8 @@ class Checkout:
         """Begin to measure the cells of ``asked`` places, one after the other (None: only name them all)."""
         out = tempfile.NamedTemporaryFile("r", suffix=".jsonl")  # noqa: SIM115 (read when the process has ended)
         command = [sys.executable, "-c", PROGRAM, self.name, json.dumps(asked), out.name]
-        environment = os.environ | {"PYTHONPATH": str(self.folder.resolve())}
+        places = {"TRANSFEROPT_HOME": str(home() / "before"), "TRANSFEROPT_ASSETS": str(asset_cache().root)}
+        environment = os.environ | {"PYTHONPATH": str(self.folder.resolve())} | places
         process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
         return Measuring(process, out, self.folder)
 
