@@ -1,8 +1,8 @@
 """Cells of a benchmark measured by another checkout of the project, on this machine.
 
 Rows of other hardware cannot tell whether a change of code changed a value: the hardware did. So the code that the rows
-stand for is run here as well, beside the present one, and the two are compared. Each has a cache of its own: what one had
-trained would else be taken for what both train.
+stand for is run here as well, beside the present one, and the two are compared. Each has a cache of its own: what one
+code trained would else be taken for what both train.
 """
 
 import json
