@@ -28,7 +28,7 @@ def sections(report: EffectReport) -> list[Section]:
             [bars],
         )
     ]
-    if report.curves:
+    if any(len(curve) > 1 for curve in report.curves.values()):  # one size is no curve
         curves = {m: (list(c), [report.measured(i) for i in c.values()]) for m, c in report.curves.items() if c}
         figure = plots.curves_with_bands(curves, "examples", report.metric, "Data efficiency", log_x=True)
         out.append(Section("Data efficiency", figures=[figure]))

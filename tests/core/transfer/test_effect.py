@@ -215,3 +215,9 @@ def test_an_error_is_shown_as_it_is_measured():
     assert shown[1].mean > 0 > report.of("with").score.mean
     assert shown[1].low < shown[1].mean < shown[1].high
     assert shown[2].mean == pytest.approx(0.1, abs=0.01)  # the gain: better by so much
+
+
+@pytest.mark.parametrize(("sizes", "drawn"), [((16, 64), True), ((64,), False)])
+def test_one_size_is_no_curve(sizes, drawn):
+    report = effect(rows(seeds=3, sizes=sizes), metric="accuracy", without="none", size="n")
+    assert ("Data efficiency" in [section.title for section in effect_page.sections(report)]) is drawn
