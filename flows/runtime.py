@@ -39,7 +39,7 @@ from tasks.prepared import place
 from tasks.read_tags import input_tags
 from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.spool import open_early, refused
-from tasks.stage import Artifact, Planned, is_planning, planning
+from tasks.stage import Artifact, Planned, is_planning, of_size, planning
 from tasks.tidying import keep_within_limit, limit_bytes
 
 LEVELS = {
@@ -110,7 +110,7 @@ class TransferFlow(Flow):
 
     def plan(self, parameters: Form) -> list[Planned]:
         """The stages that would run or be found, in order; nothing runs."""
-        with planning() as lines:
+        with planning() as lines, of_size(getattr(parameters, "size", "")):
             self.body(parameters.resolved())
         return list(lines)
 
@@ -118,7 +118,8 @@ class TransferFlow(Flow):
         """Run inside another flow, as a run below its run; the artifact whose rows are the result."""
         parameters = parameters.resolved()
         if is_planning():
-            return self.body(parameters)
+            with of_size(getattr(parameters, "size", "")):
+                return self.body(parameters)
         with tracking.nested(name, parameters, self._tags(parameters), self.describe(parameters)) as run:
             return self._recorded(run, parameters)
 
@@ -155,7 +156,7 @@ class TransferFlow(Flow):
 
     def _recorded(self, run: tracking.Run, parameters: Form) -> Artifact:
         """Run the body and tell ``run`` what came out."""
-        with gpu_in_turn():
+        with gpu_in_turn(), of_size(getattr(parameters, "size", "")):
             result = self.body(parameters)
         rows = result.rows()
         run.rows(rows)

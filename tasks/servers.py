@@ -300,11 +300,23 @@ def serve(config: ServeConfig, ready) -> None:
     with exclusive(home() / "serve"):
         check(config)
         stopped: list[int] = []
+        starting = True
+
+        def stop(number: int, _: object) -> None:
+            stopped.append(number)
+            if starting and len(stopped) == 1:  # servers that come up are waited for, for minutes if need be
+                raise KeyboardInterrupt
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda n, _: stopped.append(n))
-        with Servers(config) as servers:
-            ready(config)
-            while not stopped:
-                if name := servers.died():
-                    raise RuntimeError(f"{name} ended by itself; the end of its log:\n{_tail(servers.log(name))}")
-                time.sleep(0.3)
+            signal.signal(number, stop)
+        try:
+            with Servers(config) as servers:
+                starting = False
+                ready(config)
+                while not stopped:
+                    if name := servers.died():
+                        raise RuntimeError(f"{name} ended by itself; the end of its log:\n{_tail(servers.log(name))}")
+                    time.sleep(0.3)
+        except KeyboardInterrupt:
+            if not stopped:
+                raise

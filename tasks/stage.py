@@ -117,6 +117,7 @@ class Planned:
 
 
 _plan: ContextVar[list[Planned] | None] = ContextVar("plan", default=None)
+_size: ContextVar[str] = ContextVar("size", default="")
 
 
 @contextmanager
@@ -127,6 +128,16 @@ def planning() -> Iterator[list[Planned]]:
         yield _plan.get()
     finally:
         _plan.reset(token)
+
+
+@contextmanager
+def of_size(size: str) -> Iterator[None]:
+    """Inside, what stages take is remembered, and foretold, for runs of this size."""
+    token = _size.set(size)
+    try:
+        yield
+    finally:
+        _size.reset(token)
 
 
 def is_planning() -> bool:
@@ -342,14 +353,15 @@ def _progress_in_prefect(name: str) -> Iterator[None]:
 def _remember(name: str, key: str, seconds: float, folder: Path) -> None:
     disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    line = json.dumps({"stage": name, "key": key, "seconds": seconds, "memory_mb": memory, "disk_mb": disk})
+    taken = {"seconds": seconds, "memory_mb": memory, "disk_mb": disk}
+    line = json.dumps({"stage": name, "key": key, "size": _size.get(), **taken})
     path = home() / "history.jsonl"
     with open(path, "a") as f:
         f.write(line + "\n")
 
 
 def history(name: str) -> dict[str, float]:
-    """Median seconds, memory and disk of earlier runs of a stage; empty without any."""
+    """Median seconds, memory and disk of earlier runs of a stage in flows of this size; empty without any."""
     path = home() / "history.jsonl"
     if not path.exists():
         return {}
@@ -358,7 +370,7 @@ def history(name: str) -> dict[str, float]:
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
-            if entry["stage"] == name:
+            if entry["stage"] == name and entry.get("size", "") == _size.get():
                 found.append([float(entry[key]) for key in wanted])
         except (ValueError, KeyError, TypeError):  # torn by a kill; it only held times
             continue

@@ -11,7 +11,7 @@ from core.evaluate.rows import Row, read_rows
 from core.transfer.problem import Problem
 from tasks import lineage, spool, tracking
 from tasks.lineage import Node, graph_html, trace
-from tasks.stage import planning, stage
+from tasks.stage import of_size, planning, stage
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="3 queries")
 CALLS: list[str] = []
@@ -111,6 +111,18 @@ def test_a_plan_runs_nothing_and_knows_the_cache(run):
     assert CALLS == []
     assert lines[0].seconds == 0
     assert lines[2].seconds is not None  # history of the earlier run
+
+
+def test_a_plan_foretells_runs_of_its_own_size(run):
+    with of_size("smoke"):
+        count(Settings(x=1))
+    told = {}
+    for size in ("smoke", "default"):
+        with planning() as lines, of_size(size):
+            count(Settings(x=9))
+        told[size] = lines[0].seconds
+    assert told["smoke"] is not None
+    assert told["default"] is None
 
 
 def test_a_failing_stage_says_why_in_its_run(home):
