@@ -95,6 +95,16 @@ def of_earlier_code(tmp_path):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_a_page_tells_what_is_stored_and_does_not_count(tmp_path):
+    of_earlier_code(tmp_path)
+    make(tmp_path, []).run("smoke", folder=tmp_path)
+    page = (tmp_path / "x.md").read_text()
+    assert "2 rows of the present code" in page
+    assert "4 further rows were measured by earlier code" in page
+    make(tmp_path, []).run("default", folder=tmp_path)
+    assert "further rows" not in (tmp_path / "x.md").read_text()
+
+
 def test_rows_of_earlier_code_count_once_a_cell_measured_again_agrees(tmp_path):
     of_earlier_code(tmp_path)
     calls = []
