@@ -65,7 +65,8 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
             raise ValueError(f"{path} is not a safetensors file (header: {str(error)[:200]})") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path} is not a safetensors file (its header is a {type(header).__name__}, not a mapping)")
-    facts = header.pop("__metadata__", {})
+    facts = header.pop("__metadata__", None)
+    facts = {} if facts is None else facts  # null is no metadata, as for the format's own reader
     if not isinstance(facts, dict) or not all(isinstance(v, str) for v in facts.values()):
         raise ValueError(f"{path}: the header's __metadata__ must map words to words")
     tensors = {name: _place(path, name, entry, 8 + length, size) for name, entry in header.items()}

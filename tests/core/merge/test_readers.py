@@ -52,6 +52,7 @@ def entry(shape, start, stop, dtype="U8"):
         ({"a": entry([1], 0, 1, "F12")}, b"x", "unknown dtype"),
         (b'{"a": {}, "a": {}}', b"", "twice"),
         ({"__metadata__": {"a": 1}}, b"", "__metadata__"),
+        ({"__metadata__": []}, b"", "__metadata__"),
     ],
 )
 def test_bad_headers_are_named(tmp_path, header, data, message):
@@ -67,6 +68,7 @@ def test_good_headers_are_read(tmp_path):
         "e": ("F64", (0, 2)),
         "s": ("F64", ()),
     }
+    assert read_header(write(tmp_path / "null", {"__metadata__": None}, b"")) == {}
 
 
 @pytest.mark.parametrize(
