@@ -35,8 +35,8 @@ from flows.forms import Form, meaning
 from tasks import courier, embedded, tracking
 from tasks.addresses import without_password
 from tasks.links import publish
+from tasks.long_tags import split
 from tasks.prepared import place
-from tasks.read_tags import input_tags
 from tasks.runner import configured, prefect_runner, reachable_server
 from tasks.spool import open_early, refused
 from tasks.stage import Artifact, Planned, is_planning, of_size, planning
@@ -124,7 +124,8 @@ class TransferFlow(Flow):
             return self._recorded(run, parameters)
 
     def _track(self, parameters: Form) -> dict[str, Any]:
-        limit_bytes(), tracking.artifact_limit_bytes()  # a wrong limit is told before the work, not after it
+        limit_bytes()  # a wrong limit is told before the work, not after it
+        tracking.artifact_limit_bytes()
         with tracking.start(
             self.name, self.level, self.describe(parameters), parameters, self._tags(parameters)
         ) as run:
@@ -169,7 +170,7 @@ class TransferFlow(Flow):
                 "output.run": result.run,
             }
         )
-        run.tags(input_tags([made]))
+        run.tags(split("inputs", [made]))
         run.spool.append("lineage", run.id)
         return result
 

@@ -13,7 +13,7 @@ from core.hashing import content_key
 from core.state import MANIFEST, Cache, StateError, verify
 from tasks import spool
 from tasks.addresses import without_password
-from tasks.read_tags import inputs_of
+from tasks.long_tags import joined
 from tasks.stage import Artifact
 
 LATEST = "latest"
@@ -45,7 +45,7 @@ def made_from(artifact: Artifact) -> set[str]:
     """sha256 of everything that the stage of an artifact read; empty for one that no run stands behind."""
     run = spool.find_run(artifact.run)
     tags = {} if run is None else spool.client().get_run(run).data.tags
-    return {entry["sha256"] for entry in inputs_of(tags)}
+    return {entry["sha256"] for entry in joined("inputs", tags, [])}
 
 
 def outputs(flow: str, stage: str) -> list[Artifact]:

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from core.state import StateError, verify
 from tasks import spool
 from tasks.addresses import link_base, without_password
-from tasks.read_tags import inputs_of
+from tasks.long_tags import joined
 
 OUTPUT = "output.sha256"
 CARDS = ("asset.json", "data.json")  # of tasks.load_model and tasks.stage, which whoever delivers does not import
@@ -74,13 +74,14 @@ def trace(run: str) -> Node:
 
 def _inputs(tags: dict[str, str], seen: dict[str, list[Node]]) -> list[Node]:
     nodes = []
-    for entry in inputs_of(tags):
+    for entry in joined("inputs", tags, []):
         node = Node(
             entry["name"], entry["sha256"], entry["run"], entry["path"], _state(entry), about=_about(entry["path"])
         )
         if entry["run"]:
             if entry["run"] not in seen:
                 seen[entry["run"]] = []
+                # Not in this store: then the stage that found the same in the cache, begun later than its flow.
                 made_by = spool.find_run(entry["run"]) or spool.find_run_with(OUTPUT, entry["sha256"])
                 if made_by is not None:
                     seen[entry["run"]] = _inputs(spool.client().get_run(made_by).data.tags, seen)

@@ -75,8 +75,9 @@ def running() -> list[Path]:
 
 def running_since() -> float | None:
     """When the first of the flows that run now began; None while none does."""
-    return min((folder.stat().st_ctime if not (folder / "run.owner").exists() else
-                (folder / "run.owner").stat().st_mtime for folder in running()), default=None)  # fmt: skip
+    # The owner's note is written when the spool is taken; asking for a lock touches the lock's own file.
+    owners = [folder / "run.owner" for folder in running()]
+    return min((owner.stat().st_mtime for owner in owners if owner.exists()), default=None)
 
 
 def held(path: Path) -> bool:

@@ -36,7 +36,7 @@ from core.plugins import plugin_digest
 from core.progress import listen
 from core.state import MANIFEST, Cache, home, verify, write_json
 from tasks import tracking
-from tasks.read_tags import input_tags
+from tasks.long_tags import split
 
 log = logging.getLogger(__name__)
 LONGEST_S = 12 * 3600.0
@@ -292,7 +292,7 @@ def _hashes(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _input_tags(inputs: Mapping[str, Any]) -> dict[str, str]:
     listed = [{"name": a.name, "sha256": a.sha256, "run": a.run, "path": a.path} for a in _artifacts(inputs)]
-    return input_tags(listed)
+    return split("inputs", listed)
 
 
 def _record(run: tracking.Run, folder: Path, keep: str) -> None:

@@ -38,11 +38,7 @@ def keep_within_limit() -> None:
 
     try:
         gone = prune(entries([Cache()]), max_age_s=None, max_bytes=limit)
-    except (
-        MlflowException,
-        OSError,
-        ValueError,
-    ) as error:  # while MLflow is away nobody knows what registered models need
+    except (MlflowException, OSError, ValueError) as error:  # nobody knows what registered models need
         log.warning("the cache was not tidied: %s", error)
         return
     if gone:

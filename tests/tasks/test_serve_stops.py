@@ -10,18 +10,14 @@ from tasks import servers
 class Starting:
     """Children that take for ever to come up; the signal arrives meanwhile."""
 
-    number, stopped = signal.SIGINT, 0
+    number = signal.SIGINT
 
     def __init__(self, config):
         pass
 
     def __enter__(self):
-        try:
-            signal.raise_signal(self.number)
-            raise AssertionError("the start went on")
-        except BaseException:
-            type(self).stopped += 1
-            raise
+        signal.raise_signal(self.number)
+        raise AssertionError("the start went on")
 
     def __exit__(self, *_):
         pass
