@@ -162,6 +162,7 @@ def test_form_run_result_and_lineage(servers, browser):
     open_form(browser, prefect, "merge")
     choose(browser, "size", "smoke")
     enter(browser, "most_tasks", 2)
+    enter(browser, "examples", 800)  # training of more than a second, on a fast machine too: it has a progress bar
     shoot(browser, "form")
     button(browser, "Submit").click()
     until = time.monotonic() + 60
