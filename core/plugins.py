@@ -5,11 +5,13 @@ another result, as with other code of ours.
 """
 
 import importlib.util
+import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from core.hashing import content_key, sha256_file
+from core.hashing import code_version, content_key, sha256_file
 from core.registry import ENTRY_POINT_GROUP
 
 
@@ -24,6 +26,19 @@ def plugin_digest() -> str:
     roots = {point.module.partition(".")[0] for point in plugins()}
     hashes = {name: _files(name) for name in sorted(roots)}
     return content_key(hashes) if hashes else ""
+
+
+def method_version(modules: Iterable[str]) -> str:
+    """Version of the methods that ``modules`` define, for content keys: of ours, and of those of others.
+
+    Ours count with what they import (:func:`core.hashing.code_version`), others' with their own file, a script's too,
+    and with every package that has an entry point.
+    """
+    ours = sorted({m for m in modules if m.partition(".")[0] == "core"})
+    others = sorted(set(modules) - set(ours))
+    places = {m: getattr(sys.modules.get(m), "__file__", None) for m in others}
+    files = {m: sha256_file(place) for m, place in places.items() if place and Path(place).is_file()}
+    return content_key(code_version(ours) if ours else "", files, plugin_digest() if others else "")
 
 
 def _files(package: str) -> dict[str, str]:

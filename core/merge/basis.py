@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from core.hashing import code_version, content_key
+from core.hashing import content_key
+from core.merge.operators import OPERATORS
 from core.merge.task_vectors import TaskVectors, write_layout
+from core.plugins import method_version
 from core.registry import Registry
 from core.state import Cache
 
@@ -60,7 +62,7 @@ def in_basis(vectors: TaskVectors, basis: str, cache: Cache | None = None) -> Ta
         return vectors
     if vectors.basis != "raw":
         raise ValueError(f"components are made from raw task vectors, got basis {vectors.basis!r}")
-    key = content_key("basis", basis, vectors.sha256, code_version([function.__module__, *_modules(basis)]))
+    key = content_key("basis", basis, vectors.sha256, method_version([function.__module__, *_modules(basis)]))
 
     def build(folder: Path) -> None:
         deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, vectors.deltas.shape)
@@ -82,4 +84,5 @@ def recipe_form(basis: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _modules(basis: str) -> list[str]:
-    return [f"core.merge.operators.{basis}"] if basis != "raw" else []
+    """Where the operator that a recipe names for this basis is defined: the components are its own."""
+    return [OPERATORS.get(recipe_form(basis)[0]).__module__]

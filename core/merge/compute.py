@@ -52,6 +52,7 @@ def open_group(plan: Plan, job: Job, stack: ExitStack) -> Group:
         seed=plan.recipe.seed,
         models=tuple(str(plan.references[i.model]) for i in job.inputs),
         method=plan.recipe.merge_method,
+        names=tuple(i.name for i in job.inputs),
     )
 
 

@@ -97,7 +97,7 @@ def make_plan(source: str | Path | Mapping[str, Any] | Recipe, out: str | Path |
     if not jobs:
         raise ValueError("the recipe selects no tensor")
     if c.covers is not None:
-        c.covers({job.name: job.per_model for job in jobs if not job.copy})
+        c.covers([([i.name for i in job.inputs], job.per_model) for job in jobs if not job.copy])
     layout = lay_out([(j.name, j.dtype, j.shape) for j in jobs], recipe.out_shard_size)
     plan = Plan(
         recipe, c, references, checkpoints, adapters, jobs, layout, builder.config(jobs), builder.vocabulary,

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from core.hashing import code_version, content_key
+from core.hashing import content_key
 from core.merge import kernels
 from core.merge.compute import write_group
 from core.merge.operators import OPERATORS, ArraySource, make_group
 from core.merge.task_vectors import TaskVectors, write_layout
+from core.plugins import method_version
 from core.progress import track
 from core.registry import nearest
 from core.state import Cache
@@ -82,7 +83,7 @@ def static_deltas(
     """The merged delta of each method at scale 1, as components over the same layout; cached by content."""
     modules = sorted({OPERATORS.get(m.operator).__module__ for m in methods.values()})
     settings = {n: [m.operator, m.shared, m.per_model] for n, m in methods.items()}
-    key = content_key("static deltas", vectors.sha256, settings, seed, code_version(modules))
+    key = content_key("static deltas", vectors.sha256, settings, seed, method_version(modules))
 
     def build(folder: Path) -> None:
         deltas = np.lib.format.open_memmap(folder / "deltas.npy", "w+", np.float32, (len(methods), vectors.size))

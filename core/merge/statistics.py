@@ -73,11 +73,11 @@ def check_statistics(path: str | Path, kind: str) -> None:
         raise ValueError(f"{path} has schema {facts['schema']}, this program reads up to {SCHEMA}; update transferopt")
 
 
-def check_coverage(tensors: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def check_coverage(tensors: Iterable[tuple[Sequence[str], Sequence[Mapping[str, Any]]]]) -> None:
     """Raise where a statistics file has an entry for none of its tensors: all would be the plain average.
 
     Args:
-        tensors: name -> parameters of every model, ``statistics`` among them.
+        tensors: of each, its name in every model and that model's parameters, ``statistics`` among them.
 
     Raises:
         ValueError: naming the file, an entry of it and a tensor.
@@ -85,8 +85,8 @@ def check_coverage(tensors: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     from safetensors import safe_open
 
     wanted: dict[str, set[str]] = {}
-    for name, models in tensors.items():
-        for parameters in models:
+    for in_models, models in tensors:
+        for name, parameters in zip(in_models, models, strict=True):
             wanted.setdefault(parameters["statistics"], set()).add(name)
     for path, names in wanted.items():
         with safe_open(path, "numpy") as file:

@@ -1,5 +1,6 @@
 """Third-party code is part of content keys: another version of it gives other results."""
 
+import importlib
 import sys
 from importlib.metadata import EntryPoint
 
@@ -45,3 +46,15 @@ def test_without_packages_nothing_is_added(package, monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     assert digests()[0] == ""
     assert digests()[1] != with_package[1]
+
+
+def test_a_methods_version_is_its_own_code_ours_or_theirs(package, monkeypatch):
+    ours, theirs = "core.merge.operators.linear", "their_methods.deep.losses"
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    assert plugins.method_version([ours]) != plugins.method_version(["core.merge.operators.fisher"])
+    importlib.import_module(theirs)  # of no entry point: a file of the user's
+    before = plugins.method_version([ours, theirs])
+    assert before == plugins.method_version([theirs, ours]) != plugins.method_version([ours])
+    (package / "deep" / "losses.py").write_text("FACTOR = 2\n")
+    assert plugins.method_version([ours, theirs]) != before
+    assert plugins.method_version([theirs]) != plugins.method_version([])

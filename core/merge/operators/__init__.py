@@ -18,7 +18,7 @@ mixed deltas), which have a native kernel of the same arithmetic; :mod:`core.mer
 Facts of an operator (see :class:`Contract`) are its schema: recipes are checked against them before anything is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -111,7 +111,7 @@ class Contract:
         random: draws random numbers.
         check: ``check(shared, per_model)`` raises ValueError for values that do not go together (zero weight sum).
         matrices_only: tensors that are not matrices are handled by another rule inside the operator (documented there).
-        covers: ``covers({tensor: per_model})`` raises ValueError for values that say nothing about any tensor.
+        covers: ``covers(tensors)``, ``(names, per_model)`` each, raises ValueError for values about none of them.
     """
 
     kind: str
@@ -124,7 +124,7 @@ class Contract:
     random: bool = False
     check: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None] | None = None
     matrices_only: bool = False
-    covers: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None
+    covers: Callable[[Iterable[tuple[Sequence[str], Sequence[Mapping[str, Any]]]]], None] | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS or self.base not in BASE:
@@ -196,6 +196,7 @@ class Group:
         models: names of the models of ``sources``, for messages.
         base_parameters: per-input parameters of the base (scope ``input``).
         method: name of the operator (one function may serve several).
+        names: what the tensor is called in each of ``sources`` (of a slice another layer's name); empty for ``name``.
     """
 
     name: str
@@ -208,6 +209,7 @@ class Group:
     models: tuple[str, ...] = ()
     base_parameters: Mapping[str, Any] = field(default_factory=dict)
     method: str = ""
+    names: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -218,6 +220,11 @@ class Group:
     def columns(self) -> int:
         """Length of the last dimension (a scalar or a vector is one row)."""
         return int(self.shape[-1]) if self.shape else 1
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Name of the tensor in each model: of what was saved about that model, like its statistics."""
+        return self.names or (self.name,) * len(self.sources)
 
     def values(self, name: str) -> np.ndarray:
         """A per-model parameter as a float64 array, one value a source."""

@@ -38,7 +38,7 @@ def fisher(group: Group) -> np.ndarray:
     Memory: the models' tensors and diagonals in float64.
     """
     mean = sum(group.tensors) / len(group.tensors)
-    diagonals = [read_statistic(p["statistics"], group.name) for p in group.per_model]
+    diagonals = [read_statistic(p["statistics"], n) for p, n in zip(group.per_model, group.source_names, strict=True)]
     if any(d is None for d in diagonals):
         return mean
     weighted, total = np.zeros_like(mean), np.zeros_like(mean)

@@ -39,7 +39,7 @@ def regmean(group: Group) -> Matrix:
     Memory: the models' tensors in float64 and two ``inputs x inputs`` matrices.
     """
     mean = sum(group.tensors) / len(group.tensors)
-    grams = [read_statistic(p["statistics"], group.name) for p in group.per_model]
+    grams = [read_statistic(p["statistics"], n) for p, n in zip(group.per_model, group.source_names, strict=True)]
     if mean.ndim != 2 or any(gram is None for gram in grams):
         return mean
     total = np.zeros((mean.shape[1],) * 2)

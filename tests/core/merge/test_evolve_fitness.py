@@ -95,6 +95,20 @@ def test_components_sum_to_the_static_operator(world, basis):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_a_basis_of_another_package_is_computed_and_kept_by_its_own_code(world, monkeypatch):
+    """A function defined in a test module, as in a third party's: none of this project's."""
+    monkeypatch.setattr(BASES, "_entries", dict(BASES._entries))
+
+    @BASES.register("halves", operator="task_arithmetic", shared={"normalize": False, "lambda": 0.5})
+    def halves(deltas):
+        return [np.asarray(d, dtype=np.float64) / 2 for d in deltas]
+
+    vectors = in_basis(world.vectors, "halves", world.cache)
+    np.testing.assert_allclose(vectors.deltas, world.vectors.deltas / 2, atol=1e-7)
+    assert vectors.sha256 != in_basis(world.vectors, "raw", world.cache).sha256
+    assert in_basis(world.vectors, "halves", world.cache).sha256 == vectors.sha256
+
+
 def test_holding_a_context_gives_the_same_weights(world):
     fitness, space = fitness_of(world, granularity="blocks:2")
     rng = np.random.default_rng(1)

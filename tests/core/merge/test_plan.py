@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import ModernBertConfig, ModernBertModel, T5Config, T5ForConditionalGeneration
 
 from core.merge.engine import merge
@@ -227,6 +228,24 @@ def test_statistics_of_other_names_are_refused(models, tmp_path):
     recipe = write_recipe(tmp_path / "r.yml", "regmean", models[1:], None, {"statistics": str(path)})
     with pytest.raises(ValueError, match=r"are of 'bert.other.weight' and others, the merge is of"):
         make_plan(recipe)
+
+
+def test_statistics_follow_a_layer_to_its_place_in_a_slice(models, tmp_path):
+    """They were collected on the models, where the layer has another number."""
+    taken, place = UP, UP.replace(".1.", ".0.")
+    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for file, value in zip(files, (3.0, 1.0), strict=True):
+        Statistics("fisher", {taken: np.full(llama_values(0)[taken].shape, value)}, 1).save(file)
+    sources = [
+        {"model": str(m), "layer_range": [1, 2], "parameters": {"statistics": str(f)}}
+        for m, f in zip(models[1:], files, strict=True)
+    ]
+    shared, exact = {"normalize_fisher": False}, {"out_dtype": "float32"}
+    merge({"merge_method": "fisher", "slices": [{"sources": sources}], "parameters": shared} | exact, tmp_path / "out")
+    a, b = (load_file(m / "model.safetensors")[taken].float() for m in models[1:])
+    merged = load_file(tmp_path / "out" / "model.safetensors")[place]
+    torch.testing.assert_close(merged, 0.75 * a + 0.25 * b)
+    assert not torch.allclose(merged, (a + b) / 2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["decoder.bias", "vocab_projector.bias", "cls.predictions.bias", "lm_head.bias"])
