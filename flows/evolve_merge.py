@@ -49,14 +49,14 @@ class EvolveMergeForm(MergeForm):
     sizes: ClassVar = {
         "smoke": {
             "examples": 32,
-            "max_length": 24,
+            "max_length": 16,
             "epochs": 1,
             "validation_examples": 20,
-            "test_examples": 40,
+            "test_examples": 20,
             "most_tasks": 2,
             "methods": ("task_arithmetic",),
             "basis": "raw",
-            "budget": 600,
+            "budget": 400,
         },
         "default": {
             "max_length": 64,
@@ -148,21 +148,24 @@ def check_depth(form: EvolveMergeForm, base: Artifact) -> None:
 
 
 def check_budget(form: EvolveMergeForm, names: Sequence[str]) -> None:
-    """Refuse a budget that does not pay for the searches' common start, before experts are trained.
+    """Refuse a budget that does not pay for a search's start, one candidate and its finalists, before experts train.
 
     Raises:
-        ValueError: naming what the start takes.
+        ValueError: naming what they take.
     """
     sizes = [min(form.validation_examples, len(load_task(name).splits().validation)) for name in names]
     price, validation = len(names) * min(form.batch, *sizes), sum(sizes)
-    need = start_cost(scales_of(form.basis), price, validation)
-    left = evolve_config(form, "emfto").searched(validation)
+    config = evolve_config(form, "emfto")
+    finalists = config.search.solver.finalists
+    start = start_cost(scales_of(form.basis), price, validation)
+    need, left = start + price + finalists * validation, config.searched(validation)
     if need > left:
         after = f" after {form.front} points of the front" if form.front else ""
         raise ValueError(
-            f"budget={form.budget} leaves {left} task-examples{after}, the start of every search takes {need} "
-            f"({len(scales_of(form.basis))} scales on {price} examples each, the best on all {validation}); raise "
-            "budget, or lower validation_examples or batch"
+            f"budget={form.budget} leaves {left} task-examples{after}, a search takes at least {need}: its start "
+            f"{start} ({len(scales_of(form.basis))} scales on {price} examples each, the best on all {validation}), "
+            f"a candidate {price}, {finalists} finalists {validation} each; raise budget, or lower "
+            "validation_examples or batch"
         )
 
 

@@ -40,9 +40,9 @@ class MergeForm(Form):
             "methods": ("average", "ties"),
             "examples": 32,
             "epochs": 1,
-            "max_length": 24,
+            "max_length": 16,
             "validation_examples": 20,
-            "test_examples": 40,
+            "test_examples": 20,
             "most_tasks": 2,
         },
         "default": {

@@ -104,6 +104,8 @@ class TransferFlow(Flow):
         place()
         if not courier.running():
             open_early()
+        if embedded.running():  # it takes seconds to start, and so does importing what every flow loads models with
+            import transformers.modeling_utils  # noqa: F401
         embedded.wait()
         with reachable_server(configured()), _naming_prefect():
             return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))

@@ -2,8 +2,9 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -69,22 +70,23 @@ def trace(run: str) -> Node:
         raise ValueError(
             f"no run {run!r} in {without_password(spool.client().tracking_uri)}; give an MLflow run id or a printed id"
         ) from None
-    return Node(tags.get("mlflow.runName", "run"), tags.get("output.sha256", ""), mlflow_id, "", "", _inputs(tags, {}))
+    state = cache(_state)  # several stages read one folder: its files are hashed once a tree
+    inputs = _inputs(tags, {}, state)
+    return Node(tags.get("mlflow.runName", "run"), tags.get("output.sha256", ""), mlflow_id, "", "", inputs)
 
 
-def _inputs(tags: dict[str, str], seen: dict[str, list[Node]]) -> list[Node]:
+def _inputs(tags: dict[str, str], seen: dict[str, list[Node]], state: Callable[[str, str], str]) -> list[Node]:
     nodes = []
     for entry in joined("inputs", tags, []):
-        node = Node(
-            entry["name"], entry["sha256"], entry["run"], entry["path"], _state(entry), about=_about(entry["path"])
-        )
+        name, sha256, path = entry["name"], entry["sha256"], entry["path"]
+        node = Node(name, sha256, entry["run"], path, state(path, sha256), about=_about(path))
         if entry["run"]:
             if entry["run"] not in seen:
                 seen[entry["run"]] = []
                 # Not in this store: then the stage that found the same in the cache, begun later than its flow.
                 made_by = spool.find_run(entry["run"]) or spool.find_run_with(OUTPUT, entry["sha256"])
                 if made_by is not None:
-                    seen[entry["run"]] = _inputs(spool.client().get_run(made_by).data.tags, seen)
+                    seen[entry["run"]] = _inputs(spool.client().get_run(made_by).data.tags, seen, state)
                 elif entry["path"]:
                     node.about = f"{node.about} (made by a run that is not in this store)".lstrip()
             node.inputs = seen[entry["run"]]
@@ -107,16 +109,16 @@ def _about(path: str) -> str:
     return ""
 
 
-def _state(entry: dict[str, str]) -> str:
-    if not entry["path"]:
+def _state(path: str, sha256: str) -> str:
+    if not path:
         return ""
     try:
-        found = verify(Path(entry["path"]))["sha256"]
+        found = verify(path)["sha256"]
     except FileNotFoundError:
         return "gone"
     except StateError:
         return "damaged"
-    return "intact" if found == entry["sha256"] else "damaged"
+    return "intact" if found == sha256 else "damaged"
 
 
 def log_graph(mlflow_id: str) -> None:
