@@ -54,7 +54,7 @@ class EvolveMergeForm(MergeForm):
             "validation_examples": 20,
             "test_examples": 20,
             "most_tasks": 2,
-            "methods": ("task_arithmetic",),
+            "methods": ("average",),
             "basis": "raw",
             "budget": 400,
         },

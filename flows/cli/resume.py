@@ -11,14 +11,11 @@ def resume(
     json_file: Annotated[Path | None, typer.Option("--json", help="write one summary object here")] = None,
 ) -> None:
     from core.state import write_bytes
-    from tasks import courier, embedded
+    from flows.cli import beside
     from tasks.addresses import choose_prefect
-    from tasks.runner import configured
 
     prefect = choose_prefect()
-    if configured().embeds:
-        embedded.begin()
-        courier.begin()
+    beside.begin()
     from flows.cli.show import console, show_summary
     from flows.runtime import FLOWS
     from tasks import spool
@@ -36,8 +33,7 @@ def resume(
     try:
         summary = flow.run(parameters)
     finally:
-        embedded.stop()
-        courier.stop()
+        beside.stop()
     show_summary(summary, flow.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())

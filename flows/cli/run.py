@@ -32,22 +32,18 @@ def run(
     if runner is not None:
         os.environ["TRANSFEROPT_RUNNER"] = runner
     from core.state import write_bytes
+    from flows.cli import beside
     from flows.cli import parameters as reader
     from flows.cli.show import console, show_plan, show_summary
-    from tasks import courier, embedded
     from tasks.addresses import choose_prefect, without_password
-    from tasks.runner import configured
 
     reader.writable_file(json_file)
     values = reader.given(config, [*_preset(size), *set_])
     prefect = "" if plan else choose_prefect()
     file = flow.replace("-", "_")
     ours = file.isidentifier() and importlib.util.find_spec(f"flows.{file}") is not None
-    # Begun here, beside the import of the flow; not for a name that may be a slip of the pen. Ray's workers are told of
-    # theirs by the flow.
-    if ours and not plan and configured().embeds:
-        embedded.begin()
-        courier.begin()
+    if ours and not plan:  # while the flow is imported; not for a name that may be a slip of the pen
+        beside.begin()
     from flows.runtime import FLOWS
 
     chosen = FLOWS.get(flow)
@@ -66,8 +62,7 @@ def run(
     try:
         summary = chosen.run(parameters)
     finally:
-        embedded.stop()
-        courier.stop()
+        beside.stop()
     show_summary(summary, chosen.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
