@@ -207,19 +207,21 @@ def main_table(rows: Sequence[Row]) -> str:
 def curve(rows: Sequence[Row], folder: Path) -> str:
     """Score against budget for EMFTO and cold CMA-ES, with intervals over seeds."""
     budgets = (BUDGET // 4, BUDGET // 2, BUDGET, 4 * BUDGET)
-    lines: dict[str, tuple[list[int], list[Interval]]] = {}
+    lines: dict[str, tuple[list[float], list[Interval]]] = {}
     table = ["| method | task-examples | normalised test score | 95 % interval | seeds |", "|---|---|---|---|---|"]
     for method in ("emfto", "cold_cma"):
         scores = {budget: list(values(rows, method, budget=budget).values()) for budget in budgets}
         points = {budget: bootstrap_mean(found) for budget, found in scores.items() if found}
         if len(points) > 1:
-            lines[method] = (list(points), list(points.values()))
+            lines[method] = ([budget / 1000 for budget in points], list(points.values()))
         for budget, point in points.items():
             between = "" if point.low is None else f"{point.low:.2f} to {point.high:.2f}"
             table.append(f"| {method} | {budget:,} | {point.mean:.2f} | {between} | {len(scores[budget])} |")
     if not lines:
         return ""
-    figure = plots.curves_with_bands(lines, "task-examples", "normalised test score, %", "Score against budget")
+    figure = plots.curves_with_bands(
+        lines, "task-examples, thousands", "normalised test score, %", "Score against budget"
+    )
     write_bytes(folder / "evolve_merge_curve.svg", plots.svg(figure).encode())
     return "\n".join(["## Score against budget", "", "![score against budget](evolve_merge_curve.svg)", "", *table])
 
