@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.flow_process import Place, ended
+from benchmarks.flow_process import LIMIT_S, Place, ended, wait_until
 from core.data.assets import resolve
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row
@@ -55,30 +55,28 @@ def measure(cell: Cell) -> list[Row]:
 
 
 def once(place: Place, flow: str, size: str) -> dict[str, float]:
-    """Run a flow to its end: wall seconds, and the most memory that one of its processes held.
+    """Run a flow to its end: wall seconds, and the most memory its process held, where the system tells it.
 
     Raises:
         RuntimeError: it failed.
     """
     started = time.perf_counter()
     child = place.start("run", flow, "--size", size)
-    most = 0.0
-    while child.poll() is None:
-        most = max(most, peak(child.pid))
-        time.sleep(0.2)
+    looks: list[float] = []
+    wait_until(lambda: looks.extend(peak(child.pid)), child, LIMIT_S, step_s=0.1)
     seconds = time.perf_counter() - started
     if ended(child):
         raise RuntimeError(f"{flow} at size {size} failed:\n{place.output()[-2000:]}")
-    return {"seconds": seconds, "gigabytes": most / 1e9}
+    return {"seconds": seconds} | ({"gigabytes": max(looks) / 1e9} if looks else {})
 
 
-def peak(process: int) -> float:
-    """Most bytes the process has held so far (the kernel's high-water mark); 0 where the system does not tell."""
+def peak(process: int) -> list[float]:
+    """Most bytes the process has held so far (the kernel's high-water mark); empty where the system does not tell."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
-        return 0.0
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0.0)
+        return []
+    return [1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
 
 
 def of(rows: Sequence[Row], method: str, metric: str) -> list[float]:
