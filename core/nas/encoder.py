@@ -1,10 +1,15 @@
 """Latent spaces of architectures: a transformer variational autoencoder over token sequences, with a ranker.
 
-Token and position embedding, transformer encoder, CLS state to mean and log-variance, causal transformer decoder with
+Token and position embedding, transformer encoder, its states to mean and log-variance, causal transformer decoder with
 cross-attention to the latent (Hou et al., TEVC 2025). First reconstruction + alpha * KL on cells without labels, then
-+ beta * pairwise ranking loss on labelled ones. The printed sign of that loss is the other way round; here
++ beta * pairwise ranking loss on labelled ones, while the others go on being reconstructed. The printed sign of that
+loss is the other way round; here
 
     L_rank = mean over pairs of exp(-(g(z_i) - g(z_j)) * sign(y_i - y_j)).
+
+The published latent is read from the CLS state and handed to every position alike. Token sequences of a space have
+fixed places, so here each place writes to the latent and reads from it by weights of its own, which is learned in a
+tenth of the steps; ``summary="cls"`` is the published way.
 
 One code serves one space or several: a :class:`Codec` over several spaces gives the learned shared encoder.
 """
@@ -37,8 +42,9 @@ class EncoderConfig(Config):
     heads: int = Field(4, ge=1, description="attention heads")
     layers: int = Field(2, ge=1, description="layers of encoder and of decoder")
     latent: int = Field(32, ge=2, description="latent dimensions")
+    summary: Literal["places", "cls"] = Field("places", description="how a latent meets the places of a sequence")
     batch: int = Field(64, ge=8, description="cells a step")
-    lr: float = Field(2e-3, gt=0, description="AdamW learning rate after 10 % warm-up")
+    lr: float = Field(2e-3, gt=0, description="AdamW learning rate: 10 % warm-up, last half falls")
     weight_decay: float = Field(1e-6, ge=0)
     alpha: float = Field(1e-4, ge=0, description="weight of the KL term")
     beta: float = Field(0.1, ge=0, description="weight of the ranking loss")
@@ -52,13 +58,23 @@ class EncoderConfig(Config):
 PRESETS: dict[str, EncoderConfig] = {
     "fast": EncoderConfig(),
     "paper": EncoderConfig(
-        width=128, feedforward=256, layers=4, latent=64, batch=32, lr=2e-5, stop_at=1.0, steps=75_000, rank_steps=25_000
+        width=128,
+        feedforward=256,
+        layers=4,
+        latent=64,
+        summary="cls",
+        batch=32,
+        lr=2e-5,
+        stop_at=1.0,
+        steps=75_000,
+        rank_steps=25_000,
     ),
     "paper-darts": EncoderConfig(
         width=512,
         feedforward=2048,
         layers=4,
         latent=128,
+        summary="cls",
         batch=32,
         lr=2e-5,
         stop_at=1.0,
@@ -110,7 +126,7 @@ def _network(codec: Codec, config: EncoderConfig) -> Any:
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            w = config.width
+            w, places = config.width, codec.length if config.summary == "places" else 1
             shape = {"d_model": w, "nhead": config.heads, "dim_feedforward": config.feedforward, "dropout": 0.0}
             self.token = nn.Embedding(codec.size, w)
             self.place = nn.Parameter(0.02 * torch.randn(codec.length, w))
@@ -119,8 +135,9 @@ def _network(codec: Codec, config: EncoderConfig) -> Any:
                 config.layers,
                 enable_nested_tensor=False,
             )
-            self.latent = nn.Linear(w, 2 * config.latent)
-            self.memory = nn.Linear(config.latent, w)
+            self.places = places
+            self.latent = nn.Linear(places * w, 2 * config.latent)
+            self.memory = nn.Linear(config.latent, places * w)
             self.decoder = nn.TransformerDecoder(
                 nn.TransformerDecoderLayer(**shape, batch_first=True, norm_first=True), config.layers
             )
@@ -131,14 +148,14 @@ def _network(codec: Codec, config: EncoderConfig) -> Any:
 
         def encode(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """Mean and log-variance, ``[n, latent]`` each."""
-            state = self.encoder(self.token(tokens) + self.place)[:, 0]
-            mean, log_variance = self.latent(state).chunk(2, dim=-1)
+            states = self.encoder(self.token(tokens) + self.place)[:, : self.places]
+            mean, log_variance = self.latent(states.flatten(1)).chunk(2, dim=-1)
             return mean, log_variance.clamp(-12, 4)
 
         def logits(self, z: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
             """Next-token logits ``[n, t, vocabulary]`` after each of ``tokens [n, t]``."""
-            t, memory = tokens.shape[1], self.memory(z)[:, None]
-            x = self.token(tokens) + self.place[:t] + memory
+            t, memory = tokens.shape[1], self.memory(z).unflatten(1, (self.places, -1))
+            x = self.token(tokens) + self.place[:t] + memory[:, :t]
             return self.out(self.decoder(x, memory, tgt_mask=self.causal[:t, :t], tgt_is_causal=True))
 
     return Autoencoder()
@@ -314,18 +331,25 @@ class _Training:
         config = self.config
         if self.phase == "rank":
             pool = np.flatnonzero(np.isfinite(self.labels))
-            rows = pool[self.rng.integers(0, len(pool), min(config.batch, len(pool)))]
+            labelled = pool[self.rng.integers(0, len(pool), min(config.batch, len(pool)))]
+            rows = np.concatenate([labelled, self.rng.integers(0, len(self.tokens), config.batch)])
         else:
             rows = self.rng.integers(0, len(self.tokens), config.batch)
         self.step += 1
-        warm = min(1.0, self.step / max(1, 0.1 * config.steps)) if self.phase == "reconstruct" else 0.5
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * warm
+            group["lr"] = config.lr * self._share_of_rate()
         loss = self._loss(self.tokens[rows], rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
+
+    def _share_of_rate(self) -> float:
+        """Of the learning rate: a rise at the beginning of the training, a fall in the last half of each phase."""
+        if self.phase == "rank":
+            return min(0.5, 1 - (self.step - 1) / self.config.rank_steps)
+        done = self.step / self.config.steps
+        return min(1.0, 10 * done, 2 * (1 - done) + 0.02)
 
     def _loss(self, tokens: "torch.Tensor", rows: np.ndarray) -> "torch.Tensor":
         import torch
@@ -341,7 +365,8 @@ class _Training:
         if self.phase == "rank":
             y = torch.as_tensor(self.labels[rows])
             same = torch.as_tensor(self.group[rows])
-            sign = torch.sign(y[:, None] - y[None]) * (same[:, None] == same[None])
+            order = torch.sign(y[:, None] - y[None]).nan_to_num(0.0)  # nothing is known of a cell without a label
+            sign = order * (same[:, None] == same[None])
             value = self.network.ranker(mean)[:, 0]
             margin = (value[:, None] - value[None]) * sign
             pairs = sign != 0
