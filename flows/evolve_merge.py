@@ -48,8 +48,8 @@ class EvolveMergeForm(MergeForm):
 
     sizes: ClassVar = {
         "smoke": {
-            "examples": 32,
-            "max_length": 16,
+            "examples": 16,
+            "max_length": 8,
             "epochs": 1,
             "validation_examples": 20,
             "test_examples": 20,

@@ -43,15 +43,16 @@ def align_heads(
     """
     found = experts_of(experts)
     chosen = [best_on_validation(tuned)] if tuned is not None else list(merged)
-    encoder, tasks = _opened(experts[found[0].task].folder, found, config)
-    read = float(sum(t.size for t in tasks.values()))
-    targets, own = {}, {t: Head(o.weight, o.bias) for t, o in tasks.items()}
+    tasks: dict[str, EncoderObjective] = {}
+    targets, own = {}, {e.task: Head(*e.head()) for e in found}
     for expert in progress(found, "read by experts", unit="expert"):
-        encoder, _ = _opened(expert.folder, (), config)
+        encoder = _opened(expert.folder, config)
+        tasks |= objectives(encoder, [expert], "validation", config.examples, config.seed)
         targets[expert.task] = own[expert.task].logits(_embed(encoder, {expert.task: tasks[expert.task]})[expert.task])
+    read = float(sum(t.size for t in tasks.values()))
     kept: dict[str, np.ndarray] = {}
     for name in progress(chosen, "align heads", unit="model"):
-        encoder, _ = _opened(model_folder(merged[name]), (), config)
+        encoder = _opened(model_folder(merged[name]), config)
         for task, x in _embed(encoder, tasks).items():
             aligned = align(x, targets[task], own[task], config.seed)
             kept |= {f"{name}/{task}/weight": aligned.head.weight, f"{name}/{task}/bias": aligned.head.bias}
@@ -82,10 +83,10 @@ def model_folder(artifact: Artifact) -> Path:
     return inner if inner.is_dir() else artifact.folder
 
 
-def _opened(folder: Path, experts: Any, config: AlignConfig) -> tuple[Any, dict[str, EncoderObjective]]:
+def _opened(folder: Path, config: AlignConfig) -> Any:
     encoder = load_encoder(folder)
     encoder.max_length = min(config.max_length, encoder.max_length)
-    return encoder, objectives(encoder, experts, "validation", config.examples, config.seed)
+    return encoder
 
 
 def _embed(encoder: Any, tasks: Mapping[str, EncoderObjective]) -> dict[str, np.ndarray]:

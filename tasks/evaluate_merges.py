@@ -5,15 +5,17 @@ from collections.abc import Mapping
 import numpy as np
 from pydantic import Field
 from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
 
 from core.config import Config
 from core.data.examples import Examples
 from core.evaluate.rows import Row
 from core.hashing import code_version
-from core.merge.align import Head
+from core.merge.align import Head, embed
 from core.merge.experts import Expert
-from core.merge.suite import Predictions, objectives, predict, rows_of
+from core.merge.suite import Predictions, objectives, rows_of
 from core.models.load import load_encoder
+from core.models.score import autocast
 from core.progress import progress
 from tasks.align_heads import SUFFIX, aligned_heads, model_folder, texts_read
 from tasks.hits import Hits
@@ -50,16 +52,17 @@ def evaluate_merges(
     ``aligned``: aligned heads of some merged models, which are scored with them, too.
     """
     found = experts_of(experts)
-    results = {PROBE: _of(base, found, config, probe=True), BASE: _of(base, found, config)}
-    singles = {e.task: _of(experts[e.task], found, config) for e in found}
+    probes, own = ({e.task: Head(*e.head(probe=p)) for e in found} for p in (True, False))
+    results = dict(zip((PROBE, BASE), _of(base, found, config, probes, own), strict=True))
+    singles = {e.task: _of(experts[e.task], found, config, own)[0] for e in found}
     results[CEILING] = {e.task: singles[e.task][e.task] for e in found}
     results |= {f"expert {name}": r for name, r in singles.items()}
     heads, source = aligned_heads(aligned) if aligned is not None else {}, {m: m for m in merged}
     for name in progress(merged, "test", unit="model"):
-        results[name] = _of(merged[name], found, config)
-        if name in heads:
+        results[name], *more = _of(merged[name], found, config, own, *([own | heads[name]] if name in heads else []))
+        if more:
             source[name + SUFFIX] = name
-            results[name + SUFFIX] = _of(merged[name], found, config, heads=heads[name])
+            results[name + SUFFIX] = more[0]
     individual = {t: float(p.correct.mean()) for t, p in results[CEILING].items()}
     rows: list[Row] = []
     for method, r in results.items():
@@ -83,18 +86,17 @@ def hits_of(evaluated: Artifact, method: str) -> dict[str, Hits]:
 
 
 def _of(
-    model: Artifact,
-    experts: list[Expert],
-    config: EvaluateConfig,
-    probe: bool = False,
-    heads: Mapping[str, Head] | None = None,
-) -> dict[str, Predictions]:
+    model: Artifact, experts: list[Expert], config: EvaluateConfig, *heads: Mapping[str, Head]
+) -> list[dict[str, Predictions]]:
+    """The model's predictions with each set of heads; it reads every text once."""
     encoder = load_encoder(model_folder(model))
     encoder.max_length = min(config.max_length, encoder.max_length)
-    tasks = objectives(encoder, experts, "test", config.test_examples, config.seed, probe)
-    for task, head in (heads or {}).items():
-        tasks[task].weight, tasks[task].bias = head.weight, head.bias
-    return predict(encoder, tasks)
+    tasks = objectives(encoder, experts, "test", config.test_examples, config.seed)
+    with autocast(encoder.device):
+        pooled = embed(encoder, tasks)
+    return [
+        {t: Predictions(softmax(own[t].logits(x), axis=1), tasks[t].labels) for t, x in pooled.items()} for own in heads
+    ]
 
 
 def _tested(expert: Expert, config: EvaluateConfig) -> Examples:
