@@ -50,7 +50,7 @@ from core.evaluate.benchmark import Benchmark, Cell, main
 from core.evaluate.rows import Row
 from core.hashing import code_version, content_key
 from core.nas.arena import Arena
-from core.nas.encoder import Corpus, EncoderConfig, LatentSpace, kendall, train_latent_space
+from core.nas.encoder import PRESETS, Corpus, EncoderConfig, LatentSpace, kendall, train_latent_space
 from core.nas.experts import Expert, size_expert, source_expert
 from core.nas.oracles import Oracle, get_oracle
 from core.nas.ranked import ranked_search
@@ -76,7 +76,7 @@ UNLABELLED = {"nb101": 20_000, "darts": 20_000}  # drawn from the space beside i
 ENCODERS = {
     "nb201": EncoderConfig(steps=3000, rank_steps=3000, every=250, latent=64, beta=0.5),
     "nb101": EncoderConfig(steps=3000, rank_steps=3000, every=250, latent=64, beta=0.5),
-    "darts": EncoderConfig(steps=3000, rank_steps=1500, every=250, latent=64, beta=0.5),
+    "darts": PRESETS["darts"],
 }
 
 

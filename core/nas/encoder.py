@@ -30,7 +30,7 @@ from core.state import load_checkpoint, save_checkpoint
 if TYPE_CHECKING:
     import torch
 
-KIND, SCHEMA = "nas-encoder", 1
+KIND, SCHEMA = "nas-encoder", 2
 END = 0
 
 
@@ -81,7 +81,7 @@ PRESETS: dict[str, EncoderConfig] = {
         steps=75_000,
         rank_steps=25_000,
     ),
-    "darts": EncoderConfig(width=128, feedforward=256, latent=64, steps=12_000, lr=1e-3),
+    "darts": EncoderConfig(width=128, feedforward=256, latent=64, steps=3000, rank_steps=1000, lr=1e-3, beta=0.5),
 }
 
 
@@ -221,7 +221,8 @@ class LatentSpace:
         from core.nas.spaces import get_space
 
         payload, arrays, _ = load_checkpoint(path, kind=KIND, schema=SCHEMA)
-        codec, config = Codec([get_space(n) for n in payload["spaces"]]), EncoderConfig(**payload["config"])
+        codec = Codec([get_space(n) for n in payload["spaces"]])
+        config = EncoderConfig(**{"summary": "cls", **payload["config"]})  # files of schema 1 name no summary
         with torch.random.fork_rng(devices=[]):
             network = _network(codec, config).eval()
         network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})

@@ -12,7 +12,7 @@ from core.nas.predictors.forest import Forest
 from core.nas.predictors.gaussian import Hypothesis, TrustedProcess
 from core.nas.source import Source, learn_source
 from core.nas.spaces import get_space
-from core.state import StateError
+from core.state import StateError, save_checkpoint
 
 TINY = EncoderConfig(width=32, feedforward=32, heads=2, layers=1, latent=8, steps=20, rank_steps=10, every=10, lr=3e-3)
 
@@ -137,12 +137,42 @@ def test_a_latent_space_learns_saves_and_continues_after_a_kill(arena, labels, t
 
 def test_reconstruction_and_ranking_improve_with_training(arena, labels):
     corpus = [Corpus(arena.space, arena.cells, labels)]
-    config = TINY.model_copy(update={"steps": 400, "rank_steps": 150, "every": 200})
+    config = TINY.model_copy(update={"steps": 200, "rank_steps": 100, "every": 200})
     trained = train_latent_space(corpus, config)
     cells = arena.cells[:100]
     rough = train_latent_space(corpus, TINY.model_copy(update={"steps": 1, "rank_steps": 0}))
     assert trained.reconstruction(arena.space, cells) > rough.reconstruction(arena.space, cells) + 0.1
     assert kendall(trained, arena.space, cells, labels[:100]) > 0.4
+
+
+def test_a_latent_space_of_before_summaries_is_read_as_the_published_one(arena, tmp_path):
+    steps = {"steps": 1, "rank_steps": 0, "every": 1}
+    old = train_latent_space([Corpus(arena.space, arena.cells)], TINY.model_copy(update={**steps, "summary": "cls"}))
+    config = old.config.model_dump(exclude={"summary"})
+    payload = {"spaces": ["nb201"], "config": config, "facts": old.facts}
+    save_checkpoint(tmp_path / "latent", payload, kind="nas-encoder", schema=1, arrays=old.arrays())
+    read = LatentSpace.load(tmp_path / "latent")
+    assert read.config.summary == "cls"
+    assert np.array_equal(read.encode(arena.space, arena.cells[:9]), old.encode(arena.space, arena.cells[:9]))
+
+
+def test_places_that_write_to_the_latent_themselves_are_rebuilt_sooner(arena):
+    corpus = [Corpus(arena.space, arena.cells)]
+    steps = {"steps": 150, "rank_steps": 0, "every": 150}
+    own, shared = (
+        train_latent_space(corpus, TINY.model_copy(update={**steps, "summary": how})) for how in ("places", "cls")
+    )
+    cells = arena.cells[:100]
+    assert own.reconstruction(arena.space, cells) > shared.reconstruction(arena.space, cells) + 0.2
+
+
+def test_ranks_are_learned_from_a_few_labels_and_cells_without_any_stay_rebuilt(arena, labels):
+    few = np.where(np.arange(len(labels)) < 40, labels, np.nan)
+    config = TINY.model_copy(update={"steps": 300, "rank_steps": 100, "every": 300, "beta": 0.5})
+    made = train_latent_space([Corpus(arena.space, arena.cells, few)], config)
+    assert all(np.isfinite(a).all() for a in made.arrays().values())
+    assert kendall(made, arena.space, arena.cells[40:], labels[40:]) > 0.4
+    assert made.reconstruction(arena.space, arena.cells[40:]) > 0.9
 
 
 def test_one_encoder_over_two_spaces_decodes_each(arena):
