@@ -5,12 +5,15 @@ paper ranks them with a model trained on 4,000 target labels that it does not co
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from core.evolve.protocol import Told
 from core.nas.arena import Arena
+from core.nas.encoder import LatentSpace
 from core.nas.experts import source_expert
 from core.nas.mapping import MAPPINGS, Map
 from core.nas.searchers import SEARCHERS, Knowledge
@@ -75,7 +78,7 @@ def transferred_cells(
     move = latent_map(arena, source, knowledge, mapping, seed)
     z = move(there.encode(space, source.elites[:count]))
     decoded = here.decode(arena.space, z)
-    population = here.encode(arena.space, arena.cells) if arena.closed else None
+    population = _latents(arena, here) if arena.closed else None
     found: dict[str, Genotype] = {}
     for point, cell in zip(z, decoded, strict=True):
         if arena.closed and (cell is None or arena.key(cell) not in arena.row_of):
@@ -88,8 +91,7 @@ def transferred_cells(
 def latent_map(arena: Arena, source: Source, knowledge: Knowledge, mapping: str, seed: int) -> Map:
     """Pair a thousand latents of both spaces by rank and fit the mapping."""
     here, there = knowledge.latents[arena.space.name], knowledge.latents[source.space]
-    space, rng = get_space(source.space), np.random.default_rng(seed)
-    origin = Arena(space, sample=PAIRS)
+    space, rng, origin = get_space(source.space), np.random.default_rng(seed), _origin(source.space)
     count = min(PAIRS, len(origin.cells), len(arena.cells))
     rows = rng.choice(len(origin.cells), count, replace=False)
     ours = rng.choice(len(arena.cells), count, replace=False)
@@ -98,3 +100,21 @@ def latent_map(arena: Arena, source: Source, knowledge: Knowledge, mapping: str,
     left = np.argsort(source_expert(source, origin).population[rows], kind="stable")
     right = np.argsort(source_expert(source, arena).population[ours], kind="stable")
     return MAPPINGS.get(mapping)(z_source[left], z_target[right], seed)
+
+
+@cache
+def _origin(space: str) -> Arena:
+    """Cells that the map is fitted on: the same for every seed, and their features take seconds."""
+    return Arena(get_space(space), sample=PAIRS)
+
+
+_encoded: WeakKeyDictionary[Arena, tuple[LatentSpace, np.ndarray]] = WeakKeyDictionary()
+
+
+def _latents(arena: Arena, latent: LatentSpace) -> np.ndarray:
+    """Latents of the arena's cells ``[n, latent]``: the same for every seed, too."""
+    by, z = _encoded.get(arena, (None, None))
+    if by is not latent:
+        z = latent.encode(arena.space, arena.cells)
+        _encoded[arena] = latent, z
+    return z
