@@ -142,11 +142,12 @@ def oracle(target: str, seed: int, limit: float | None) -> Oracle:
 
 
 @cache
-def latent(space: str) -> LatentSpace:
-    """The latent space of a search space, kept by content."""
-    name, config, corpus = LATENT_TABLES[space], ENCODERS[space], _corpus(space)
-    version = code_version(["core.nas.encoder", *modules(OURS, name, "")])
-    key = content_key(space, config, len(corpus.learned.cells), LABELLED[space], UNSEEN, _inputs(name, ""), version)
+def latent(table: str, labelled: bool) -> LatentSpace:
+    """The latent space of a table's search space, kept by content. A label that it learns from is a query."""
+    space, corpus = table.split()[0], _corpus(table)
+    config = ENCODERS[space] if labelled else ENCODERS[space].model_copy(update={"rank_steps": 0})
+    version = code_version(["core.nas.encoder", *modules(OURS, table, "")])
+    key = content_key(space, config, len(corpus.learned.cells), LABELLED[space], UNSEEN, _inputs(table, ""), version)
 
     def build(folder: Path) -> None:
         made = train_latent_space([corpus.learned], config, folder / "training")
@@ -164,8 +165,8 @@ class _Corpora(NamedTuple):
 
 
 @cache
-def _corpus(space: str) -> _Corpora:
-    table = oracle(LATENT_TABLES[space], 0, None)
+def _corpus(name: str) -> _Corpora:
+    table, space = oracle(name, 0, None), name.split()[0]
     pool, truth = table.pool(), truth_of(table, "valid_mean")
     order = np.random.default_rng(0).permutation(len(pool))
     unseen, kept = np.split(order, [UNSEEN])
@@ -180,19 +181,20 @@ def _corpus(space: str) -> _Corpora:
 
 def _encoder(cell: Cell) -> list[Row]:
     """Reconstruction, and Kendall tau of the ranker, on 2,000 cells that training never met."""
-    space = next(s for s, t in LATENT_TABLES.items() if t == cell.settings["target"])
-    made, of = latent(space), _corpus(space).unseen
+    target = cell.settings["target"]
+    made, of = latent(target, True), _corpus(target).unseen
     share = made.reconstruction(of.space, of.cells)
     values = {"reconstruction": 100 * share, "kendall": kendall(made, of.space, of.cells, of.labels)}
-    return [cell.row(m, float(v), {"train_labels": LABELLED[space]}, "labels of the table") for m, v in values.items()]
+    spent = {"train_labels": LABELLED[of.space.name]}
+    return [cell.row(m, float(v), spent, "labels of the table") for m, v in values.items()]
 
 
 def _paper(cell: Cell) -> list[Row]:
     """The paper's search on the ranker: its evaluations are the ranker's calls, its true queries the labels."""
     target, name = cell.settings["target"], cell.settings["source"]
-    spaces = {t.split()[0] for t in (target, name)}
-    known = Knowledge((source(name, cell.seed),), False, False, {s: latent(s) for s in sorted(spaces)})
-    table, place, ranker = oracle(target, 0, None), arena(target), latent(target.split()[0])
+    latents = {t.split()[0]: latent(t, True) for t in (target, name)}
+    known = Knowledge((source(name, cell.seed),), False, False, latents)
+    table, place, ranker = oracle(target, 0, None), arena(target), latents[target.split()[0]]
     truth = dict(zip(place.keys, truth_of(table, TARGETS[target][2]), strict=True))
     spent, rows = {"queries": LABELLED[target.split()[0]] + 1, "evaluations": QUERIES}, []
     for seed in range(cell.seed * BLOCK, (cell.seed + 1) * BLOCK):
@@ -246,7 +248,7 @@ def measure(cell: Cell) -> list[Row]:
         return _paper(cell)
     known = (source(name, cell.seed),) if name else ()
     spaces = {t.split()[0] for t in (target, name) if t} if cell.method in LATENT else ()
-    latents = {s: latent(s) for s in sorted(spaces)}
+    latents = {s: latent(LATENT_TABLES[s], False) for s in sorted(spaces)}  # its labels would be uncounted queries
     scores, others, spent = [], defaultdict(list), []
     for seed in range(cell.seed * BLOCK, (cell.seed + 1) * BLOCK):
         table = oracle(target, seed, QUERIES)
