@@ -11,6 +11,7 @@ from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.spaces import Genotype
 
 STEP, DRAWN, RIDGE = 0.3, 40, 1.0
+WIDER = 5  # times that the step is doubled where nothing new is decoded: a good decoder gives the parents back
 
 
 @SEARCHERS.register("target_latent", uses="encoder")
@@ -42,11 +43,18 @@ class TargetLatent(OperatorOptimizer[Genotype]):
         x = np.concatenate([(z - z.mean(0)) / spread, np.ones((len(z), 1))], axis=1)
         y = np.array([m.score for m in told])
         weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (y - y.mean()))
-        parents = z[self.rng.integers(0, min(5, len(z)), DRAWN)]
-        drawn = parents + STEP * spread * self.rng.standard_normal(parents.shape)
-        value = (drawn - z.mean(0)) / spread @ weights[:-1]
-        cells = self.latent.decode(self.space.space, drawn[np.argsort(-value, kind="stable")])
-        return [c for c in cells if c is not None and (not self.space.closed or self.space.key(c) in self.space.row_of)]
+        for wider in range(WIDER + 1):
+            parents = z[self.rng.integers(0, min(5, len(z)), DRAWN)]
+            drawn = parents + STEP * 2**wider * spread * self.rng.standard_normal(parents.shape)
+            value = (drawn - z.mean(0)) / spread @ weights[:-1]
+            cells = self.latent.decode(self.space.space, drawn[np.argsort(-value, kind="stable")])
+            if fresh := [c for c in cells if c is not None and self._is_new(c)]:
+                return fresh
+        return []
+
+    def _is_new(self, cell: Genotype) -> bool:
+        key = self.space.key(cell)
+        return key not in self.seen and (not self.space.closed or key in self.space.row_of)
 
     def learn(self, results: Sequence[Told[Genotype]]) -> None:
         self.members += results
