@@ -11,7 +11,7 @@ from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.spaces import Genotype
 
 STEP, DRAWN, RIDGE = 0.3, 40, 1.0
-WIDER = 5  # times that the step is doubled where nothing new is decoded: a good decoder gives the parents back
+WIDER = 3  # times that the step is doubled where nothing new is decoded: a good decoder gives the parents back
 
 
 @SEARCHERS.register("target_latent", uses="encoder")

@@ -12,10 +12,11 @@ from core.nas.encoder import Corpus, EncoderConfig, train_latent_space
 from core.nas.oracles import TableOracle
 from core.nas.ranked import ranked_search
 from core.nas.search import incumbent, search_architectures
-from core.nas.searchers import SEARCHERS, Knowledge, bridge, get_searcher
+from core.nas.searchers import SEARCHERS, Knowledge, get_searcher
 from core.nas.searchers.pareto import front
 from core.nas.source import learn_source
 from core.nas.spaces import get_space
+from core.nas.spaces.nb201 import NB201Cell
 from core.state import Cache
 from core.transfer.budget import Budget
 
@@ -49,21 +50,6 @@ def world():
     tiny = EncoderConfig(width=16, feedforward=16, heads=2, layers=1, latent=4, steps=3, rank_steps=0, every=3)
     latent = train_latent_space([Corpus(oracle.space, oracle.cells)], tiny)
     return arena, Knowledge((source,), True, False, {"nb201": latent})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_origin():
-    """The cells of the source's whole space, of which ``bridge`` makes features for four seconds, are made once."""
-    made = {}
-
-    def once(space, **given):
-        if type(space) not in made:
-            made[type(space)] = Arena(space, **given)
-        return made[type(space)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bridge, "Arena", once)
-        yield
 
 
 def run(world, name, queries, seed=3):
@@ -163,6 +149,27 @@ def test_two_sources_of_one_name_and_missing_knowledge_are_refused(world):
         get_searcher("bridge", arena, 0, Knowledge())
     with pytest.raises(ValueError, match="latent space"):
         get_searcher("target_latent", arena, 0, Knowledge())
+
+
+def test_a_decoder_without_fault_does_not_end_the_search_of_latents(world):
+    arena, _ = world
+
+    class Exact:
+        """One coordinate an operation, so that small steps decode to the cell they began at."""
+
+        def encode(self, space, cells):
+            return np.array([np.eye(5)[list(c.ops)].ravel() for c in cells])
+
+        def decode(self, space, z):
+            return [NB201Cell(tuple(ops)) for ops in z.reshape(len(z), 6, 5).argmax(-1).tolist()]
+
+    searcher = get_searcher("target_latent", arena, 0, Knowledge(latents={"nb201": Exact()}))
+    asked = []
+    for _ in range(12):
+        cells = searcher.ask(5)
+        searcher.tell([Told(c, float(sum(o == 3 for o in c.ops))) for c in cells])
+        asked += cells
+    assert len({arena.key(c) for c in asked}) == 60
     with pytest.raises(ValueError, match="did you mean 'transfer'"):
         get_searcher("transfr", arena)
 
