@@ -125,14 +125,14 @@ def _plant(monkeypatch):
 
     real = module._of
 
-    def worse(model, experts, config, probe=False, heads=None):
-        found = real(model, experts, config, probe, heads)
-        if heads or model.name != "merge" or "task_arithmetic" not in Path(model.path, "recipe.yaml").read_text():
+    def worse(model, experts, config, *heads):
+        found = real(model, experts, config, *heads)
+        if model.name != "merge" or "task_arithmetic" not in Path(model.path, "recipe.yaml").read_text():
             return found
         if "normalize: true" in Path(model.path, "recipe.yaml").read_text():
             return found  # the average is task arithmetic, normalised
         rng = np.random.default_rng(0)
-        for p in found.values():
+        for p in found[0].values():  # with the experts' heads, not the aligned ones
             hit = rng.random(len(p.labels)) < 0.4
             p.probabilities[hit] = np.eye(2)[1 - p.labels[hit]]
         return found
