@@ -149,6 +149,8 @@ def test_two_sources_of_one_name_and_missing_knowledge_are_refused(world):
         get_searcher("bridge", arena, 0, Knowledge())
     with pytest.raises(ValueError, match="latent space"):
         get_searcher("target_latent", arena, 0, Knowledge())
+    with pytest.raises(ValueError, match="did you mean 'transfer'"):
+        get_searcher("transfr", arena)
 
 
 def test_a_decoder_without_fault_does_not_end_the_search_of_latents(world):
@@ -170,8 +172,6 @@ def test_a_decoder_without_fault_does_not_end_the_search_of_latents(world):
         searcher.tell([Told(c, float(sum(o == 3 for o in c.ops))) for c in cells])
         asked += cells
     assert len({arena.key(c) for c in asked}) == 60
-    with pytest.raises(ValueError, match="did you mean 'transfer'"):
-        get_searcher("transfr", arena)
 
 
 def test_the_pareto_front_is_what_no_other_point_beats():
