@@ -7,13 +7,12 @@ paper ranks them with a model trained on 4,000 target labels that it does not co
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from core.evolve.protocol import Told
 from core.nas.arena import Arena
-from core.nas.encoder import LatentSpace
+from core.nas.decoding import decoded_cells
 from core.nas.experts import source_expert
 from core.nas.mapping import MAPPINGS, Map
 from core.nas.searchers import SEARCHERS, Knowledge
@@ -77,12 +76,8 @@ def transferred_cells(
     space = get_space(source.space)
     move = latent_map(arena, source, knowledge, mapping, seed)
     z = move(there.encode(space, source.elites[:count]))
-    decoded = here.decode(arena.space, z)
-    population = _latents(arena, here) if arena.closed else None
     found: dict[str, Genotype] = {}
-    for point, cell in zip(z, decoded, strict=True):
-        if arena.closed and (cell is None or arena.key(cell) not in arena.row_of):
-            cell = arena.cells[int(((population - point) ** 2).sum(1).argmin())]
+    for cell in decoded_cells(arena, here, z):
         if cell is not None:
             found.setdefault(arena.key(cell), cell)
     return list(found.values())
@@ -106,15 +101,3 @@ def latent_map(arena: Arena, source: Source, knowledge: Knowledge, mapping: str,
 def _origin(space: str) -> Arena:
     """Cells that the map is fitted on: the same for every seed, and their features take seconds."""
     return Arena(get_space(space), sample=PAIRS)
-
-
-_encoded: WeakKeyDictionary[Arena, tuple[LatentSpace, np.ndarray]] = WeakKeyDictionary()
-
-
-def _latents(arena: Arena, latent: LatentSpace) -> np.ndarray:
-    """Latents of the arena's cells ``[n, latent]``: the same for every seed, too."""
-    by, z = _encoded.get(arena, (None, None))
-    if by is not latent:
-        z = latent.encode(arena.space, arena.cells)
-        _encoded[arena] = latent, z
-    return z

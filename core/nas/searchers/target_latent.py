@@ -7,6 +7,7 @@ import numpy as np
 from core.evolve.frame import OperatorOptimizer
 from core.evolve.protocol import Told
 from core.nas.arena import Arena
+from core.nas.decoding import decoded_cells
 from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.spaces import Genotype
 
@@ -47,14 +48,10 @@ class TargetLatent(OperatorOptimizer[Genotype]):
             parents = z[self.rng.integers(0, min(5, len(z)), DRAWN)]
             drawn = parents + STEP * 2**wider * spread * self.rng.standard_normal(parents.shape)
             value = (drawn - z.mean(0)) / spread @ weights[:-1]
-            cells = self.latent.decode(self.space.space, drawn[np.argsort(-value, kind="stable")])
-            if fresh := [c for c in cells if c is not None and self._is_new(c)]:
+            cells = decoded_cells(self.space, self.latent, drawn[np.argsort(-value, kind="stable")])
+            if fresh := [c for c in cells if c is not None and self.space.key(c) not in self.seen]:
                 return fresh
         return []
-
-    def _is_new(self, cell: Genotype) -> bool:
-        key = self.space.key(cell)
-        return key not in self.seen and (not self.space.closed or key in self.space.row_of)
 
     def learn(self, results: Sequence[Told[Genotype]]) -> None:
         self.members += results
