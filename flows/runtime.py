@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 from prefect import Flow
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from pydantic import Field
 
 from core.config import Config
@@ -107,7 +108,7 @@ class TransferFlow(Flow):
         if embedded.running():  # it takes seconds to start, and so does importing what every flow loads models with
             import transformers.modeling_utils  # noqa: F401
         embedded.wait()
-        with reachable_server(configured()), _naming_prefect():
+        with reachable_server(configured()), _naming_prefect(), _heartbeats():
             return Summary(**self(**{name: getattr(values, name) for name in self.form.model_fields}))
 
     def plan(self, parameters: Form) -> list[Planned]:
@@ -210,6 +211,14 @@ def _naming_prefect() -> Iterator[None]:
             f"Prefect ({server}) does not answer any more: {str(error) or type(error).__name__}; finished stages are "
             "kept and the same command continues, on an embedded server if this one stays away"
         ) from error
+
+
+@contextmanager
+def _heartbeats() -> Iterator[None]:
+    """None to the embedded server: nothing there acts on them, and a run's end would wait a second for the last."""
+    silent = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded.running() else {}
+    with temporary_settings(silent):
+        yield
 
 
 def _flow(name: str) -> TransferFlow:
