@@ -27,11 +27,13 @@ from core.distill.teachers import MPNET, SMOLLM2, build
 from core.distill.transfer_set import transfer_set
 from core.evaluate.benchmark import Benchmark, Cell, Goal, main
 from core.evaluate.rows import Row
+from core.models.answer_only import answer_only
 from core.models.score import autocast, resolve_dtype
 from core.models.train import TrainConfig
 
 TASK, EPOCHS, BATCH, LR, TEMPERATURE = "rt_fresh", 5, 32, 1e-4, 2.0
 MODULES = ("core.distill.distiller", "core.distill.signals", "core.models.train", "core.models.score")
+SERVING = (*MODULES, "core.models.answer_only")
 PAIRS = {
     "mpnet to minilm": (MPNET, MINILM),
     "smollm2 to minilm": (SMOLLM2, MINILM),
@@ -47,7 +49,7 @@ def cells(size: str) -> list[Cell]:
     pair = "minilm to minilm" if size == "smoke" else "mpnet to minilm"
     made = [Cell(m, {"pair": pair, "texts": texts, "epochs": EPOCHS}, r, MODULES) for r in range(repeats) for m in WAYS]
     serving = [pair] if size == "smoke" else list(PAIRS)[:4]
-    return made + [Cell("serve", {"pair": p, "texts": texts}, r, MODULES) for p in serving for r in range(repeats)]
+    return made + [Cell("serve", {"pair": p, "texts": texts}, r, SERVING) for p in serving for r in range(repeats)]
 
 
 def measure(c: Cell) -> list[Row]:
@@ -58,7 +60,8 @@ def measure(c: Cell) -> list[Row]:
     teacher, student = build(teacher_config, prompt), build(student_config, prompt)
     texts = task.splits().train.sample(c.settings["texts"], seed=c.seed)
     if c.method == "serve":
-        speeds = [len(texts) / _best(lambda m=m: answers(m, texts)) for m in (teacher, student)]
+        served = [answer_only(m) for m in (teacher, student)]  # as load_student does
+        speeds = [len(texts) / _best(lambda m=m: answers(m, texts)) for m in served]
         return [c.row(f"{who} texts a second", v) for who, v in zip(("teacher", "student"), speeds, strict=True)]
     answers(student, texts.take(range(8)))  # warm up
     given = compute_signals(teacher, texts.texts) if c.method in GIVEN else None

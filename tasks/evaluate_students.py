@@ -16,13 +16,14 @@ from core.distill.study import Study, StudyConfig
 from core.evaluate.metrics import score
 from core.evaluate.rows import Row
 from core.hashing import code_version
+from core.models.answer_only import answer_only
 from core.state import MANIFEST
 from tasks.cache_signals import TEACHERS
 from tasks.hits import Hits
 from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
 
-MODULES = ["core.distill.study", "core.evaluate.metrics"]
+MODULES = ["core.distill.study", "core.distill.export", "core.evaluate.metrics"]
 CORRECT = "correct.npz"
 METRICS = ("accuracy", "f1_macro", "ece", "brier")
 
@@ -66,7 +67,7 @@ def evaluate_students(
                 spent = _budget(tuned) | spent
             add(name, np.exp(stored[name]), spent)
     texts = test.take(range(min(config.timed_texts, len(test))))
-    speed = _speed(study.teacher("tuned"), texts)
+    speed = _speed(answer_only(study.teacher("tuned")), texts)
     rows.append(_row(config, study, "teacher tuned", "texts_per_second", speed, {}))
     for name, artifact in students.items():
         model = load_student(artifact.folder)

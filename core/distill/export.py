@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from core.models.answer_only import answer_only
 from core.models.classifier import HEADS, Head, Prediction, package
 from core.models.prompt import Prompt, PromptedEncoder, log_softmax, prompted
 from core.models.quiet import quietly
@@ -111,7 +112,7 @@ def _model(folder: Path, about: dict[str, Any], device: str | None) -> Any:
     prompt = Prompt(**about["prompt"])
     if about["kind"] != "encoder":
         lm = (load_causal if about["kind"] == "causal" else load_masked)(str(folder / "model"), device=device)
-        return prompted(lm, prompt, max_length=about["max_length"])
+        return answer_only(prompted(lm, prompt, max_length=about["max_length"]))
     import torch
     from safetensors.torch import load_file
 
