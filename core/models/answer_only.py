@@ -64,10 +64,11 @@ def _at_answer(whole: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor],
 
     def forward(states: torch.Tensor, *others: Any, **named: Any) -> Any:
         answer = _answer.get()
-        if answer is None or others or named or states.ndim != 3:
+        if answer is None or others or named or states.ndim != 3 or states.shape[1] == 1:  # the answer is all there is
             return whole(states, *others, **named)
         position, length = answer
-        rows, position = torch.arange(len(states), device=states.device), position + states.shape[1] - length
+        rows = torch.arange(len(states), device=states.device)
+        position = position.to(states.device) + states.shape[1] - length  # a sharded model's last layer is elsewhere
         found = whole(states[rows, position].unsqueeze(1))
         if not isinstance(found, torch.Tensor) or found.ndim != 3:
             return whole(states)

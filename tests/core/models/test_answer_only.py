@@ -37,8 +37,9 @@ def test_answers_and_their_states_stay(family, tmp_path):
     tokens = model.tokenize(TEXTS)
     before = score(model, tokens, dtype="float32", hidden=True)
     assert answer_only(model) is model
-    for whole, served in zip(before, score(model, tokens, dtype="float32", hidden=True), strict=True):
-        np.testing.assert_allclose(served, whole, atol=1e-5)
+    for _ in range(2):  # asked for twice, it is done once
+        for whole, served in zip(before, score(answer_only(model), tokens, dtype="float32", hidden=True), strict=True):
+            np.testing.assert_allclose(served, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", tiny.CAUSAL)
