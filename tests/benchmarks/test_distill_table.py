@@ -68,6 +68,23 @@ def test_same_sentences_count_once_and_sentiment_alone_is_not_enough():
     assert not goals(rows)["head-room tasks declared by the gate"].holds
 
 
+def test_tasks_of_the_same_sentences_weigh_as_one():
+    rows = [
+        r.model_copy(update={"value": 0.75}) if (r.method, r.metric) == ("label_words", "accuracy") else r
+        for r in table()
+        if r.settings["task"] in ("sst2_sent", "rotten_tomatoes", "cr")
+    ]
+    by_task = {"sst2_sent": 0.85, "rotten_tomatoes": 0.81, "cr": 0.79}
+    rows = [
+        r.model_copy(update={"value": by_task[r.settings["task"]]})
+        if (r.method, r.metric) == ("prompt_distiller", "accuracy")
+        else r
+        for r in rows
+    ]
+    found = goals(rows)["gain over the best student-only baseline"]
+    assert found.value == pytest.approx((8 + 4) / 2)  # (10 + 6) / 2 on movie reviews, 4 on cr
+
+
 def test_head_room_reads_no_test_row():
     rows = table()
     changed = [r if r.metric != "accuracy" else r.model_copy(update={"value": 0.0}) for r in rows]
