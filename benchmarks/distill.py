@@ -35,7 +35,7 @@ MAIN = ("teacher", "label_words", "vanilla_kd", "prompt_distiller", "gold_ceilin
 ALONE = ("linear_probe", "random_head", "label_words", "setfit", "self_training")
 MINOR = (
     *(m for m in ALONE if m != "label_words"),
-    *("pkd", "tinybert", "crd", "no_contrast", "with_phrases", "no_unlabelled", "no_contrast_no_unlabelled"),
+    *("pkd", "tinybert", "crd", "no_contrast", "no_phrases", "no_unlabelled", "no_contrast_no_unlabelled"),
     *("contrast_literal", "contrast_infonce", "contrast_dual", "second_teacher", "unlabelled_only"),
 )
 MINOR_TASKS = ("sst2_sent", "cr", "trec")

@@ -27,7 +27,7 @@ class GateConfig(Config):
     skip_below: float = Field(0.05, ge=0, le=1, description="posterior of a better teacher below which it is skipped")
     full_above: float = Field(0.3, ge=0, le=1, description="posterior from which it teaches at full weight")
     keep_above: float = Field(
-        0.3, ge=0, le=1, description="posterior of a better taught student below which the student alone is taken"
+        0.05, ge=0, le=1, description="posterior of a better taught student below which the student alone is taken"
     )
     cross_fit: bool = Field(
         False, description="also tune on dev and look at train: twice the evidence at twice the tuning"

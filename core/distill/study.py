@@ -292,7 +292,7 @@ class Study:
             data = transfer_set(joined(few.train, few.pool.with_labels(list(few.pool_gold))), none)
         else:
             pool = few.pool if config.unlabelled else none
-            data = transfer_set(few.train if spec.labels else None, pool, config.phrases, self.config.seed)
+            data = self._transfer_set(spec, config, pool)
             signals = self._teaching(config, student.depth, data)
             self._loaded.clear()
         distill(student, data, config, seed=self.config.seed, checkpoint=checkpoint, budget=budget, **signals)
@@ -317,9 +317,15 @@ class Study:
         if spec.distill is None or spec.kind != "distill":
             return
         pool = self.few.pool if spec.distill.unlabelled else self.few.pool.take([])
-        data = transfer_set(self.few.train if spec.labels else None, pool, spec.distill.phrases, self.config.seed)
+        data = self._transfer_set(spec, spec.distill, pool)
         depth = self.config.student.layers or shape(self.config.student.asset)[1]
         self._teaching(spec.distill, depth, data)
+
+    def _transfer_set(self, spec: Method, config: DistillConfig, pool: Examples) -> TransferSet:
+        """What a method learns from; no phrase of the pool is a text of dev or test."""
+        few = self.few
+        held_out = {*few.dev.folded(), *few.test.folded()}
+        return transfer_set(few.train if spec.labels else None, pool, config.phrases, self.config.seed, held_out)
 
     def _teaching(self, config: DistillConfig, depth: int, data: TransferSet) -> dict[str, Any]:
         """The signals that an objective reads, and the teacher's sizes."""

@@ -1,17 +1,18 @@
 """The transfer set: every text the student learns from, and the phrases cut from the pool.
 
-Few labelled texts, the unlabelled pool, and optionally phrases: contiguous spans of the pool's own texts. A phrase has
-no label, but the teacher has an opinion on it, and that opinion is about single words. It costs less than a text.
+Few labelled texts, the unlabelled pool, and phrases: contiguous spans of the pool's own texts. A phrase has no label,
+but the teacher has an opinion on it. A student learns a small pool by heart within a few passes; with phrases it hardly
+meets the same words twice, and a phrase costs less than a text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from core.config import Config
-from core.data.examples import Examples
+from core.data.examples import Examples, fold
 from core.hashing import content_key
 
 UNLABELLED = -1
@@ -20,9 +21,9 @@ UNLABELLED = -1
 class PhraseConfig(Config):
     """Phrases cut from pool texts."""
 
-    per_text: float = Field(2.0, ge=0, description="phrases for each pool text; 0: none")
-    shortest: int = Field(1, ge=1, description="words in the shortest phrase")
-    longest: int = Field(12, ge=1, description="words in the longest phrase")
+    per_text: float = Field(3.0, ge=0, description="phrases for each pool text; 0: none")
+    shortest: float = Field(0.3, gt=0, le=1, description="shortest phrase, as a share of the text's words")
+    longest: float = Field(0.8, gt=0, le=1, description="longest phrase, as a share of the text's words")
 
     @model_validator(mode="after")
     def _in_order(self) -> "PhraseConfig":
@@ -66,7 +67,11 @@ class TransferSet:
 
 
 def transfer_set(
-    train: Examples | None, pool: Examples, phrases: PhraseConfig | None = None, seed: int = 0
+    train: Examples | None,
+    pool: Examples,
+    phrases: PhraseConfig | None = None,
+    seed: int = 0,
+    without: Collection[str] = (),
 ) -> TransferSet:
     """Labelled texts first, then the pool, then phrases of the pool (single texts only).
 
@@ -74,6 +79,7 @@ def transfer_set(
         train: labelled examples; None for the unlabelled-only mode.
         pool: its labels are ignored, whatever they are.
         seed: draws the phrases.
+        without: folded texts that no phrase may equal (those of dev and test).
     """
     parts = ([train] if train is not None else []) + [pool]
     texts = [t for part in parts for t in part.texts]
@@ -81,22 +87,31 @@ def transfer_set(
     labels = [*(train.labels if train is not None else []), *[UNLABELLED] * len(pool)]
     sizes = [len(part) for part in parts]
     if phrases is not None and phrases.per_text and pairs is None:
-        cut = cut_phrases(pool.texts, round(phrases.per_text * len(pool)), phrases, seed)
+        cut = cut_phrases(pool.texts, round(phrases.per_text * len(pool)), phrases, seed, without)
         texts, labels = [*texts, *cut], [*labels, *[UNLABELLED] * len(cut)]
         sizes.append(len(cut))
     return TransferSet(texts, pairs, np.asarray(labels, dtype=np.int64), tuple(sizes))
 
 
-def cut_phrases(texts: Sequence[str], count: int, config: PhraseConfig, seed: int) -> list[str]:
-    """``count`` distinct spans of words from the texts (fewer where there are not so many)."""
-    words = [w for w in (t.split() for t in texts) if len(w) > config.shortest]
+def cut_phrases(
+    texts: Sequence[str], count: int, config: PhraseConfig, seed: int, without: Collection[str] = ()
+) -> list[str]:
+    """``count`` distinct spans of words, shorter than their texts, from all texts alike (fewer if there are no more).
+
+    Args:
+        without: folded texts that no span may equal.
+    """
+    without = frozenset(without)
+    words = [w for w in (t.split() for t in texts) if len(w) > 1]
     rng = np.random.default_rng([seed, 71])
     found: dict[str, None] = {}
-    for _ in range(4 * count if words else 0):
+    for attempt in range(4 * count if words else 0):
         if len(found) == count:
             break
-        w = words[rng.integers(len(words))]
-        length = int(rng.integers(config.shortest, min(config.longest, len(w) - 1) + 1))
+        w = words[attempt % len(words)]
+        length = min(max(round(len(w) * rng.uniform(config.shortest, config.longest)), 1), len(w) - 1)
         start = int(rng.integers(len(w) - length + 1))
-        found.setdefault(" ".join(w[start : start + length]))
+        phrase = " ".join(w[start : start + length])
+        if fold(phrase) not in without:
+            found.setdefault(phrase)
     return list(found)

@@ -17,8 +17,8 @@ from core.evolve.space import Box
 from core.transfer.budget import Budget
 
 NAMES = ("temperature", "embedding weight", "infonce weight", "phrases per text", "log10 lr", "labelled repeat")
-LOWER, UPPER = (1.0, 0.0, 0.0, 0.0, -4.5, 1.0), (4.0, 5.0, 1.0, 4.0, -3.0, 8.0)
-START = (2.0, 2.0, 0.0, 0.0, -3.7, 1.0)
+LOWER, UPPER = (1.0, 0.0, 0.0, 0.0, -4.5, 1.0), (4.0, 5.0, 1.0, 6.0, -3.0, 8.0)
+START = (2.0, 2.0, 0.0, 3.0, -3.7, 1.0)
 
 
 def objective(x: Sequence[float], steps: int | None = None) -> DistillConfig:

@@ -193,17 +193,22 @@ def test_gate_hears_better_teachers_only():
 
 def test_transfer_set_hides_pool_labels_and_cuts_phrases():
     pool = Examples(["a good movie with music", "a bad and dull film"], None, [1, 0])
-    data = transfer_set(FEW, pool, PhraseConfig(per_text=3, longest=2), seed=1)
+    cut = PhraseConfig(per_text=3, shortest=0.1, longest=0.5)
+    data = transfer_set(FEW, pool, cut, seed=1)
     assert data.labels[:8].tolist() == tiny.LABELS
     assert set(data.labels[8:]) == {-1}
     assert len(data) == 8 + 2 + 6
     for phrase in data.texts[10:]:
         assert any(phrase in t for t in pool.texts)
-        assert len(phrase.split()) <= 2
+        assert 1 <= len(phrase.split()) <= 3
     assert len(set(data.texts[10:])) == 6
-    assert data.sha256 == transfer_set(FEW, pool, PhraseConfig(per_text=3, longest=2), seed=1).sha256
+    assert data.sha256 == transfer_set(FEW, pool, cut, seed=1).sha256
     assert len(transfer_set(None, pool).labelled) == 0
-    assert cut_phrases(["one"], 5, PhraseConfig(), 0) == []
+    assert cut_phrases(["one", ""], 5, PhraseConfig(), 0) == []
+    assert set(cut_phrases(["Good, Bad"], 5, PhraseConfig(), 0)) == {"Good,", "Bad"}
+    assert cut_phrases(["Good, Bad"], 5, PhraseConfig(), 0, without={"good"}) == ["Bad"]
+    with pytest.raises(ValueError, match="give shortest <= longest"):
+        PhraseConfig(shortest=0.5, longest=0.4)
 
 
 def test_students_alone():

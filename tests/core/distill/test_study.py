@@ -5,6 +5,8 @@ import csv
 import numpy as np
 import pytest
 
+from core.data.examples import Examples
+from core.data.few_shot import FewShot
 from core.data.tasks import load_task
 from core.distill.distiller import DistillConfig
 from core.distill.interface import LossSpec
@@ -111,17 +113,30 @@ def test_a_taught_student_is_given_up_where_the_one_alone_is_probably_better(wor
     study = Study(config(world), Cache(tmp_path))
     room = study.head_room()
     monkeypatch.setattr(study, "head_room", lambda: type(room)(0.1, 4, 0, 0.95, 0.5, 1.0))
-    found = {}
-    for posterior in (0.29, 0.31):
-        monkeypatch.setattr(study, "taught_better", lambda _, p=posterior: type(room)(0.0, 1, 1, p, 0.5, 1.0))
-        study.cache = Cache(tmp_path / str(posterior))
-        found[posterior] = study.run("prompt_distiller")
+    found, bound = {}, study.config.gate.keep_above
+    for kept in (False, True):
+        p = bound + 0.01 if kept else bound
+        monkeypatch.setattr(study, "taught_better", lambda _, p=p: type(room)(0.0, 1, 1, p, 0.5, 1.0))
+        study.cache = Cache(tmp_path / str(kept))
+        found[kept] = study.run("prompt_distiller")
     alone = study.run("label_words")
-    np.testing.assert_array_equal(found[0.29].test, alone.test)
-    assert not np.array_equal(found[0.31].test, alone.test)
-    assert found[0.29].budget["train_steps"] > found[0.31].budget["train_steps"]  # both trainings count
-    assert found[0.29].budget["train_labels"] == found[0.31].budget["train_labels"] == 12  # the labels are the same
-    assert (found[0.29].facts["taught.kept"], found[0.31].facts["taught.kept"]) == (0, 1)
+    np.testing.assert_array_equal(found[False].test, alone.test)
+    assert not np.array_equal(found[True].test, alone.test)
+    assert found[False].budget["train_steps"] > found[True].budget["train_steps"]  # both trainings count
+    assert found[False].budget["train_labels"] == found[True].budget["train_labels"] == 12  # the labels are the same
+    assert (found[False].facts["taught.kept"], found[True].facts["taught.kept"]) == (0, 1)
+
+
+def test_no_phrase_is_a_text_of_dev_or_test(world, tmp_path):
+    study, spec = Study(config(world), Cache(tmp_path)), METHODS["prompt_distiller"]
+    pool, trained = study.few.pool, study._transfer_set(spec, spec.distill, study.few.pool)
+    cut = trained.texts[len(study.few.train) + len(pool) :]
+    assert cut
+    assert all(any(p in t for t in pool.texts) for p in cut)
+    leaked = Examples([cut[0].upper(), *study.few.test.texts[1:]], None, study.few.test.labels)
+    study.few = FewShot(**(vars(study.few) | {"test": leaked}))
+    again = study._transfer_set(spec, spec.distill, pool).texts
+    assert cut[0] not in again
 
 
 def test_the_taught_student_is_judged_on_dev_rows(world, study):
