@@ -313,7 +313,7 @@ class Study:
 
     def cache_signals(self, method: str, spec: Method | None = None) -> None:
         """Compute the signals that a method will read, so that training it needs no teacher."""
-        spec = spec or method_named(method)
+        spec = self._stepped(spec or method_named(method))
         if spec.distill is None or spec.kind != "distill":
             return
         pool = self.few.pool if spec.distill.unlabelled else self.few.pool.take([])
@@ -323,9 +323,13 @@ class Study:
 
     def _transfer_set(self, spec: Method, config: DistillConfig, pool: Examples) -> TransferSet:
         """What a method learns from; no phrase of the pool is a text of dev or test."""
-        few = self.few
-        held_out = {*few.dev.folded(), *few.test.folded()}
-        return transfer_set(few.train if spec.labels else None, pool, config.phrases, self.config.seed, held_out)
+        few, phrases = self.few, config.phrases
+        train, held_out = few.train if spec.labels else None, {*few.dev.folded(), *few.test.folded()}
+        if phrases is not None and config.train.steps is not None and len(pool):
+            # More of them than the student can read once would keep it from the texts themselves.
+            room = config.train.steps * config.train.batch_size - len(few.train) - len(pool)
+            phrases = phrases.model_copy(update={"per_text": min(phrases.per_text, max(room, 0) / len(pool))})
+        return transfer_set(train, pool, phrases, self.config.seed, held_out)
 
     def _teaching(self, config: DistillConfig, depth: int, data: TransferSet) -> dict[str, Any]:
         """The signals that an objective reads, and the teacher's sizes."""

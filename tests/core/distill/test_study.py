@@ -139,6 +139,19 @@ def test_no_phrase_is_a_text_of_dev_or_test(world, tmp_path):
     assert cut[0] not in again
 
 
+def test_a_short_schedule_reads_every_text_and_no_more_phrases_than_it_has_room_for(world, tmp_path):
+    spec = METHODS["prompt_distiller"]
+    sizes = {}
+    for steps in (1, 3, 60):
+        study = Study(config(world).model_copy(update={"steps": steps}), Cache(tmp_path))
+        stepped = study._stepped(spec)
+        sizes[steps] = study._transfer_set(stepped, stepped.distill, study.few.pool).sizes
+    train, pool = sizes[60][:2]
+    assert sizes[60][2] == 3 * pool
+    assert sizes[3][2] == 3 * 32 - train - pool
+    assert sizes[1] == (train, pool)
+
+
 def test_the_taught_student_is_judged_on_dev_rows(world, study):
     taught = study.train("vanilla_kd")[0]
     kept = study.taught_better(taught)
