@@ -252,7 +252,7 @@ def _closed(gains: dict[str, np.ndarray], gaps: dict[str, np.ndarray]) -> Goal:
 
 
 def _over_kd(by_task: dict[str, np.ndarray]) -> Goal:
-    goal, target = "gain over vanilla KD, same teacher and pool, points", ">= 1 with p < .05"
+    goal, target = "gain over vanilla KD, same teacher and pool, points", ">= 1 with p < .05 (interval: 90 %)"
     full = {t: d for t, d in by_task.items() if len(d)}
     if not full:
         return Goal(goal, target, None, None, None, False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import distill_gate as bench
+from core.data.few_shot import SEEDS
 from core.distill.gate import GateConfig
 from core.evaluate.rows import Row
 
@@ -34,8 +35,8 @@ def rows(by_bound):
         Row(method="gate", metric=f"{decision} {b:g}", value=by_bound.get(b, 0.8), seed=seed, settings=settings)
         for decision in bench.DECISIONS
         for b in bench.BOUNDS
-        for seed in (13, 21)
-        for settings in ({"task": "pros_cons", "teacher": "mpnet"},)
+        for seed in SEEDS
+        for settings in ({"task": t, "teacher": w, "k": bench.K} for t in bench.TASKS for w in ("mpnet", "smollm2"))
     ]
 
 
@@ -48,8 +49,14 @@ def test_a_bound_holds_where_no_other_keeps_more():
     assert not any(g.holds for g in lost)
 
 
-def test_no_goal_holds_without_rows():
+def test_no_goal_holds_without_all_rows():
     assert not any(g.holds for g in bench.goals([]))
+    assert not any(g.holds for g in bench.goals([r for r in rows({}) if r.seed == 13]))
+
+
+def test_smoke_rows_are_no_draw():
+    small = [r.model_copy(update={"settings": r.settings | {"k": 4}, "value": 0.1}) for r in rows({})]
+    assert [g.value for g in bench.goals(rows({}) + small)] == [0, 0]
 
 
 def test_the_bounds_in_force_are_among_those_tried():
