@@ -106,6 +106,8 @@ def page(rows: Sequence[Row], folder: Path) -> str:
     for r in rows:
         if r.settings["k"] == K and r.value is not None:
             grouped[r.settings["task"], r.settings["teacher"]][r.metric].append(100 * r.value)
+    if not grouped:
+        return f"No draw with {K} labels a class yet."
     lines = ["## Accuracy on development tasks, mean over seeds", ""]
     lines += ["| task | teacher | seeds | teacher alone | student alone | taught |", "|---|---|---|---|---|---|"]
     for (task, teacher), by in grouped.items():

@@ -57,6 +57,7 @@ def test_no_goal_holds_without_all_rows():
 def test_smoke_rows_are_no_draw():
     small = [r.model_copy(update={"settings": r.settings | {"k": 4}, "value": 0.1}) for r in rows({})]
     assert [g.value for g in bench.goals(rows({}) + small)] == [0, 0]
+    assert "No draw" in bench.page(small, None)
 
 
 def test_the_bounds_in_force_are_among_those_tried():
