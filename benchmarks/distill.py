@@ -190,8 +190,9 @@ def baseline(rows: Sequence[Row]) -> str:
 
 
 def best_n(values: Values, task: str) -> float:
-    """The larger pool where it was run."""
-    return 100 if values.by["prompt_distiller", task, 100] else 30
+    """The larger pool where it was run with as many seeds: a goal says the same of every seed."""
+    large, small = (values.by["prompt_distiller", task, n] for n in (100, 30))
+    return 100 if large and len(large) >= len(small) else 30
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:

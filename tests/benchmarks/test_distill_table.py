@@ -85,6 +85,17 @@ def test_tasks_of_the_same_sentences_weigh_as_one():
     assert found.value == pytest.approx((8 + 4) / 2)  # (10 + 6) / 2 on movie reviews, 4 on cr
 
 
+@pytest.mark.parametrize(("seeds", "gain"), [(bench.SEEDS[:3], 7.6), (bench.SEEDS, 11.2)])
+def test_the_larger_pool_counts_once_it_has_every_seed(seeds, gain):
+    """Of cr alone, one family of four; elsewhere the gain is that of the pool of 30."""
+    same = {"sst2_sent", "rotten_tomatoes", "cr"}
+    rows = [r for r in table(gain=0.076) if r.settings["task"] in same]
+    rows = [r.model_copy(update={"value": 0.75}) if r.method == "label_words" else r for r in rows]
+    rows = [r.model_copy(update={"value": 0.826}) if r.method == "prompt_distiller" else r for r in rows]
+    rows += [row("cr", "prompt_distiller", s, 0.898, n=100) for s in seeds]
+    assert goals(rows)["gain over the best student-only baseline"].value == pytest.approx(gain)
+
+
 def test_head_room_reads_no_test_row():
     rows = table()
     changed = [r if r.metric != "accuracy" else r.model_copy(update={"value": 0.0}) for r in rows]
