@@ -49,6 +49,11 @@ def test_no_goal_holds_on_a_part_of_the_seeds():
     assert not any(g.holds for g in bench.goals(table(seeds=bench.SEEDS[:2])))
 
 
+def test_no_goal_holds_without_a_task():
+    rows = [r for r in table() if (r.method, r.settings["task"]) != ("prompt_distiller", "mrpc")]
+    assert not goals(rows)["elsewhere: lower bound of the mean against label words"].holds
+
+
 @pytest.mark.parametrize(
     ("change", "failing"),
     [
