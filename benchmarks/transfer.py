@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import transfer_report
-from benchmarks.transfer_choice import ALSO, COMPARED, HISTORY, SEEDS, SIZES, TARGETS, TAU_SIZE, feature_scores
+from benchmarks.transfer_choice import ALSO, COMPARED, HISTORY, LONGEST, SEEDS, SIZES, TARGETS, TAU_SIZE, feature_scores
 from core.data.assets import AssetError
 from core.data.tasks import TaskError, load_task
 from core.evaluate.benchmark import Benchmark, Cell, main
@@ -28,7 +28,7 @@ from core.transfer.strategies import StrategyConfig, fit
 from core.transfer.target import Target
 
 LAYERS = (1, 2, 3, 4, 5)
-TEST, LONGEST = 300, 48
+TEST = 300
 CONFIG = StrategyConfig(examples=480, min_epochs=2, max_epochs=15)
 EXPERT_TASK, EXPERT_SIZE = "pros_cons", 1000
 # Further sources to rank, one for each kind of knowledge: sentiment, topics, intents, inference, paraphrases.

@@ -7,8 +7,10 @@ from functools import cache
 import numpy as np
 
 from core.evaluate.rows import Row
+from core.transfer.durations import TOKENS_A_WORD
+from core.transfer.experience import Experience
 from core.transfer.history import cell_name
-from core.transfer.recommend import NO_TRANSFER, Experience, Recommender, similarity_rule, weighted_tau
+from core.transfer.recommend import NO_TRANSFER, Recommender, similarity_rule, weighted_tau
 from core.transfer.scores import SCORES
 
 TARGETS = ("trec", "cola", "sst2_sent", "subj")
@@ -24,6 +26,7 @@ ALSO = ("ia3", "prompt_tuning", "prefix_tuning")
 CHOOSERS = ("recommender", "without history", "history alone", "similarity rule")
 ORACLE = "the other seeds"
 TAU_SIZE = 100
+LONGEST = 48  # tokens of a text
 
 Where = tuple[str, str, int]
 
@@ -64,9 +67,18 @@ def means(rows: Sequence[Row], seeds: int) -> dict[Where, dict[str, float]]:
 
 def experiences(rows: Sequence[Row], targets: Sequence[str]) -> list[Experience]:
     """What happened on these targets, as a recommender learns it."""
-    situation, seconds = situations(rows), seconds_of(rows)
+    situation, seconds, passes = situations(rows), seconds_of(rows), passes_of(rows)
+    situation = {w: s | {"tokens": _tokens(s)} for w, s in situation.items()}
     return [
-        Experience(situation[w], m, score, seconds.get((w, m), 1.0), w[1], cell_name(*w, "mean of seeds"))
+        Experience(
+            situation[w],
+            m,
+            score,
+            seconds.get((w, m), 1.0),
+            w[1],
+            cell_name(*w, "mean of seeds"),
+            passes=passes.get((w, m)),
+        )
         for w, scores in means(rows, 1).items()
         if w[1] in targets and w in situation
         for m, score in scores.items()
@@ -165,6 +177,18 @@ def seconds_of(rows: Sequence[Row]) -> dict[tuple[Where, str], float]:
         if r.metric == "seconds" and r.value is not None:
             values[where_of(r), r.method].append(r.value)
     return {k: float(np.median(v)) for k, v in values.items()}
+
+
+def passes_of(rows: Sequence[Row]) -> dict[tuple[Where, str], float]:
+    """(where, strategy) -> training examples passed in a fit, epochs counted; 0 where nothing was trained."""
+    rows = [r for r in rows if r.metric == "seconds" and "train_examples" in r.budget]
+    return {(where_of(r), r.method): r.budget["train_examples"] for r in rows}
+
+
+def _tokens(situation: dict[str, float | None]) -> float:
+    """Tokens of an example, estimated from its words (the rows have counted none): a pair has twice as many."""
+    words = (situation.get("mean_words") or 0.0) * (1 + (situation.get("pair") or 0.0))
+    return min(TOKENS_A_WORD * words, float(LONGEST))
 
 
 def where_of(r: Row) -> Where:

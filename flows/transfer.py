@@ -135,6 +135,14 @@ def transfer(form: TransferForm) -> Artifact:
     sources = models | trained
     seeds = tuple(range(form.seed, form.seed + form.seeds))
     history = default_history()
+    training = StrategyConfig(
+        examples=form.passes,
+        min_epochs=2,
+        optimizer=form.optimizer,
+        schedule=form.schedule,
+        warmup=form.warmup,
+        architecture=form.architecture,
+    )
     ranking = rank(
         RankConfig(
             target=target,
@@ -144,21 +152,14 @@ def transfer(form: TransferForm) -> Artifact:
             steps=steps,
             score=form.score,
             strategies=form.strategies,
+            training=training,
             budget_s=form.budget_s,
             max_length=form.max_length,
             history=str(history),
-            history_sha256=_known(history, task, examples),
+            history_sha256=_known(history, task, examples, modality),
         ),
         sources=sources,
         data=data,
-    )
-    training = StrategyConfig(
-        examples=form.passes,
-        min_epochs=2,
-        optimizer=form.optimizer,
-        schedule=form.schedule,
-        warmup=form.warmup,
-        architecture=form.architecture,
     )
     started = {
         f"{name} / {strategy}": adapt.submit(
@@ -191,6 +192,7 @@ def transfer(form: TransferForm) -> Artifact:
         target=task.name,
         metric=task.metric,
         kind=kind_of(task),
+        modality=modality,
         without=without,
         examples=examples,
         history=str(history),
@@ -268,9 +270,10 @@ def _quoted(form: TransferForm, target: str, runs: dict[str, Artifact]) -> dict[
     return {"quoted": quote_mistakes(config, evaluated=runs)}
 
 
-def _known(history: Path, task: Task, examples: int) -> str:
+def _known(history: Path, task: Task, examples: int, modality: str) -> str:
     """Hash of the experiences that the advice may rest on: a run does not change its own key by being recorded."""
-    return content_key([e.row().key() for e in other_experiences(history, task.name, examples, kind_of(task))])
+    found = other_experiences(history, task.name, examples, kind_of(task), modality)
+    return content_key([e.row().key() for e in found])
 
 
 def _models(form: TransferForm, reads_text: bool) -> dict[str, Artifact]:

@@ -2,7 +2,8 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from core.evaluate.rows import Row
 from core.state import write_bytes, write_json
 from core.transfer import effect_page
 from core.transfer.effect import EffectReport, effect
+from core.transfer.energy import ENERGY
+from core.transfer.experience import Experience
 from core.transfer.explain import leave_one_source_out
-from core.transfer.history import cell_name, comparable, compared, record
-from core.transfer.recommend import Experience, Forecast, Recommendation, regret
+from core.transfer.history import Comparison, cell_name, comparable, compared, record, unit_of
+from core.transfer.recommend import TOLERANCE, Forecast, Recommendation, reference_of, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
 from tasks.quote_mistakes import sections as quotes
-from tasks.rank_sources import CHANGES, RANKING
+from tasks.rank_sources import CHANGES, FOUND, RANKING
 from tasks.repeatable import repeatable
 from tasks.spent import together
 from tasks.stage import Artifact, Output, stage
@@ -39,6 +42,7 @@ class ReportTransferConfig(Config):
     target: str = Field(description="target task")
     metric: str = Field(description="metric that decides")
     kind: str = Field("classification", description="kind of the target")
+    modality: str = Field("text", description="what the sources read")
     without: str = Field(description="the strategy without transfer")
     examples: int = Field(description="training size reported in detail")
     history: str = Field(description="file of past transfers, to which this run is added")
@@ -62,22 +66,23 @@ def report_transfer(
                     correct=_correct(runs, best_source))  # fmt: skip
     means = _means(rows, config)
     advice = _advice(ranked["sources"][best_source]["advice"])
+    history = Path(config.history)
+    happened = {k: _experiences(rows, k, v["situation"], config) for k, v in ranked["sources"].items()}
+    for source, experiences in happened.items():
+        record(history, experiences, _advice(ranked["sources"][source]["advice"]))
+    past = compared(history)
     sections = [
         *effect_page.sections(report),
-        _choice(advice, means[best_source], ranked, best_source, config),
+        _choice(advice, means[best_source], happened[best_source], ranked, past, config),
         *_sources(ranked, means, config),
         _why(runs, best_source, advice, config, [max(means[best_source], key=means[best_source].get), config.without]),
-        _data(json.loads((ranking.folder / CHANGES).read_text())),
+        _data(*(json.loads((ranking.folder / name).read_text()) for name in (CHANGES, FOUND))),
         *quotes(quoted),
     ]
-    facts = config.facts | _headline(report, advice, config) | repeatable()
+    facts = config.facts | _headline(report, advice, config) | _energy(rows) | repeatable()
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())
     write_json(out.folder / "effect.json", report.as_dict())
-    history = Path(config.history)
-    for source, found in ranked["sources"].items():
-        record(history, _experiences(rows, source, found["situation"], config), _advice(found["advice"]))
-    past = compared(history)
-    write_json(out.folder / "predicted_and_realised.json", past)
+    write_json(out.folder / "predicted_and_realised.json", [asdict(c) for c in past])
     out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
     out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
     of_sources = {f"source_{unit}": amount for unit, amount in together((trained or {}).values()).items()}
@@ -122,43 +127,87 @@ def _advice(stored: dict[str, Any]) -> Recommendation:
 
 def _headline(report: EffectReport, advice: Recommendation, config: ReportTransferConfig) -> dict[str, str]:
     best = max(report.methods, key=lambda m: m.gain.mean)
-    advised = f"{advice.pick}, confidence {advice.confidence:.2f}" if advice.transfer else "do not transfer"
     return {
         f"best gain over {config.without}": f"{best.gain} in {config.metric} ({best.method})",
-        "recommended before": advised,
+        "recommended before": _advised(advice),
     }
 
 
-def _choice(advice: Recommendation, realised: dict[str, float], ranked, source: str, config) -> Section:
-    probe = realised.get("linear_probe")
+def _advised(advice: Recommendation) -> str:
+    """The pick and how sure it is; without experience, that it is a default."""
+    if not advice.learned:
+        return f"{advice.pick}, a default: no past transfer to learn from yet (confidence 0)"
+    pick = advice.pick if advice.transfer else f"do not transfer ({advice.pick})"
+    return f"{pick}, confidence {advice.confidence:.2f}"
+
+
+def _energy(rows: list[Row]) -> dict[str, str]:
+    """Where the figures of energy come from."""
+    told = dict.fromkeys(r.oracle for r in rows if r.metric == ENERGY)
+    return {"energy": "; ".join(told)} if told else {}
+
+
+def _choice(
+    advice: Recommendation,
+    means: dict[str, float],
+    happened: Sequence[Experience],
+    ranked: dict,
+    past: Sequence[Comparison],
+    config: ReportTransferConfig,
+) -> Section:
+    """Each forecast beside what happened, both in one unit and against the same; what is not known is undefined."""
+    scores = {e.strategy: e.score for e in happened}
+    foreseen = [f.strategy for f in advice.forecasts if f.regret is not None and f.strategy in scores]
+    among = foreseen or list(scores)
+    over = advice.reference or reference_of(list(scores))
     lines = []
     for f in advice.forecasts:
-        got = realised.get(f.strategy)
-        gain = None if got is None or probe is None else got - probe
-        known = f.regret is not None  # without history the forecast is no prediction of zero
-        predicted = [f.gain, f.low, f.high] if known else [None] * 3
-        lines.append([f.strategy, f.votes, f.regret, *predicted, f.seconds, gain, _measured(got, config)])
-    columns = (
-        "strategy",
-        "votes",
-        "predicted regret",
-        "predicted gain",
-        "10 %",
-        "90 %",
-        "predicted s",
-        "realised gain",
-        f"realised {config.metric}",
-    )
-    lost = f"{regret(advice.pick, realised):.4g}" if advice.pick in realised else "not measured"
+        got = scores.get(f.strategy)
+        lost = _less(max(scores[s] for s in among), got) if f.strategy in among else None
+        predicted = [f.votes, f.regret, lost, f.gain, f.low, f.high]
+        lines.append(
+            [f.strategy, *predicted, _less(got, scores.get(over)), f.seconds, _measured(means.get(f.strategy), config)]
+        )
+    columns = ("strategy", "votes", "predicted regret", "realised regret", "predicted gain", "10 %", "90 %")
+    columns += ("realised gain", "predicted s", f"realised {config.metric}")
+    source, unit = ranked["ranked"][0][0], unit_of(config.metric)
+    lost = f"{regret(advice.pick, scores):.4g} ({unit})" if advice.pick in scores else "not measured"
     rule = ranked["sources"][source]["rule"]
     by_rule = f"The similarity rule would have picked {rule!r}. " if rule else ""
+    against = "the best strategy of those with a forecast" if foreseen else "the best strategy"
     text = (
-        f"Before any fine-tuning the recommender picked {advice.pick!r} from {source} (confidence "
-        f"{advice.confidence:.2f}; 0 means that there was no history to learn from). Regret against the best strategy "
-        f"measured: {lost}. {by_rule}"
-        f"Gains are over the linear probe, regrets against the best strategy; {_rule(advice)} is picked."
+        f"Before any fine-tuning the recommender picked {_picked(advice, source)}. Regret against the best strategy "
+        f"measured: {lost}. {by_rule}In the table regrets are against {against}, gains over {over!r}, predicted and "
+        f"realised alike, in {unit}.\n\n{_record_of(past)}"
     )
     return Section("Advice and what happened", text, [Table(columns, lines)])
+
+
+def _less(score: float | None, other: float | None) -> float | None:
+    return None if score is None or other is None else score - other
+
+
+def _picked(advice: Recommendation, source: str) -> str:
+    if not advice.learned:
+        return (
+            f"{advice.pick!r} from {source} by default: there was no past transfer of these strategies, of this kind "
+            "and modality, to learn from (confidence 0)"
+        )
+    return f"{advice.pick!r} from {source} ({_rule(advice)}; confidence {advice.confidence:.2f})"
+
+
+def _record_of(past: Sequence[Comparison]) -> str:
+    """How the recorded predictions did so far."""
+    off = {q: [abs(c.predicted - c.realised) for c in past if c.quantity == q] for q in ("regret", "gain")}
+    picks = [c.realised for c in past if c.picked]
+    if not off["regret"]:
+        return "No prediction is on record yet that could be compared with what happened."
+    gains = f", of gain by {np.mean(off['gain']):.4g}" if off["gain"] else ""
+    within = sum(lost <= TOLERANCE for lost in picks)
+    return (
+        f"On record, with this run: {len(off['regret'])} predictions of regret, off by {np.mean(off['regret']):.4g} on "
+        f"average{gains}; {within} of {len(picks)} picks were within one point of the best."
+    )
 
 
 def _measured(score: float | None, config: ReportTransferConfig) -> float | None:
@@ -224,7 +273,7 @@ def _whys(runs: Mapping[str, Artifact], source: str) -> dict[str, dict[str, Any]
     return found
 
 
-def _data(changes: list[dict[str, Any]]) -> Section:
+def _data(changes: list[dict[str, Any]], faults: dict[str, dict[str, dict[str, int]]]) -> Section:
     lines = [
         [
             c["stage"],
@@ -236,8 +285,15 @@ def _data(changes: list[dict[str, Any]]) -> Section:
         for c in changes
         for part, counts in c["counts"].items()
     ]
-    table = Table(("stage", "part", "rows before", "rows after", "found"), lines)
-    return Section("Data", "What the data stages changed; the test split is never cleaned.", [table])
+    tables = [Table(("stage", "part", "rows before", "rows after", "found"), lines, "What the data stages changed")]
+    lines = [
+        [f, p, n["found"], n["left"]] for p, of in faults.items() for f, n in of.items() if n["found"] or n["left"]
+    ]
+    caption = "Every fault found, chosen for removal (clean) or not"
+    if lines:
+        tables.append(Table(("fault", "part", "rows found", "rows left"), lines, caption))
+    text = "The test split is never cleaned." + ("" if lines else " No fault was found in any part.")
+    return Section("Data", text, tables)
 
 
 def _experiences(rows: list[Row], source: str, situation: dict, config) -> list[Experience]:
@@ -248,8 +304,10 @@ def _experiences(rows: list[Row], source: str, situation: dict, config) -> list[
     out = []
     for strategy in dict.fromkeys(r.method for r in mine):
         scores = [scale(r.value) for r in mine if (r.method, r.metric) == (strategy, metric) and r.value is not None]
-        seconds = [r.value for r in mine if (r.method, r.metric) == (strategy, "seconds")]
+        fits = [r for r in mine if (r.method, r.metric) == (strategy, "seconds")]
         if scores:
-            score, spent = float(np.mean(scores)), float(np.median(seconds))
-            out.append(Experience(situation, strategy, score, spent, config.target, cell, config.kind))
+            score, spent = float(np.mean(scores)), float(np.median([r.value for r in fits]))
+            passes = float(np.median([r.budget.get("train_examples", 0.0) for r in fits]))
+            facts = (config.target, cell, config.kind, config.modality, passes)
+            out.append(Experience(situation, strategy, score, spent, *facts))
     return out

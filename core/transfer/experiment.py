@@ -17,6 +17,7 @@ from core.evaluate.rows import Row
 from core.hashing import content_key
 from core.transfer.budget import Budget
 from core.transfer.effect import AFTER, BEFORE
+from core.transfer.energy import counted
 from core.transfer.explain import layer_similarity, under_change
 from core.transfer.nets import Prediction
 from core.transfer.sources import Source
@@ -192,7 +193,9 @@ def run_trial(source: Source, task_name: str, trial: Trial, version: str = "", p
         "inputs": {"source": source.sha256, "train": target.train.sha256, "test": test.sha256},
         "version": version,
     }
-    rows = [Row(metric=k, value=v, **facts) for k, v in values.items()]
+    energy = counted(fitted.cost, next(source.original.parameters()).device.type)
+    told = {"energy_wh": facts | {"oracle": energy}}  # no answer of the test split, but of a counter or an estimate
+    rows = [Row(metric=k, value=v, **told.get(k, facts)) for k, v in values.items()]
     why = {}
     if trial.explain:
         why = _why(source, fitted, test, target, answers, trial.seed) | {"labels": list(load_task(task_name).labels)}
@@ -258,11 +261,19 @@ def _profiled(folder: str):
 
     @contextmanager
     def recording():
-        from torch.profiler import ProfilerActivity, profile
+        from torch.profiler import profile
 
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=False) as trace:
+        with profile(activities=traced(), record_shapes=False) as trace:
             yield
         Path(folder).mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(Path(folder) / "trace.json"))
 
     return recording()
+
+
+def traced() -> list[Any]:
+    """What a trace records: calls on the CPU, and kernels on the GPU where there is one."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]

@@ -1,28 +1,30 @@
 """Which strategy: what happened in similar situations, weighed by how similar they were.
 
-What is measured before any fine-tuning is a *situation* (scores, similarity, sizes); what happened is an *experience*
-(situation, strategy, score, seconds). Experiences are rows, so a recommender learns from every recorded run and is
-compared with what then happened. Gains are over the linear probe, in the units of the metric. What is forecast comes
-from similar situations; what is picked, from a policy (:mod:`core.transfer.policy`), unless similar situations clearly
-advised better.
+What is measured before any fine-tuning is a *situation* (what the source's view tells of the classes, sizes); what
+happened is an *experience* (:mod:`core.transfer.experience`), so a recommender learns from every recorded run and is
+compared with what then happened. Regrets are losses against the best of the strategies to choose from, gains are over
+one of them (:func:`reference_of`), both in the units of the metric. What is forecast comes from similar situations;
+what is picked, from a policy (:mod:`core.transfer.policy`), unless similar situations clearly advised better.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
-from core.evaluate.rows import Row
+from core.transfer.durations import Durations
+from core.transfer.experience import Experience
 from core.transfer.policy import FEW_RESAMPLES, Policy
 from core.transfer.scores import transferability
 from core.transfer.situation import Situation
 from core.transfer.sources import Source
-from core.transfer.strategies import STRATEGIES
+from core.transfer.strategies import STRATEGIES, StrategyConfig
 from core.transfer.target import Target
 
 REFERENCE = "linear_probe"
 NO_TRANSFER = "scratch"
+REFERENCES = (REFERENCE, NO_TRANSFER, "share")  # what gains are over: the first of them that there is
+FAMILIES = ("adjust", "share", "retrain")  # without experience the first that there is
 TOLERANCE = 0.01 + 1e-9  # one point; .71 - .70 is a little more in binary
 RULE = (0.6, 0.2)  # agreement above: share; above: adjust; below: retrain
 
@@ -57,47 +59,19 @@ def similarity_rule(situation: Situation) -> str | None:
 
 
 @dataclass(frozen=True)
-class Experience:
-    """What happened once: ``group`` names what must not be on both sides of an evaluation (the target).
-
-    ``score`` is at most 1 and larger where better; ``kind`` is the target's: one kind's gains say nothing of another's.
-    """
-
-    situation: Situation
-    strategy: str
-    score: float
-    seconds: float
-    group: str
-    cell: str
-    kind: str = "classification"
-
-    def row(self, **more: Any) -> Row:
-        """As a row of the history."""
-        settings = {"situation": dict(self.situation), "group": self.group, "cell": self.cell, "seconds": self.seconds}
-        if self.kind != "classification":
-            settings["kind"] = self.kind
-        return Row(method=self.strategy, metric="experience", value=self.score, settings=settings, **more)
-
-    @classmethod
-    def of(cls, row: Row) -> "Experience":
-        s = row.settings
-        kind = s.get("kind", "classification")
-        return cls(s["situation"], row.method, row.value, s["seconds"], s["group"], s["cell"], kind)
-
-
-@dataclass(frozen=True)
 class Forecast:
-    """Predicted gain over the linear probe (with the spread over similar situations) and seconds of one strategy.
+    """What is predicted of one strategy; None without experience of it.
 
-    ``regret`` is the predicted loss against the best strategy of the situation; None without experience of it.
-    ``votes``: share of the policy's stumps that name it; None where no policy decides.
+    ``regret`` is the predicted loss against the best of the strategies to choose from. ``gain`` is over the reference
+    of the recommendation, ``low`` and ``high`` are its 10 % and 90 % quantiles over similar situations. ``seconds``: of
+    a fit. ``votes``: share of the policy's stumps that name it; None where no policy decides.
     """
 
     strategy: str
-    gain: float
-    low: float
-    high: float
-    seconds: float | None
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seconds: float | None = None
     regret: float | None = None
     votes: float | None = None
 
@@ -107,8 +81,10 @@ class Recommendation:
     """The pick and why.
 
     ``transfer`` is False when training from scratch is picked: do not transfer. ``confidence``: weighted share of past
-    situations in which the pick was within one point of the best. ``contributions``: by how much each measure (its
-    value against the usual one) raised the pick's share of votes, or lowered its predicted regret where none voted.
+    situations in which the pick was within one point of the best to choose from; 0 where it is a default
+    (:func:`cold_start`). ``contributions``: by how much each measure (its value against the usual one) raised the
+    pick's share of votes, or lowered its predicted regret where none voted. ``reference``: what predicted gains are
+    over; None where nothing is predicted.
     """
 
     pick: str
@@ -116,51 +92,75 @@ class Recommendation:
     confidence: float
     forecasts: Sequence[Forecast]
     contributions: Mapping[str, float] = field(default_factory=dict)
+    reference: str | None = None
 
     @property
     def voted(self) -> bool:
         """Whether a policy decided, not the least predicted regret."""
         return any(f.votes is not None for f in self.forecasts)
 
+    @property
+    def learned(self) -> bool:
+        """Whether past situations speak for the pick; otherwise it is a default."""
+        return self.of(self.pick).regret is not None
+
     def of(self, strategy: str) -> Forecast:
         return next(f for f in self.forecasts if f.strategy == strategy)
 
 
-class Recommender:
-    """Weighs past situations by similarity; without any it recommends the linear probe and is not confident.
+def cold_start(strategies: Sequence[str]) -> str:
+    """The default where there is nothing to learn from: the linear probe, else ``full``, else the first that adjusts,
+    else the source as it is; training from scratch only where every strategy retrains.
 
-    Regret and gain of a strategy are means over the past situations in which it was run (Nadaraya-Watson, Gaussian
-    kernel over :data:`MEASURES`), shrunk towards its mean over all of them. The least predicted regret and the votes of
-    a policy are both tried on each group of experiences with what the others teach. The votes decide, unless the least
-    regret was within :data:`TOLERANCE` of the best more often by more than two standard errors over groups: what chance
-    explains should not turn the advice over with every new experience.
+    The probe trains only an output layer and cannot lose the source's knowledge; ``full`` was within one point of the
+    best in more cells of the benchmark than any other constant choice.
+    """
+    families = {s: STRATEGIES.entry(s).facts["family"] for s in strategies}
+    usual = [s for s in (REFERENCE, "full") if s in families]
+    return [*usual, *sorted(families, key=lambda s: FAMILIES.index(families[s]))][0]
+
+
+def reference_of(strategies: Sequence[str]) -> str | None:
+    """What gains are over: the first of :data:`REFERENCES` among the strategies, else their first."""
+    return next((s for s in (*REFERENCES, *strategies) if s in strategies), None)
+
+
+class Recommender:
+    """Weighs past situations by similarity; without any it takes a default (:func:`cold_start`) with confidence 0.
+
+    Regret and gain of a strategy are means over the past situations in which it was run beside another one to choose
+    from (Nadaraya-Watson, Gaussian kernel over the measures), shrunk towards its mean over all of them. The least
+    predicted regret and the votes of a policy are both tried on each group of experiences with what the others teach.
+    The votes decide, unless the least regret was within :data:`TOLERANCE` of the best more often by more than two
+    standard errors over groups: what chance explains should not turn the advice over with every new experience.
 
     Args:
         width: of the kernel; None takes the one of :data:`WIDTHS` with which advice for each group of experiences from
             the other groups would have lost least.
+        measures: what makes situations similar, with the difference that counts as one.
     """
 
-    def __init__(self, width: float | None = None):
-        self.width = width
+    def __init__(self, width: float | None = None, measures: Mapping[str, float] = MEASURES):
+        self.width, self.measures = width, measures
         self._strategies: list[str] = []
-        self._places = np.zeros((0, len(MEASURES)))
+        self._places = np.zeros((0, len(measures)))
         self._scores = np.zeros((0, 0))  # (situations, strategies), NaN where not run
-        self._seconds: dict[str, list[tuple[float, float]]] = {}
+        self._durations = Durations()
         self._groups = np.zeros(0, dtype=str)
         self._voted = False
-        self._policies: dict[tuple[str, ...], Policy] = {}
+        self._policies: dict[tuple[str, ...], Policy | None] = {}
 
     def fit(self, experiences: Sequence[Experience]) -> "Recommender":
         """Learn from all situations in which at least two strategies were run; others only teach costs."""
         cells: dict[str, list[Experience]] = {}
         for e in experiences:
             cells.setdefault(e.cell, []).append(e)
-            self._seconds.setdefault(e.strategy, []).append((_work(e.situation), e.seconds))
+        self._durations = Durations(experiences)
         cells = {c: found for c, found in cells.items() if len({e.strategy for e in found}) > 1}
         if not cells:
             return self
         self._strategies = sorted({e.strategy for found in cells.values() for e in found})
-        self._places = np.array([_place(found[0].situation) for found in cells.values()])
+        self._places = np.array([_place(found[0].situation, self.measures) for found in cells.values()])
         self._scores = np.array([[_mean_score(found, s) for s in self._strategies] for found in cells.values()])
         self._groups = np.array([found[0].group for found in cells.values()])
         if self.width is None:
@@ -170,13 +170,19 @@ class Recommender:
         return self
 
     def recommend(
-        self, situation: Situation, strategies: Sequence[str] | None = None, budget_s: float | None = None
+        self,
+        situation: Situation,
+        strategies: Sequence[str] | None = None,
+        budget_s: float | None = None,
+        passes: float | None = None,
     ) -> Recommendation:
         """Forecast every strategy and pick one that fits the budget, by votes or by least predicted regret.
 
         Args:
             strategies: those to choose from; default: all that were ever experienced, and the linear probe.
             budget_s: largest predicted seconds; strategies without experience of their cost are kept.
+            passes: training examples that strategies which train will pass, epochs counted; default: as many as a
+                :class:`~core.transfer.strategies.StrategyConfig` of no settings passes.
 
         Raises:
             ValueError: unknown strategy, or none fits the budget.
@@ -184,72 +190,79 @@ class Recommender:
         names = list(dict.fromkeys(strategies or [*self._strategies, REFERENCE]))
         for name in names:
             STRATEGIES.entry(name)
-        place = _place(situation)
+        place = _place(situation, self.measures)
         weights = _similar(place, self._places, self.width or 1.0)
-        regret_ = dict(zip(self._strategies, _shrunk(self._regrets(), weights)))
-        forecasts = [self._forecast(situation, n, weights, regret_.get(n)) for n in names]
+        forecasts = self._forecasts(names, weights)
+        passes = _usual_passes(situation) if passes is None else passes
+        forecasts = [replace(f, seconds=self._durations.of(f.strategy, situation, passes)) for f in forecasts]
         able = [f for f in forecasts if budget_s is None or f.seconds is None or f.seconds <= budget_s]
         if not able:
             cheapest = min(f.seconds for f in forecasts)
             raise ValueError(f"no strategy fits {budget_s:g} s; the cheapest is predicted to take {cheapest:.3g} s")
         known = [f for f in able if f.regret is not None]
-        # Nothing learned yet: the probe, the cheapest that uses the labels.
-        usual = next((f for f in able if f.strategy == REFERENCE), able[0])
-        policy = self._policy([f.strategy for f in known]) if self._voted and known else None
+        reference = reference_of([f.strategy for f in forecasts if f.regret is not None])
+        if not known:
+            pick = cold_start([f.strategy for f in able])
+            return Recommendation(pick, pick != NO_TRANSFER, 0.0, forecasts, reference=reference)
+        policy = self._policy([f.strategy for f in known]) if self._voted else None
         if policy:
             votes = dict(zip([f.strategy for f in known], policy.votes(place).tolist()))
             known = [replace(f, votes=votes[f.strategy]) for f in known]
             forecasts = [replace(f, votes=votes.get(f.strategy)) for f in forecasts]
-        pick = min(known, key=lambda f: (-(f.votes or 0.0), f.regret, f.strategy), default=usual).strategy
-        moved = self._contributions(
-            place, self._share_of_votes(policy, known, pick) if policy else self._lost_less(pick)
-        )
-        return Recommendation(pick, pick != NO_TRANSFER, self._confidence(pick, weights), forecasts, moved)
+        pick = min(known, key=lambda f: (-(f.votes or 0.0), f.regret, f.strategy)).strategy
+        lost = self._regrets(names)[:, [names.index(pick)]]
+        moved = self._contributions(place, self._share_of_votes(policy, known, pick) if policy else self._less(lost))
+        confidence = _confidence(lost, weights, sum(f.regret is not None for f in forecasts))
+        return Recommendation(pick, pick != NO_TRANSFER, confidence, forecasts, moved, reference)
 
-    def _policy(self, strategies: Sequence[str]) -> Policy:
-        """The policy for a choice between these, learned once."""
+    def _columns(self, names: Sequence[str]) -> np.ndarray:
+        """Scores of the named strategies (n, len(names)), NaN where not run."""
+        index = {s: i for i, s in enumerate(self._strategies)}
+        missing = np.full(len(self._scores), np.nan)
+        return np.stack([self._scores[:, index[s]] if s in index else missing for s in names], axis=1)
+
+    def _regrets(self, names: Sequence[str]) -> np.ndarray:
+        return _regrets(self._columns(names))
+
+    def _policy(self, strategies: Sequence[str]) -> Policy | None:
+        """The policy for a choice between these, learned once; None where too few targets tell of it."""
         if (names := tuple(strategies)) not in self._policies:
-            lost = _regrets(self._scores[:, [self._strategies.index(s) for s in names]])
-            self._policies[names] = Policy(self._places, _worth(lost), self._groups)
+            lost = self._regrets(names)
+            told = ~np.isnan(lost).all(axis=1)
+            groups = self._groups[told]
+            enough = len(set(groups)) >= FEWEST_GROUPS
+            self._policies[names] = Policy(self._places[told], _worth(lost[told]), groups) if enough else None
         return self._policies[names]
 
     def _share_of_votes(self, policy: Policy, known: Sequence[Forecast], pick: str) -> Callable[[np.ndarray], float]:
         index = [f.strategy for f in known].index(pick)
         return lambda place: float(policy.votes(place)[index])
 
-    def _lost_less(self, pick: str) -> Callable[[np.ndarray], float] | None:
-        if pick not in self._strategies:
-            return None
-        lost = self._regrets()[:, [self._strategies.index(pick)]]
+    def _less(self, lost: np.ndarray) -> Callable[[np.ndarray], float]:
         return lambda place: -float(_shrunk(lost, _similar(place, self._places, self.width))[0])
 
-    def _regrets(self) -> np.ndarray:
-        return _regrets(self._scores)
-
-    def _confidence(self, pick: str, weights: np.ndarray) -> float:
-        if pick not in self._strategies:
-            return 0.0
-        hits = _within(self._regrets()[:, [self._strategies.index(pick)]])
-        # Beside them one situation in which every strategy was as likely the best: one past transfer is no certainty.
-        blind = np.full((1, 1), 1 / len(self._strategies))
-        return float(_shrunk(np.concatenate([hits, blind]), np.append(weights, 0.0))[0])
-
-    def _forecast(self, situation: Situation, strategy: str, weights: np.ndarray, lost: float | None) -> Forecast:
-        gain = low = high = 0.0
-        if lost is not None and REFERENCE in self._strategies and strategy != REFERENCE:
-            gains = self._scores - self._scores[:, [self._strategies.index(REFERENCE)]]
-            gains = gains[:, [self._strategies.index(strategy)]]
+    def _forecasts(self, names: Sequence[str], weights: np.ndarray) -> list[Forecast]:
+        """Regret and gain of each strategy; empty forecasts where none was run beside another of them."""
+        lost, scores = self._regrets(names), self._columns(names)
+        known = [n for n, column in zip(names, lost.T) if not np.isnan(column).all()]
+        reference = reference_of(known)
+        out = []
+        for i, name in enumerate(names):
+            if name not in known:
+                out.append(Forecast(name))
+                continue
+            gains = scores[:, [i]] - scores[:, [names.index(reference)]]
+            gain = low = high = None
             if not np.isnan(gains).all():
                 gain, (low, high) = float(_shrunk(gains, weights)[0]), _quantiles(gains[:, 0], weights)
-        cost = self._cost(situation, strategy)
-        return Forecast(strategy, gain, min(low, gain), max(high, gain), cost, None if lost is None else float(lost))
+                low, high = min(low, gain), max(high, gain)
+            out.append(Forecast(name, gain, low, high, regret=float(_shrunk(lost[:, [i]], weights)[0])))
+        return out
 
-    def _contributions(self, place: np.ndarray, worth: Callable[[np.ndarray], float] | None) -> dict[str, float]:
+    def _contributions(self, place: np.ndarray, worth: Callable[[np.ndarray], float]) -> dict[str, float]:
         """How much more the pick is worth at this place than with the measure at its usual value, largest first."""
-        if worth is None:
-            return {}
         now, moved = worth(place), {}
-        for i, name in enumerate(MEASURES):
+        for i, name in enumerate(self.measures):
             seen = self._places[~np.isnan(self._places[:, i]), i]
             if len(seen) and not np.isnan(place[i]):
                 other = place.copy()
@@ -259,7 +272,7 @@ class Recommender:
 
     def _advised(self, width: float) -> np.ndarray:
         """What the least predicted regret would have lost in each situation, had its group been unknown."""
-        lost, total = self._regrets(), []
+        lost, total = _regrets(self._scores), []
         for i, group in enumerate(self._groups):
             others = self._groups != group
             predicted = _shrunk(lost[others], _similar(self._places[i], self._places[others], width))
@@ -278,7 +291,7 @@ class Recommender:
         groups, member = np.unique(self._groups, return_inverse=True)
         if len(groups) < FEWEST_GROUPS:
             return False
-        lost, voted = self._regrets(), np.zeros(len(member))
+        lost, voted = _regrets(self._scores), np.zeros(len(member))
         folds = member % MOST_FOLDS  # a long history is not left out target by target
         for fold in np.unique(folds):
             mine = folds == fold
@@ -289,17 +302,27 @@ class Recommender:
         of_groups = np.array([better[member == k].mean() for k in range(len(groups))])
         return bool(of_groups.mean() <= CLEARLY * of_groups.std(ddof=1) / np.sqrt(len(groups)))
 
-    def _cost(self, situation: Situation, strategy: str) -> float | None:
-        """Seconds by the median rate (seconds per parameter and example) of this strategy's experiences."""
-        past = self._seconds.get(strategy)
-        if not past:
-            return None
-        return float(np.median([s / w for w, s in past]) * _work(situation))
-
 
 def _regrets(scores: np.ndarray) -> np.ndarray:
-    """What each strategy lost against the best of its situation (n, S), NaN where it was not run."""
-    return np.nanmax(scores, axis=1, keepdims=True) - scores if len(scores) else scores
+    """What each strategy lost against the best of its situation (n, S), NaN where it was not run, or none beside it."""
+    beside = (~np.isnan(scores)).sum(axis=1, keepdims=True) > 1  # alone, a strategy is always the best
+    best = np.where(np.isnan(scores), -np.inf, scores).max(axis=1, keepdims=True, initial=-np.inf)
+    return np.where(beside, best - scores, np.nan)
+
+
+def _confidence(lost: np.ndarray, weights: np.ndarray, choices: int) -> float:
+    """Weighted share of the situations in which at most the tolerance was lost (n, 1).
+
+    Beside them counts one in which each of the ``choices`` was as likely the best: one past transfer is no certainty.
+    """
+    hits = np.concatenate([_within(lost), np.full((1, 1), 1 / choices)])
+    return float(_shrunk(hits, np.append(weights, 0.0))[0])
+
+
+def _usual_passes(situation: Situation) -> float:
+    """Training examples that a strategy passes where nothing is configured."""
+    n = max(1, round(10 ** float(situation.get("log_examples") or 0.0)))
+    return float(StrategyConfig().epochs(n) * n)
 
 
 def _within(lost: np.ndarray) -> np.ndarray:
@@ -315,7 +338,7 @@ def _worth(lost: np.ndarray) -> np.ndarray:
     return np.exp(-lost / TOLERANCE)
 
 
-def _place(situation: Situation) -> np.ndarray:
+def _place(situation: Situation, measures: Mapping[str, float]) -> np.ndarray:
     """A situation's measures over their scales, NaN where unknown."""
     known = {k: v for k, v in situation.items() if v is not None}
     majority, classes = known.get("majority"), known.get("classes")
@@ -324,7 +347,7 @@ def _place(situation: Situation) -> np.ndarray:
     if majority is not None and classes:
         known["imbalance"] = majority - 1 / classes
         known["log_classes"] = float(np.log10(classes))
-    return np.array([known.get(name, np.nan) / scale for name, scale in MEASURES.items()])
+    return np.array([known.get(name, np.nan) / scale for name, scale in measures.items()])
 
 
 def _similar(place: np.ndarray, places: np.ndarray, width: float) -> np.ndarray:
@@ -389,8 +412,3 @@ def needs_head(score: str) -> bool:
     from core.transfer.scores import SCORES
 
     return SCORES.entry(score).facts["needs"] == "probabilities"
-
-
-def _work(situation: Situation) -> float:
-    """Parameters times examples, the size that cost grows with."""
-    return 10 ** float((situation.get("log_parameters") or 0) + (situation.get("log_examples") or 0))

@@ -3,8 +3,10 @@
 import pytest
 
 from benchmarks import transfer_choice as bench
+from benchmarks import transfer_measures
 from benchmarks.transfer_report import goals
 from core.evaluate.rows import Row
+from core.transfer.experience import Experience
 
 SIZES = (16, 100)
 
@@ -27,7 +29,10 @@ def rows(change=lambda target, method, score: score) -> list[Row]:
                     best = method == ("linear_probe" if empty else "full")
                     score = change(target, method, 0.7 if best else 0.6 - 0.01 * i)
                     out.append(Row(method=method, metric="accuracy", value=score, seed=seed, settings=settings))
-                    out.append(Row(method=method, metric="seconds", value=1.0, seed=seed, settings=settings))
+                    spent = {"train_examples": 0.0 if method in ("share", "linear_probe") else 240.0}
+                    out.append(
+                        Row(method=method, metric="seconds", value=1.0, seed=seed, settings=settings, budget=spent)
+                    )
     return out
 
 
@@ -82,3 +87,32 @@ def test_the_accuracy_of_another_seed_bounds_what_a_score_can_say():
     reversed_ = [ran(f"s{i}", seed, 0.5 + 0.01 * (i if seed else 7 - i)) for i in range(8) for seed in (0, 1)]
     assert bench.tau_of_other_seeds(reversed_)["trec"] < 0
     assert bench.tau_of_other_seeds(steady[:10]) == {}, "fewer than eight sources say nothing"
+
+
+def test_experiences_say_what_was_trained_and_how_long_texts_were():
+    found = {e.strategy: e for e in bench.experiences(rows(), ("trec",))}
+    assert (found["share"].passes, found["full"].passes) == (0.0, 240.0)
+    long = {"mean_words": 300.0, "pair": 0.0}
+    assert (bench._tokens(long), bench._tokens({"mean_words": 12.0, "pair": 1.0})) == (bench.LONGEST, 32)
+
+
+def test_measures_are_tried_on_targets_that_were_left_out():
+    some = rows()
+    past = bench.experiences(some, (*bench.TARGETS, *bench.HISTORY))
+    named = dict(transfer_measures.sets([e for e in past if e.group in bench.HISTORY]))
+    assert named["and mmd"].keys() - named["as it is"].keys() == {"mmd"}
+    lost = transfer_measures.lost(past, named["as it is"], bench.TARGETS)
+    assert sorted(lost.values()) == sorted(bench.regrets(some)["recommender"].values())
+
+
+def test_a_measure_that_tells_what_no_other_does_lowers_what_is_lost():
+    """Halves of the targets differ in nothing but one distance, and in what is best for them."""
+
+    def happened(group, far, strategy):
+        good = (strategy == "full") == far
+        return Experience({"mmd": float(far)}, strategy, 0.5 + 0.2 * good, 1.0, group, group)
+
+    past = [happened(f"t{i}", i % 2 == 0, s) for i in range(12) for s in ("full", "share")]
+    groups = [f"t{i}" for i in range(12)]
+    without, with_it = (transfer_measures.lost(past, m, groups) for m in ({"agreement": 0.25}, {"mmd": 0.1}))
+    assert max(with_it.values()) == 0 < max(without.values())

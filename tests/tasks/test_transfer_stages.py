@@ -5,19 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from core.data.examples import Examples
+from core.data.examples import Examples, Splits
 from core.data.tasks import load_task
 from core.state import seal
-from core.transfer.experiment import DataSteps
+from core.transfer.experience import Experience
+from core.transfer.experiment import DataSteps, traced
 from core.transfer.experiment import test_of as examples_of
-from core.transfer.history import read_history
+from core.transfer.history import read_history, record
 from core.transfer.sources import open_source
 from core.transfer.strategies import StrategyConfig
 from core.transfer.target import Target
 from flows.transfer import TransferForm, curve_sizes, problem
 from tasks.adapt import AdaptConfig, adapt
-from tasks.rank_sources import RankConfig, rank
-from tasks.report_transfer import ReportTransferConfig, report_transfer
+from tasks.rank_sources import RankConfig, faults_of, rank
+from tasks.report_transfer import ReportTransferConfig, _data, report_transfer
 from tasks.sources import modality_of, opened
 from tasks.stage import Artifact, Output
 from tasks.train_source import TrainSourceConfig, train_on
@@ -162,7 +163,9 @@ def test_whole_chain_reports_and_learns(place, task, model, data):
     for words in ("Transfer effect", "Data efficiency", "Advice and what happened", "Why", "What moved", "Data"):
         assert words in page
     row = page[page.index("predicted regret") :].split("</tr>")[1]
-    assert row.count("undefined") >= 4, "without history no gain of zero is predicted"
+    assert row.count("undefined") == 6, "without history nothing is predicted, what happened is known"
+    assert "linear_probe, a default: no past transfer to learn from yet (confidence 0)" in page
+    assert "estimated as CPU seconds" in page or "measured on" in page, "the figure of energy says where it is from"
     assert page.count('<img alt="scratch, first seed') == 1, "the confusion picture of the run without transfer"
     marked = tiny.texts(120).texts[0]
     assert marked not in page, "no example's text is quoted"
@@ -175,6 +178,62 @@ def test_whole_chain_reports_and_learns(place, task, model, data):
     other = run(rank, place / "rank3", rank_config(task, history, examples=30), sources=sources, data=data)
     learned = json.loads((other.folder / "ranking.json").read_text())["sources"]["tiny"]["advice"]
     assert learned["confidence"] > 0, "advice at another size knows the first run"
+
+    three = ("share", "full", "scratch")
+    without_probe = rank_config(task, history, examples=20, strategies=three)
+    ranking = run(rank, place / "rank4", without_probe, sources=sources, data=data)
+    config = ReportTransferConfig(target="toy", metric="accuracy", without="scratch", examples=20, history=str(history))
+    runs = {k: v for k, v in runs.items() if k.rsplit(" / ", 1)[1] in three}
+    artifact = run(report_transfer, place / "report2", config, ranking=ranking, runs=runs)
+    met = json.loads((artifact.folder / "predicted_and_realised.json").read_text())
+    assert {(c["strategy"], c["quantity"]) for c in met} == {(s, q) for s in three for q in ("regret", "gain")}
+    assert {c["over"] for c in met if c["quantity"] == "gain"} == {"scratch"}, "no probe was run"
+    scores = {e.strategy: e.score for e in read_history(history) if e.cell.split("/")[-2] == "20"}
+    best = max(scores.values())
+    for c in met:
+        got = scores[c["strategy"]]
+        expected = best - got if c["quantity"] == "regret" else got - scores["scratch"]
+        assert c["realised"] == pytest.approx(expected)
+    page = (artifact.folder / "report.html").read_text()
+    assert "3 predictions of regret" in page
+    assert "of 1 picks were within one point" in page
+    forecast = json.loads((ranking.folder / "ranking.json").read_text())["sources"]["tiny"]["advice"]["forecasts"]
+    assert all(f["seconds"] > 0 for f in forecast)
+
+
+def test_advice_for_images_ignores_what_happened_to_texts(place, task, data):
+    history = place / "texts.jsonl"
+    texts = [Experience({"agreement": 0.5, "mean_words": 7.0}, s, v, 1.0, "other", "s/other/16/x")
+             for s, v in (("full", 0.9), ("scratch", 0.5))]  # fmt: skip
+    record(history, texts)
+    vit = tiny.build("vit", place / "vit-advice")
+    source = Artifact(name="load-model", path=str(vit), sha256=seal(vit))
+    config = rank_config("digits", history, modality="image", examples=60, strategies=("scratch", "full"))
+    ranked = run(rank, place / "rank-texts", config, sources={"v": source}, data=data)
+    advice = json.loads((ranked.folder / "ranking.json").read_text())["sources"]["v"]["advice"]
+    assert (advice["confidence"], advice["pick"]) == (0, "full")
+    config = rank_config(task, history, strategies=("scratch", "full"))
+    model = tiny.build("bert", place / "model-advice")
+    source = Artifact(name="load-model", path=str(model), sha256=seal(model))
+    ranked = run(rank, place / "rank-texts2", config, sources={"t": source}, data=data)
+    assert json.loads((ranked.folder / "ranking.json").read_text())["sources"]["t"]["advice"]["confidence"] > 0
+
+
+def test_every_fault_is_reported_also_what_stays():
+    """A duplicate that nobody chose to remove, and one in the test split, which is never cleaned."""
+    twice, once = Examples(["a", "a", "b"], None, [0, 0, 1]), Examples(["c"], None, [0])
+    splits = Splits(twice, once, Examples(["d", "d"], None, [1, 1]))
+    found = faults_of(splits, splits)
+    assert found["train"]["duplicates"] == found["test"]["duplicates"] == {"found": 1, "left": 1}
+    assert found["validation"]["duplicates"] == {"found": 0, "left": 0}
+    cleaned = Splits(twice.take([0, 2]), once, splits.test)
+    assert faults_of(splits, cleaned)["train"]["duplicates"] == {"found": 1, "left": 0}
+
+
+def test_the_page_shows_faults_that_stay():
+    faults = {"train": {"outliers": {"found": 3, "left": 2}, "empty": {"found": 0, "left": 0}}}
+    section = _data([], faults)
+    assert section.tables[-1].rows == [["outliers", "train", 3, 2]]
 
 
 def test_trained_source_comes_back_with_head_and_forgets(place, task, trained, data):
@@ -219,6 +278,12 @@ def test_profile_writes_a_trace(place, task, model, data):
     config = adapt_config(task, "share", sizes=(20,), seeds=(0,), profile=True)
     artifact = run(adapt, place / "traced", config, source=model, data=data)
     assert "traceEvents" in json.loads((artifact.folder / "trace" / "trace.json").read_text())
+
+
+@pytest.mark.parametrize(("there", "activities"), [(False, ["CPU"]), (True, ["CPU", "CUDA"])])
+def test_a_trace_has_the_kernels_of_a_gpu(monkeypatch, there, activities):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert [a.name for a in traced()] == activities
 
 
 def test_more_classes_than_examples_is_named(place, task, model, data):

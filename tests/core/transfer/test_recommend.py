@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from core.transfer import recommend
+from core.transfer.experience import Experience
 from core.transfer.policy import Policy
 from core.transfer.recommend import (
     NO_TRANSFER,
     REFERENCE,
-    Experience,
     Recommender,
+    cold_start,
     rank_sources,
+    reference_of,
     regret,
     similarity_rule,
     weighted_tau,
@@ -39,9 +41,10 @@ def experiences(cells=40, noise=0.005, seed=0):
             NO_TRANSFER: 0.15 if not useful else -0.3,
         }
         for strategy, gain in gains.items():
-            seconds = {"share": 1.0, REFERENCE: 2.0}.get(strategy, 1e-8 * 10 ** (7 + n))
+            passes = 0 if strategy in ("share", REFERENCE) else 3.0 * 10**n
+            seconds = {"share": 1.0, REFERENCE: 2.0}.get(strategy, 1e-8 * 1e7 * passes)
             score = 0.7 + gain + noise * rng.normal()
-            out.append(Experience(situation, strategy, score, seconds, f"t{i % 4}", str(i)))
+            out.append(Experience(situation, strategy, score, seconds, f"t{i % 4}", str(i), passes=passes))
     return out
 
 
@@ -123,9 +126,10 @@ def test_two_targets_are_too_few_for_a_policy():
 
 
 def test_cost_is_predicted_and_the_budget_kept(trained):
-    r = trained.recommend(situation(2.9, 1))
-    assert r.of("full").seconds == pytest.approx(1e-8 * 10**9.9, rel=0.05)
-    cheap = trained.recommend(situation(2.9, 1), ("share", "full", REFERENCE), budget_s=20)
+    r = trained.recommend(situation(2.9, 1), passes=2400)
+    assert r.of("full").seconds == pytest.approx(1e-8 * 1e7 * 2400)
+    assert r.of("share").seconds == 1.0, "what trains nothing takes as long as ever"
+    cheap = trained.recommend(situation(2.9, 1), ("share", "full", REFERENCE), budget_s=20, passes=2400)
     assert cheap.pick in ("share", REFERENCE)
     with pytest.raises(ValueError, match="no strategy fits"):
         trained.recommend(situation(2.9, 1), ("full",), budget_s=1e-3)
@@ -135,7 +139,57 @@ def test_without_history_it_says_probe_without_confidence():
     r = Recommender().recommend(situation(2, 1), STRATEGIES_USED)
     assert r.pick == REFERENCE
     assert r.confidence == 0
+    assert not r.learned
     assert r.of("full").seconds is None
+    assert r.of("full").gain is None, "nothing is no prediction of a gain of zero"
+
+
+@pytest.mark.parametrize(
+    ("strategies", "default"),
+    [
+        (("scratch", "full"), "full"),
+        (("share", "full", "scratch"), "full"),
+        (("share", "lora", "scratch"), "lora"),
+        (("scratch", "share"), "share"),
+        (("scratch", "full", "linear_probe"), "linear_probe"),
+        (("scratch", "searched"), "scratch"),
+    ],
+)
+def test_the_default_without_history_does_not_depend_on_order_and_transfers_where_it_can(strategies, default):
+    for order in (strategies, strategies[::-1]):
+        r = Recommender().recommend(situation(2, 1), order)
+        if default != "scratch":
+            assert (r.pick, cold_start(order)) == (default, default)
+            assert r.transfer
+        assert (r.confidence, r.learned, r.reference) == (0, False, None)
+
+
+def test_regrets_are_against_what_there_is_to_choose_from(trained):
+    """Full loses much here, but least of the two that there are."""
+    many, few = (trained.recommend(situation(1.1, 1), s) for s in (None, ("full", NO_TRANSFER)))
+    assert many.of("full").regret > 0.1
+    assert few.of("full").regret < 0.08
+    assert few.pick == "full"
+    assert few.confidence > many.confidence / 2
+    assert not trained.recommend(situation(1.1, 1), ("full", "lora")).learned, "full was never run beside lora"
+
+
+def test_gains_are_over_a_strategy_that_there_is(trained):
+    r = trained.recommend(situation(2.5, 1), ("share", "full", NO_TRANSFER))
+    assert r.reference == NO_TRANSFER
+    assert r.of(NO_TRANSFER).gain == 0
+    assert r.of("full").gain == pytest.approx(0.35, abs=0.1), "full gains .05 there where scratch loses .3"
+    assert trained.recommend(situation(2.5, 1)).reference == REFERENCE
+    assert reference_of(["lora", "full"]) == "lora"
+    assert reference_of([]) is None
+
+
+def test_other_measures_can_be_tried():
+    """What is told by a measure that is not in use is found where it is given."""
+    told = [Experience({"mmd": i % 2}, m, 0.5 + 0.2 * ((m == "full") == i % 2), 1.0, f"t{i % 8}", str(i))
+            for i in range(16) for m in ("full", "share")]  # fmt: skip
+    advice = Recommender(measures={"mmd": 0.2}).fit(told)
+    assert [advice.recommend({"mmd": x}).pick for x in (0.0, 1.0)] == ["share", "full"]
 
 
 def test_unsure_history_gives_low_confidence(trained):
