@@ -239,7 +239,7 @@ def _why(runs: Mapping[str, Artifact], source: str, advice: Recommendation, conf
     whys = _whys(runs, source)
     tables, figures = [], []
     if advice.contributions:
-        lines = list(advice.contributions.items())[:8]
+        lines = sorted(advice.contributions.items(), key=lambda item: -abs(item[1]))[:8]  # JSON sorts them by name
         effect = "raised its share of votes by" if advice.voted else "lowered the predicted regret by"
         tables.append(Table(("measured before", effect), lines, "What the advice rests on"))
     names = list(dict.fromkeys((AS_IS, *(n for w in whys.values() for n in w["changed_input"]))))

@@ -14,7 +14,7 @@ import numpy as np
 
 from core.transfer.durations import Durations
 from core.transfer.experience import Experience
-from core.transfer.policy import FEW_RESAMPLES, Policy
+from core.transfer.policy import FEW_RESAMPLES, RESAMPLES, Policy
 from core.transfer.scores import transferability
 from core.transfer.situation import Situation
 from core.transfer.sources import Source
@@ -138,10 +138,11 @@ class Recommender:
         width: of the kernel; None takes the one of :data:`WIDTHS` with which advice for each group of experiences from
             the other groups would have lost least.
         measures: what makes situations similar, with the difference that counts as one.
+        seed: of the targets that the policy's stumps are learned from.
     """
 
-    def __init__(self, width: float | None = None, measures: Mapping[str, float] = MEASURES):
-        self.width, self.measures = width, measures
+    def __init__(self, width: float | None = None, measures: Mapping[str, float] = MEASURES, seed: int = 0):
+        self.width, self.measures, self.seed = width, measures, seed
         self._strategies: list[str] = []
         self._places = np.zeros((0, len(measures)))
         self._scores = np.zeros((0, 0))  # (situations, strategies), NaN where not run
@@ -231,7 +232,8 @@ class Recommender:
             told = ~np.isnan(lost).all(axis=1)
             groups = self._groups[told]
             enough = len(set(groups)) >= FEWEST_GROUPS
-            self._policies[names] = Policy(self._places[told], _worth(lost[told]), groups) if enough else None
+            told_of = (self._places[told], _worth(lost[told]), groups)
+            self._policies[names] = Policy(*told_of, RESAMPLES, self.seed) if enough else None
         return self._policies[names]
 
     def _share_of_votes(self, policy: Policy, known: Sequence[Forecast], pick: str) -> Callable[[np.ndarray], float]:
@@ -295,7 +297,8 @@ class Recommender:
         folds = member % MOST_FOLDS  # a long history is not left out target by target
         for fold in np.unique(folds):
             mine = folds == fold
-            policy = Policy(self._places[~mine], _worth(lost[~mine]), self._groups[~mine], FEW_RESAMPLES)
+            others = (self._places[~mine], _worth(lost[~mine]), self._groups[~mine])
+            policy = Policy(*others, FEW_RESAMPLES, self.seed)
             for i in np.flatnonzero(mine):
                 voted[i] = lost[i][np.argmax(np.where(np.isnan(lost[i]), -1.0, policy.votes(self._places[i])))]
         better = (self._advised(self.width) <= TOLERANCE).astype(float) - (voted <= TOLERANCE)

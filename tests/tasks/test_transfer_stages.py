@@ -12,13 +12,14 @@ from core.transfer.experience import Experience
 from core.transfer.experiment import DataSteps, traced
 from core.transfer.experiment import test_of as examples_of
 from core.transfer.history import read_history, record
+from core.transfer.recommend import Forecast, Recommendation
 from core.transfer.sources import open_source
 from core.transfer.strategies import StrategyConfig
 from core.transfer.target import Target
 from flows.transfer import TransferForm, curve_sizes, problem
 from tasks.adapt import AdaptConfig, adapt
 from tasks.rank_sources import RankConfig, faults_of, rank
-from tasks.report_transfer import ReportTransferConfig, _data, report_transfer
+from tasks.report_transfer import ReportTransferConfig, _data, _why, report_transfer
 from tasks.sources import modality_of, opened
 from tasks.stage import Artifact, Output
 from tasks.train_source import TrainSourceConfig, train_on
@@ -234,6 +235,12 @@ def test_the_page_shows_faults_that_stay():
     faults = {"train": {"outliers": {"found": 3, "left": 2}, "empty": {"found": 0, "left": 0}}}
     section = _data([], faults)
     assert section.tables[-1].rows == [["outliers", "train", 3, 2]]
+
+
+def test_what_the_advice_rests_on_is_shown_largest_first():
+    advice = Recommendation("full", True, 0.5, [Forecast("full", regret=0.0)], {"a": 0.01, "b": -0.2, "c": 0.1})
+    config = ReportTransferConfig(target="t", metric="accuracy", without="scratch", examples=4, history="")
+    assert _why({}, "s", advice, config, []).tables[0].rows == [("b", -0.2), ("c", 0.1), ("a", 0.01)]
 
 
 def test_trained_source_comes_back_with_head_and_forgets(place, task, trained, data):
