@@ -21,7 +21,7 @@ from tasks.stage import Artifact, Output, stage
 
 MODULES = ["core.transfer.experiment", "core.transfer.strategies.full", "core.transfer.strategies.peft_methods",
            "core.transfer.strategies.adapter", "core.transfer.strategies.share", "core.transfer.strategies.scratch",
-           "core.transfer.strategies.linear_probe"]  # fmt: skip
+           "core.transfer.strategies.linear_probe", "core.transfer.strategies.own_classifier"]  # fmt: skip
 CORRECT, WHY, MODEL = "correct.npz", "why.json", "model"
 KEPT = ("full", "freeze", "scratch")  # whole text encoders; what peft and adapters train lives inside the source
 

@@ -52,10 +52,10 @@ def check_score(score: str, sources: Mapping[str, Source]) -> None:
     Raises:
         ValueError: it needs a source's own classes, and none has an output layer.
     """
-    if needs_head(score) and all(source.head is None for source in sources.values()):
+    if needs_head(score) and not any(source.labels for source in sources.values()):
         raise ValueError(
             f"score {score!r} compares the classes of a source with the target's; none of {', '.join(sources)} has an "
-            "output layer of its own: name source data sets in source_tasks, or take logme"
+            "output layer of its own: give a classifier, name source data sets in source_tasks, or take logme"
         )
 
 

@@ -7,6 +7,7 @@ from core.data.tasks import load_task
 from core.models.folder import check_one_text
 from core.models.load import Source as Place
 from core.state import Cache
+from core.transfer.own_classifier import with_own_classifier
 from core.transfer.sources import FACTS, Source, open_source
 from tasks.load_model import ASSET
 from tasks.stage import Artifact
@@ -15,7 +16,7 @@ KEPT = 300  # examples of a trained source's own data, for similarity and forget
 
 
 def opened(artifact: Artifact, modality: str, max_length: int, template: str = "") -> Source:
-    """The source, with its features cached on disk."""
+    """The source, with its features cached on disk and the classifier that it came with."""
     options = {"max_length": max_length} if modality in ("text", "language") else {}
     if modality == "language":
         options["template"] = template
@@ -29,7 +30,7 @@ def opened(artifact: Artifact, modality: str, max_length: int, template: str = "
     place = Place(name, artifact.folder, artifact.sha256)
     if modality == "text":
         check_one_text(place)
-    return open_source(place, modality, Cache(), **options)
+    return with_own_classifier(open_source(place, modality, Cache(), **options), place)
 
 
 def modality_of(task: str) -> str:

@@ -1,9 +1,11 @@
 """Fit every strategy once on a handful of examples: what a source cannot do is told before the others train."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from core.transfer.own_classifier import NamedTarget
 from core.transfer.sources import Source
 from core.transfer.strategies import StrategyConfig, fit
 from core.transfer.target import Target
@@ -40,4 +42,5 @@ def handful(target: Target) -> Target:
     chosen = [i for label in two for i in [j for j in order if target.labels[j] == label][:LONGEST]]
     labels = [int(target.labels[i] == two[1]) for i in chosen]
     small = rows.take(chosen).with_labels(labels)
-    return Target(target.name, small, target.kind, target.modality, 2, target.metric).checked()
+    named = {"names": tuple(target.names[c] for c in two)} if isinstance(target, NamedTarget) else {}
+    return replace(target, train=small, classes=2, originals=None, **named).checked()

@@ -20,6 +20,7 @@ from core.transfer.effect import AFTER, BEFORE
 from core.transfer.energy import counted
 from core.transfer.explain import layer_similarity, under_change
 from core.transfer.nets import Prediction
+from core.transfer.own_classifier import NamedTarget
 from core.transfer.sources import Source
 from core.transfer.strategies import Fitted, StrategyConfig, fit
 from core.transfer.target import Target, TargetError
@@ -160,7 +161,7 @@ def target_of(
     if steps.augment:
         nothing = train.take([])
         train = augment(Splits(train, nothing, nothing), steps.augment, steps.copies, seed)[0].train
-    return Target.of(task, train, modality, originals)
+    return NamedTarget.of(task, train, modality, originals)
 
 
 def test_of(task_name: str, steps: DataSteps, count: int | None) -> Examples:

@@ -12,9 +12,11 @@ from core.data.examples import Examples
 from core.models.folder import check_architecture, check_complete
 from core.models.load import default_device, locate
 from core.models.quiet import quietly
+from core.models.score import evaluating
 from core.transfer.modalities import MODALITIES, ArrayInputs, arrays_of, seeded
 
 WANTED = "an image classifier of transformers (ResNet, ViT, ConvNeXt, ...)"
+PLAIN = 64  # side of the image that tells the width where a model reads any size
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -29,7 +31,7 @@ class ImageBody(nn.Module):
         self.pretrained = pretrained
         self.backbone, self.name, self.sha256 = backbone, name, sha256
         self.mean, self.std, self.size = tuple(mean), tuple(std), size
-        self.width = _width(backbone)
+        self.width = self._width()
 
     @classmethod
     def load(cls, source: Any, device: str | None = None) -> "ImageBody":
@@ -44,17 +46,21 @@ class ImageBody(nn.Module):
         check_architecture(found, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, WANTED)
         load = AutoModelForImageClassification.from_pretrained
         model, info = quietly(load, found.path, dtype=torch.float32, output_loading_info=True)
-        inside = f"{model.base_model_prefix}."
-        check_complete(found.name, [name for name in info["missing_keys"] if name.startswith(inside)], WANTED)
+        inside = next((p for p in (model.base_model_prefix, "vision_model") if p and hasattr(model, p)), None)
+        if inside is None:
+            raise ValueError(f"{found.name} ({type(model).__name__}) has no part below its classifier; give {WANTED}")
+        check_complete(found.name, [name for name in info["missing_keys"] if name.startswith(f"{inside}.")], WANTED)
         mean, std, size = _processor(found.path)
-        size = size or getattr(model.config, "image_size", None)
-        body = cls(model.base_model, found.name, found.sha256, mean, std, size)
+        backbone = getattr(model, inside)
+        size = size or getattr(backbone.config, "image_size", None)
+        size = max(size) if isinstance(size, (list, tuple)) else size
+        body = cls(backbone, found.name, found.sha256, mean, std, size)
         return body.to(device or default_device()).eval()
 
     def inputs(self, examples: Examples) -> ArrayInputs:
         pixels = arrays_of(examples, "image", 4, "(n, channels, height, width)")
         scaled = _unit_range(pixels, self.name)
-        channels = getattr(self.backbone.config, "num_channels", 3)
+        channels = self._channels
         if scaled.shape[1] not in (1, channels):
             raise ValueError(f"{self.name} reads {channels} channels, the target's images have {scaled.shape[1]}")
         scaled = np.repeat(scaled, channels, axis=1) if scaled.shape[1] != channels else scaled
@@ -62,11 +68,25 @@ class ImageBody(nn.Module):
         mean, std = (np.resize(np.float32(v), channels).reshape(shape) for v in (self.mean, self.std))
         return ArrayInputs("pixel_values", (scaled - mean) / std, length=64)
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    @property
+    def _channels(self) -> int:
+        return getattr(self.backbone.config, "num_channels", 3)
+
+    def _width(self) -> int:
+        """Length of the features of one black image: every family calls it otherwise, some nowhere."""
+        image = torch.zeros(1, self._channels, *2 * (self.size or PLAIN,), device=next(self.parameters()).device)
+        with torch.no_grad(), evaluating(self):
+            return int(self({"pixel_values": image}).shape[1])
+
+    def ready(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch in the size that the model reads."""
         pixels = batch["pixel_values"]
         if self.size and pixels.shape[-1] != self.size:
             pixels = nn.functional.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
-        out = self.backbone(pixel_values=pixels)
+        return {"pixel_values": pixels}
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        out = self.backbone(**self.ready(batch))
         pooled = getattr(out, "pooler_output", None)
         state = out.last_hidden_state if pooled is None else pooled
         if state.ndim == 4:  # convolutional: [B, C, H, W]
@@ -104,12 +124,6 @@ def _unit_range(pixels: np.ndarray, name: str) -> np.ndarray:
             f"{low:g} and {high:g}: divide them by the largest that the format allows"
         )
     return pixels.astype(np.float32)
-
-
-def _width(backbone: nn.Module) -> int:
-    config = backbone.config
-    sizes = getattr(config, "hidden_sizes", None)
-    return int(sizes[-1] if sizes else config.hidden_size)
 
 
 def _processor(folder: Path) -> tuple[Any, Any, int | None]:
