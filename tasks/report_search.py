@@ -44,6 +44,10 @@ TAKEN = (
     "files of the run). Each teaches another search, here or elsewhere: transferopt run search --set source=FILE. "
     "Latent spaces and maps that a file holds are used there, not trained again."
 )
+BUDGET = (
+    "Budget ratio: queries until the final score of the run without source is first kept, over its own queries for it "
+    "(below 1: cheaper). Area: mean lead over all queries, on a logarithmic scale of queries."
+)
 SHARED = {"run", "queries"}  # settings that do not tell what two searches are compared on
 MODULES = ["core.transfer.report", "core.transfer.effect_page", "core.evaluate.plots", "core.nas.draw"]
 
@@ -140,20 +144,25 @@ def _effect(artifacts: list[Artifact], without: str) -> EffectReport | None:
     for artifact in artifacts:
         own = [r.model_copy(update={"method": r.settings["run"]}) for r in artifact.rows() if r.value is not None]
         rows += own
-        spent = artifact.facts()["budget"].get("simulated_seconds")
-        if own and spent:
-            rows.append(own[-1].model_copy(update={"metric": "seconds", "value": spent}))
+        if own and _seconds(artifact) is not None:
+            rows.append(own[-1].model_copy(update={"metric": "seconds", "value": _seconds(artifact)}))
     if without not in {r.method for r in rows}:
         return None
     found = effect(rows, metric="score", without=without, unit="queries", size="queries", ignore=tuple(SHARED))
     return replace(found, curves={})  # which are drawn with their bands already
 
 
+def _seconds(artifact: Artifact) -> float | None:
+    """What a search's queries took, as its oracle states it."""
+    return artifact.facts()["budget"].get("simulated_seconds") or None
+
+
 def _effect_sections(target: str, found: EffectReport | None) -> list[Section]:
-    """The effect of all runs on one target, under its name."""
+    """The effect of all runs on one target, under its name; their seconds stand with the runs."""
     if found is None:
         return []
-    return [replace(s, title=f"{target}: {s.title[0].lower()}{s.title[1:]}") for s in effect_page.sections(found)]
+    section = effect_page.sections(found)[0]
+    return [replace(section, title=f"{target}: transfer effect", text=f"{section.text}\n\n{BUDGET}")]
 
 
 def _gain(found: EffectReport | None, headline: str, words: Words) -> str:
@@ -177,16 +186,18 @@ def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output
     )
     name = target.replace(" ", "-")
     write_bytes(out.folder / f"regret-{name}.png", plots.png(figures[1]))
-    lines, cells = [], []
+    lines, cells, timed = [], [], any(_seconds(a) for a in artifacts)
     for artifact in artifacts:
         told = json.loads((artifact.folder / TRIALS).read_text())
         last = told["kept"][str(len(told["trials"]))]
         values = [last.get("answer"), *([last.get(words.test)] if words.test else [])]
+        values += [_seconds(artifact)] if timed else []
         lines.append([told["label"], len(told["trials"]), *values, last["cell"]])
         cells.append((told["label"], told["space"], last["cell"]))
     figures += _gates(artifacts, target)
     figures += _drawn(cells, name, out)
-    columns = ["run", "queries", f"{words.answer} of the cell kept", *([words.test] if words.test else []), "cell"]
+    measured = [f"{words.answer} of the cell kept", *([words.test] if words.test else [])]
+    columns = ["run", "queries", *measured, *(["seconds"] if timed else []), "cell"]
     tables = [Table(columns, lines), *_pareto(artifacts, words, cost)]
     return Section(target, f"{TEXT}\n\n{words.pool}\n\n{GATE}", tables, figures)
 
