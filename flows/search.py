@@ -23,7 +23,7 @@ from tasks.learn_source import (
     learn_from_search,
     read_source,
 )
-from tasks.load_source import SourceFile, is_source, load_source
+from tasks.load_source import LOADED, SourceFile, load_source
 from tasks.load_table import Checked, load_table
 from tasks.map_latent_spaces import MapConfig, map_spaces
 from tasks.package_sources import PackageSourcesConfig, package_sources
@@ -211,7 +211,7 @@ def _latent_spaces(form: SearchForm, home: str, spaces: list[str], source: Artif
     names = tuple(dict.fromkeys((home, *spaces)))
     if form.mapping == "shared":
         return dict.fromkeys(names, encode(EncodeConfig(spaces=names, **shape), source=[source]))
-    brought = [source] if is_source(form.source) else []  # which may carry latent spaces of targets, too
+    brought = [source] if source.name == LOADED else []  # a file may carry latent spaces of targets, too
     return gather(
         {
             name: encode.submit(EncodeConfig(spaces=(name,), **shape), source=[source] if name == home else brought)
@@ -266,4 +266,4 @@ def _sources(
         learn_from_search(TrialsConfig(name=f"{LATEST}: {target}", seed=form.seed), searches=own_trials[target])
         for target in sorted(own_trials)
     ]
-    return [latest("search", ("learn-source", "load-source")), *learned]
+    return [latest("search", ("learn-source", LOADED)), *learned]

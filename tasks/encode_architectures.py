@@ -11,7 +11,7 @@ from core.nas.packed import latent_space
 from core.nas.spaces import Genotype, Space, get_space
 from core.state import write_json
 from tasks.learn_source import read_labelled, read_source
-from tasks.stage import Artifact, Output, stage
+from tasks.stage import METRICS, Artifact, Output, stage
 
 FILE, LATENTS, CELLS = "latent", "latents.npz", "cells.json"
 
@@ -82,3 +82,8 @@ def read_shown(artifact: Artifact, space: Space) -> tuple[list[Genotype], np.nda
     texts = json.loads((artifact.folder / CELLS).read_text())[space.name]
     with np.load(artifact.folder / LATENTS) as latents:
         return [space.parse(t) for t in texts], latents[space.name]
+
+
+def was_brought(artifact: Artifact) -> bool:
+    """Whether the latent space came with a source."""
+    return bool(json.loads((artifact.folder / METRICS).read_text())["brought"])

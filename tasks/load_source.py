@@ -15,7 +15,7 @@ from core.state import StateError, write_json
 from tasks.learn_source import FILE
 from tasks.stage import DATA, Artifact, Output, stage
 
-SUFFIX = ".source"
+SUFFIX, LOADED = ".source", "load-source"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_source(file: SourceFile) -> Artifact:
     return _load(LoadSourceConfig(path=file.path, sha256=file.sha256))
 
 
-@stage("load-source", modules=["core.nas.source"])
+@stage(LOADED, modules=["core.nas.source"])
 def _load(out: Output, config: LoadSourceConfig) -> None:
     """Copy the file and describe it."""
     copy = out.folder / FILE

@@ -1,7 +1,5 @@
 """Map source latents to target latents and carry the source's elites over."""
 
-from collections.abc import Iterable
-
 import numpy as np
 from pydantic import Field
 
@@ -10,11 +8,10 @@ from core.nas.arena import Arena
 from core.nas.encoder import LatentSpace
 from core.nas.experts import source_expert
 from core.nas.mapping import MAPPINGS, Map
-from core.nas.packed import AffineMap, labelled_latents, latent_map, latent_space
-from core.nas.source import Source
+from core.nas.packed import AffineMap, labelled_latents, latent_map
 from core.nas.spaces import Space, get_space
 from core.state import write_json
-from tasks.encode_architectures import read_latent, read_shown
+from tasks.encode_architectures import read_latent, read_shown, was_brought
 from tasks.learn_source import read_labelled, read_source
 from tasks.stage import Artifact, Output, stage
 
@@ -36,7 +33,7 @@ class MapConfig(Config):
 def map_spaces(out: Output, config: MapConfig, source: Artifact, here: Artifact, there: Artifact) -> None:
     """``here``: encoded source space, ``there``: encoded target space; both are paired by the source's rank.
 
-    A source that carries this map between these very latent spaces brings it along.
+    A source that brought both latent spaces and carries this map between them brings it along.
     """
     learned = read_source(source)
     origin, target = get_space(learned.space), get_space(config.target)
@@ -44,7 +41,9 @@ def map_spaces(out: Output, config: MapConfig, source: Artifact, here: Artifact,
     (cells_left, z_left), (cells_right, z_right) = read_shown(here, origin), read_shown(there, target)
     value_left = source_expert(learned, Arena(origin, cells_left)).population
     value_right = source_expert(learned, Arena(target, cells_right)).population
-    move = _carried(config, learned, (left, right)) or _fitted(config, (z_left, value_left), (z_right, value_right))
+    carried = latent_map(learned, target.name) if was_brought(here) and was_brought(there) else None
+    fits = carried is not None and carried.name == config.mapping
+    move = carried if fits else _fitted(config, (z_left, value_left), (z_right, value_right))
     mapped = move(left.encode(origin, learned.elites[: config.elites]))
     decoded = right.decode(target, mapped)
     found = {target.key(c): target.format(c) for c in decoded if c is not None}
@@ -52,7 +51,8 @@ def map_spaces(out: Output, config: MapConfig, source: Artifact, here: Artifact,
     kept = AffineMap.of(config.mapping, move, z_left)
     if kept is not None:
         np.savez(out.folder / MAP, weights=kept.weights, bias=kept.bias)
-    latents, measured = labelled_latents(learned) or _labelled(source, left, origin, config.seed)
+    known = labelled_latents(learned) if was_brought(here) else None
+    latents, measured = known or _labelled(source, left, origin, config.seed)
     np.savez(
         out.folder / POINTS,
         source=z_left,
@@ -63,15 +63,6 @@ def map_spaces(out: Output, config: MapConfig, source: Artifact, here: Artifact,
         mapped=mapped,
     )
     out.metrics({"decoded": sum(c is not None for c in decoded), "distinct": len(found), "elites": len(decoded)})
-
-
-def _carried(config: MapConfig, learned: Source, latents: Iterable[LatentSpace]) -> AffineMap | None:
-    """The map of this name that a source carries, where both latent spaces came with it."""
-    found = latent_map(learned, config.target)
-    if found is None or found.name != config.mapping:
-        return None
-    brought = (latent_space(learned, [s.name for s in latent.codec.spaces]) for latent in latents)
-    return found if all(space is not None for space in brought) else None
 
 
 def _fitted(config: MapConfig, left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> Map:

@@ -135,7 +135,7 @@ def _finals(rows: list[Row]) -> dict[str, float]:
 
 
 def _effect(artifacts: list[Artifact], without: str) -> EffectReport | None:
-    """What every run gained over the one without source, paired by seed; None where that one kept nothing.
+    """What every run gained over the one without source, paired by seed; None without one or the other.
 
     The curve over queries is both: what counts as equal budget, and what the area is under. Cost is the time that the
     oracle states for the queries.
@@ -146,7 +146,8 @@ def _effect(artifacts: list[Artifact], without: str) -> EffectReport | None:
         rows += own
         if own and _seconds(artifact) is not None:
             rows.append(own[-1].model_copy(update={"metric": "seconds", "value": _seconds(artifact)}))
-    if without not in {r.method for r in rows}:
+    methods = {r.method for r in rows}
+    if without not in methods or len(methods) < 2:
         return None
     found = effect(rows, metric="score", without=without, unit="queries", size="queries", ignore=tuple(SHARED))
     return replace(found, curves={})  # which are drawn with their bands already

@@ -16,7 +16,6 @@ from flows.own_tables import checked
 from flows.runtime import FLOWS
 from flows.search_targets import needs_latents, needs_sources, runs, targets
 from tasks import earlier
-from tasks.earlier import outputs
 from tasks.learn_source import LABELLED, LearnConfig, OracleConfig, learn, read_labelled
 from tasks.stage import Artifact, Output
 from tests.flows.test_own_table import nodes, page, rows_of
@@ -143,10 +142,13 @@ def test_what_a_file_carries_is_used_and_not_trained_again(evolved, elsewhere):
     assert not nodes(elsewhere, "learn-source")
 
 
-def test_latest_goes_on_from_a_source_that_was_a_file(elsewhere):
-    found = earlier.latest("search", ("learn-source", "load-source"))
-    assert found.name == "load-source"
-    assert len(outputs("search", "search-architectures")) == 2 * TINY["seeds"]
+def test_latest_goes_on_from_a_source_that_was_a_file(elsewhere, tables):
+    assert earlier.latest("search", ("learn-source", "load-source")).name == "load-source"
+    form = {k: v for k, v in tables.items() if not k.startswith("source")}
+    plan = FLOW.plan(FLOW.form(**TINY, **form, source="latest", searches=("bridge",)))
+    known = {line.state for line in plan if line.stage in ("encode-architectures", "map-latent-spaces")}
+    assert known == {"cached"}, "what the file carries is used again"
+    assert [line.stage for line in plan].count("learn-from-search") == 1, "and what was measured teaches, too"
 
 
 def test_one_encoder_for_all_spaces_is_trained_once(tables):

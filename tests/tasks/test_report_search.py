@@ -70,6 +70,7 @@ def test_without_a_run_to_compare_with_nothing_is_claimed(made):
     found = _effect([made("bridge", 0, [1, 2]), made("no source", 0, [None, None])], "no source")
     assert found is None
     assert _gain(found, "bridge", Words()) == "not measured"
+    assert _effect([made("no source", 1, [1, 2])], "no source") is None
 
 
 def test_a_gain_of_one_run_has_no_interval(made):
