@@ -1,4 +1,4 @@
-"""A user's own tables of measured architectures as source and target of a search, in its form."""
+"""What a user brings to a search, in its form: tables of measured architectures, or a portable source."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -9,28 +9,33 @@ from core.registry import nearest
 from flows.forms import Form
 from tasks.earlier import LATEST
 from tasks.learn_source import LEAST
+from tasks.load_source import SUFFIX, SourceFile, check_source, is_source
 from tasks.load_table import SUFFIXES, Checked, OwnTable, check_table, is_table
 
-SOURCES, TARGETS, HOME = ("cifar10", "cifar100", "imagenet16", LATEST), ("nb101", "darts"), "nb201"
+SOURCES, HOME = ("cifar10", "cifar100", "imagenet16", LATEST), "nb201"
+STUDENT = "transformer-student"
+TARGETS = ("nb101", "nb201", "darts", STUDENT)
 Side = Literal["source", "target"]
 Space = Literal[tuple(SPACES.names())]
 TableFile = Annotated[str, Field(title="file", pattern=r"\.(parquet|csv)$")]
+SourceOrTable = Annotated[str, Field(title="file", pattern=r"\.(parquet|csv|source)$")]
 
 
 class OwnTables(Form):
     """What teaches and what is searched: a built-in name, or a file and what its columns mean."""
 
-    source: Literal[SOURCES] | TableFile = Field(
+    source: Literal[SOURCES] | SourceOrTable = Field(
         "cifar10",
         description="data set of the NAS-Bench-201 table that teaches (cifar10, cifar100, imagenet16); latest: what "
-        "the last search knew and measured; or a table of your own (.parquet, .csv)",
+        "the last search knew and measured; a portable source that a search wrote (.source); or a table of your own "
+        "(.parquet, .csv)",
     )
     source_space: Space | None = Field(None, description="space of the column genotype of an own source")
     source_metric: str = Field("", description="column of an own source that teaches")
     target: Literal[TARGETS] | TableFile = Field(
         "nb101",
-        description="space in which every query is a real training (nb101, darts), or a table of your own (.parquet, "
-        ".csv) whose cells alone can be asked",
+        description="space in which every query is a real training (nb101, nb201, darts) or a real distillation of "
+        "MiniLM-L6 (transformer-student), or a table of your own (.parquet, .csv) whose cells alone can be asked",
     )
     target_space: Space | None = Field(None, description="space of the column genotype of an own target")
     target_metric: str = Field("", description="column of an own target that answers a query")
@@ -41,8 +46,10 @@ class OwnTables(Form):
     @classmethod
     def _is_known(cls, value: Any, info: ValidationInfo) -> Any:
         known = {"source": SOURCES, "target": TARGETS}[info.field_name]
-        if isinstance(value, str) and value not in known and not is_table(value):
-            allowed = f"{', '.join(known)}, or a {' or '.join(SUFFIXES)} file of your own"
+        source = info.field_name == "source" and is_source(str(value))
+        if isinstance(value, str) and value not in known and not is_table(value) and not source:
+            files = (*SUFFIXES, SUFFIX) if info.field_name == "source" else SUFFIXES
+            allowed = f"{', '.join(known)}, or a {' or '.join(files)} file of your own"
             raise ValueError(f"unknown name {value!r}{nearest(value, known)} Allowed: {allowed}")
         return value
 
@@ -70,6 +77,15 @@ class OwnTables(Form):
         told = {name: getattr(self, f"{side}_{name}") for name in ("space", "metric")}
         test = self.target_test if side == "target" else ""
         return OwnTable(path=getattr(self, side), minimise=side in self.minimise, test=test, **told)
+
+
+def checked_source(form: OwnTables) -> SourceFile | None:
+    """The portable source that the form names, read whole.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    return check_source(form.source) if is_source(form.source) else None
 
 
 def checked(form: OwnTables, queries: int) -> dict[Side, Checked]:

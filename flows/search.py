@@ -1,16 +1,16 @@
 """Search an architecture in one space with what another space taught."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from core.nas.encoder import EncoderConfig
-from core.nas.mapping import MAPPINGS
-from core.nas.oracles import get_oracle
+from core.nas.experts import SIZES
 from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
 from core.transfer.problem import Problem
-from flows.own_tables import HOME, OwnTables, Side, checked
+from flows.own_tables import HOME, STUDENT, OwnTables, Side, checked, checked_source
 from flows.runtime import transfer_flow
+from flows.search_targets import TWIN, WITHOUT, check_data, check_searches, needs_latents, runs, targets
 from tasks.earlier import LATEST, latest, outputs
 from tasks.encode_architectures import EncodeConfig, encode
 from tasks.fan_out import gather
@@ -23,10 +23,12 @@ from tasks.learn_source import (
     learn_from_search,
     read_source,
 )
+from tasks.load_source import LOADED, SourceFile, load_source
 from tasks.load_table import Checked, load_table
 from tasks.map_latent_spaces import MapConfig, map_spaces
+from tasks.package_sources import PackageSourcesConfig, package_sources
 from tasks.report_search import ReportConfig, report_search
-from tasks.search_architectures import SearchConfig, search
+from tasks.search_architectures import search
 from tasks.stage import Artifact
 
 
@@ -35,6 +37,7 @@ class SearchForm(OwnTables):
 
     sizes: ClassVar = {
         "smoke": {
+            "searches": ("transfer", TWIN, "random"),
             "graph": "proteins",
             "queries": 2,
             "graph_queries": 8,
@@ -47,6 +50,7 @@ class SearchForm(OwnTables):
             "population": 200,
         },
         "default": {
+            "searches": ("transfer", TWIN, "random", "bridge"),
             "graph": "arxiv",
             "queries": 12,
             "graph_queries": 25,
@@ -59,6 +63,7 @@ class SearchForm(OwnTables):
             "population": 1500,
         },
         "full": {
+            "searches": ("transfer", TWIN, "random", "bridge"),
             "graph": "arxiv",
             "queries": 50,
             "graph_queries": 100,
@@ -72,14 +77,29 @@ class SearchForm(OwnTables):
         },
     }
 
-    images: int | None = Field(None, ge=30, description="training images of a query (empty: by size)")
-    data: str = Field("digits", description="image task of a query: built-in, or a YAML (folder, arrays)")
+    searches: tuple[str, ...] | None = Field(
+        None,
+        description="searches that spend the same budget each: transfer, bridge (evolution with elites carried over "
+        "through the latent map), pareto, predictor, rea and other registered searchers; the one without source, "
+        "predictor_eager, always runs (empty: by size)",
+    )
+    images: int | None = Field(
+        None, ge=30, description="training images of a query, of a student texts without labels (empty: by size)"
+    )
+    data: str = Field(
+        "",
+        description="task of a query, built-in or a YAML: images (folder, arrays), for a student texts with classes "
+        "(empty: digits, for a student mr_reviews)",
+    )
     graph: Literal[GRAPHS] | None = Field(
         None, description="graph data set on which the gate is shown (empty: by size)"
     )
-    mapping: Literal["linear", "none", "random"] = Field("linear", description="map between the latent spaces")
+    mapping: Literal["linear", "none", "random", "shared"] = Field(
+        "linear",
+        description="map between the latent spaces, by which bridge carries elites over; shared: one encoder for all",
+    )
     prior: bool = Field(False, description="parameters and FLOPs compete as experts")
-    pareto: bool = Field(False, description="also search accuracy and parameters together")
+    cost: Literal[SIZES] = Field("params", description="what the search pareto weighs against accuracy")
     queries: int | None = Field(None, ge=1, description="true queries of the target a run (empty: by size)")
     graph_queries: int | None = Field(None, ge=1, description="table queries of the second target (empty: by size)")
     seeds: int | None = Field(None, ge=1, description="runs on the graph table, or on an own one (empty: by size)")
@@ -92,28 +112,42 @@ class SearchForm(OwnTables):
     )
     seed: int = Field(0, ge=0, description="weights, draws and order")
 
+    @field_validator("searches")
+    @classmethod
+    def _searches_are_known(cls, searches: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if searches is None else check_searches(searches)
+
+    @property
+    def task(self) -> str:
+        """The task of a query."""
+        return self.data or ("mr_reviews" if self.target == STUDENT else "digits")
+
 
 def problem(form: SearchForm) -> Problem:
     """What this search transfers."""
-    source, target = form.own("source"), form.own("target")
+    source, target, file = form.own("source"), form.own("target"), checked_source(form)
     space = target.space if target else form.target
-    taught = f"NAS-Bench-201 table, {form.source}, {form.labels} labelled cells"
-    built = f"an architecture of {form.target}, trained on {form.data}; a graph network on {form.graph}"
-    decides = "validation accuracy of a real training; of the table for the graph space"
-    budget = f"{form.queries} trainings a run, {form.graph_queries} table queries (queries)"
-    domain = f"{source.space if source else HOME} -> {space}"
+    work = "distillation" if form.target == STUDENT else "training"
+    taught, home = f"NAS-Bench-201 table, {form.source}, {form.labels} labelled cells", HOME
+    built = f"an architecture of {form.target}, {work} on {form.task}; a graph network on {form.graph}"
+    decides = f"validation accuracy of a real {work}; of the table for the graph space"
+    budget = f"{form.queries} {work}s a run, {form.graph_queries} table queries (queries)"
     if form.source == LATEST:
         taught = "the latest finished search: its source, and its own trials"
+    if file:
+        taught, home = str(file), file.space
     if source:
+        home = source.space
         taught = f"{source.file} ({source.space}, {source.answer}), at most {form.labels} labelled cells"
     if target:
         built, decides = f"a cell of {target.file} ({target.space})", f"{target.answer} of {target.file}"
         budget = f"{form.queries} cells of {target.file} a run (queries)"
+    domain = f"{home} -> {space}"
     return Problem(
         source=taught,
         target=built,
-        knowledge="a rank predictor on space-independent features, elites, latent spaces",
-        domain=domain if target else f"{domain}, {source.space if source else HOME} -> nasbench-graph",
+        knowledge="a rank predictor on space-independent features, elites, latent spaces and the map between them",
+        domain=domain if target else f"{domain}, {home} -> nasbench-graph",
         objective=decides,
         budget=f"{budget}; source {source.file}" if source else budget,
     )
@@ -128,39 +162,68 @@ def problem(form: SearchForm) -> Problem:
     headline=("score",),
 )
 def search_flow(form: SearchForm) -> Artifact:
-    MAPPINGS.get(form.mapping)
-    own = checked(form, form.queries)
+    file, own = checked_source(form), checked(form, form.queries)
     if "target" not in own:
-        get_oracle("training", **_training(form))  # refuses images that no cell can be trained on
+        check_data(form)
     tables = {side: load_table(checked) for side, checked in own.items()}
-    sources = _sources(form, own, tables)
-    source, home = sources[0], _home(form, sources[0])
+    sources = _sources(form, file, own, tables)
+    home = _home(form, file, sources[0])
+    planned = targets(form, own)
+    latents = _latent_spaces(form, home, [t.space for t in planned], sources[0])
+    first, carried = planned[0].space, {"seed": form.seed, "mapping": form.mapping}
+    mapped = map_spaces(MapConfig(target=first, **carried), source=sources[0], here=latents[home], there=latents[first])
+    answers = {"table": tables["target"]} if "target" in own else {}  # of a built-in target the oracle has its own
+    done = gather(
+        {
+            (target.label, number): search.submit(config, **given, **answers)
+            for target in planned
+            for number, (config, given) in enumerate(runs(form, target, sources, _of(latents, home, target.space)))
+        }
+    )
+    searches = {t.label: [artifact for (label, _), artifact in done.items() if label == t.label] for t in planned}
+    packing = PackageSourcesConfig(target=first, **carried)
+    packed = package_sources(packing, source=sources[0], latents=latents, mapped=mapped, searches=list(done.values()))
+    config = ReportConfig(
+        title=_title(form, own, home),
+        facts=_facts(form, file, own, sources),
+        headline=form.searches[0],
+        without=WITHOUT,
+        cost=form.cost,
+    )
+    return report_search(config, searches=searches, mapped=mapped, packed=packed, **answers)
+
+
+def _home(form: SearchForm, file: SourceFile | None, source: Artifact) -> str:
+    """The space in which the first source was learned."""
+    if form.source == LATEST:
+        return read_source(source).space
+    return file.space if file else form.source_space or HOME
+
+
+def _latent_spaces(form: SearchForm, home: str, spaces: list[str], source: Artifact) -> dict[str, Artifact]:
+    """Space -> its latent space: of the source's, of the first target's, and of all in which a search works."""
+    if not any(needs_latents(name) for name in form.searches):
+        spaces = spaces[:1]  # for the map and its picture
     sizes = EncoderConfig(
         steps=form.encoder_steps, rank_steps=form.encoder_steps // 5, every=50, width=32, feedforward=64
     )
     shape = {"cells": form.encoder_cells, "shown": min(1000, form.encoder_cells), "encoder": sizes, "seed": form.seed}
-    here = encode(EncodeConfig(space=home, **shape), source=[source])
-    there = encode(EncodeConfig(space=form.target_space or form.target, **shape), source=[])
-    mapped = map_spaces(MapConfig(mapping=form.mapping, seed=form.seed), source=source, here=here, there=there)
-    answers = {"table": tables["target"]} if "target" in own else {}  # of a built-in target the oracle has its own
-    planned = _own_runs(form, own["target"], sources) if answers else _built_in_runs(form, sources)
-    done = gather(
+    names = tuple(dict.fromkeys((home, *spaces)))
+    if form.mapping == "shared":
+        return dict.fromkeys(names, encode(EncodeConfig(spaces=names, **shape), source=[source]))
+    brought = [source] if source.name == LOADED else []  # a file may carry latent spaces of targets, too
+    return gather(
         {
-            (target, number): search.submit(config, sources=given, latents=[], **answers)
-            for target, runs in planned.items()
-            for number, (config, given) in enumerate(runs)
+            name: encode.submit(EncodeConfig(spaces=(name,), **shape), source=[source] if name == home else brought)
+            for name in names
         }
     )
-    searches = {target: [done[target, i] for i in range(len(runs))] for target, runs in planned.items()}
-    config = ReportConfig(title=_title(form, own, home), facts=_facts(form, own, sources))
-    return report_search(config, searches=searches, mapped=mapped, **answers)
 
 
-def _home(form: SearchForm, source: Artifact) -> str:
-    """The space in which the first source was learned."""
-    if form.source == LATEST:
-        return read_source(source).space
-    return form.source_space or HOME
+def _of(latents: dict[str, Artifact], *spaces: str) -> list[Artifact]:
+    """The latent spaces of these search spaces, as far as there are some, each once."""
+    found = [latents[space] for space in dict.fromkeys(spaces) if space in latents]
+    return list({a.sha256: a for a in found}.values())
 
 
 def _title(form: SearchForm, own: dict[Side, Checked], home: str) -> str:
@@ -168,20 +231,28 @@ def _title(form: SearchForm, own: dict[Side, Checked], home: str) -> str:
     return f"Architecture search: {home} to {there}"
 
 
-def _facts(form: SearchForm, own: dict[Side, Checked], sources: list[Artifact]) -> dict[str, str]:
+def _facts(
+    form: SearchForm, file: SourceFile | None, own: dict[Side, Checked], sources: list[Artifact]
+) -> dict[str, str]:
     """What a reader of the report must know at once."""
     told = f"nb201 {form.source}, {form.labels} labels"
     if form.source == LATEST:
         told = "earlier searches: " + ", ".join(f"{a.name} of run {a.run[:8]}" for a in sources)
+    if file:
+        told = str(file)
     if "source" in own:
         told = f"{own['source']}, {min(form.labels, own['source'].rows):,} labels"
     target = {"target": f"{own['target']}; closed pool: no other cell can be asked"} if "target" in own else {}
-    return {"source": told, **target, "size": form.size, "seed": str(form.seed)}
+    return {"source": told, **target, "map": form.mapping, "size": form.size, "seed": str(form.seed)}
 
 
-def _sources(form: SearchForm, own: dict[Side, Checked], tables: dict[Side, Artifact]) -> list[Artifact]:
+def _sources(
+    form: SearchForm, file: SourceFile | None, own: dict[Side, Checked], tables: dict[Side, Artifact]
+) -> list[Artifact]:
     """What teaches; the first source is at home in the space of the table."""
     shared = {"labels": form.labels, "seed": form.seed}
+    if file:
+        return [load_source(file)]
     if "source" in own:
         table = own["source"].table
         oracle = OracleConfig(name="table", settings=table.settings)
@@ -195,61 +266,4 @@ def _sources(form: SearchForm, own: dict[Side, Checked], tables: dict[Side, Arti
         learn_from_search(TrialsConfig(name=f"{LATEST}: {target}", seed=form.seed), searches=own_trials[target])
         for target in sorted(own_trials)
     ]
-    return [latest("search", "learn-source"), *learned]
-
-
-Runs = list[tuple[SearchConfig, list[Artifact]]]
-
-
-def _built_in_runs(form: SearchForm, sources: list[Artifact]) -> dict[str, Runs]:
-    return {
-        f"{form.target} on {form.data}": _trainings(form, sources),
-        f"graph {form.graph}": _graphs(form, sources),
-    }
-
-
-def _arms(form: SearchForm, sources: list[Artifact]) -> list[tuple[str, str, list[Artifact]]]:
-    """With source, without, at random: label, searcher, sources."""
-    arms = [("transfer", "transfer", sources), ("no source", "predictor_eager", []), ("random", "random", [])]
-    return arms + ([("pareto", "pareto", sources)] if form.pareto else [])
-
-
-def _training(form: SearchForm) -> dict[str, Any]:
-    """Settings of the oracle that answers by training."""
-    settings = {"epochs": form.epochs, "train_examples": form.images, "patience": 4, "batch_size": 16}
-    return {"space": form.target, "data": form.data, "settings": settings}
-
-
-def _trainings(form: SearchForm, sources: list[Artifact]) -> Runs:
-    """Every query is a training."""
-    oracle = OracleConfig(name="training", settings=_training(form))
-    shared = {"oracle": oracle, "closed": False, "queries": form.queries, "population": form.population}
-    shared |= {"metric": "test", "seed": form.seed}
-    return [
-        (SearchConfig(label=label, searcher=name, prior=form.prior, **shared), given)
-        for label, name, given in _arms(form, sources)
-    ]
-
-
-def _own_runs(form: SearchForm, target: Checked, sources: list[Artifact]) -> dict[str, Runs]:
-    """Every query is a look-up in the user's own table: the same searches as of trainings, over several seeds."""
-    oracle = OracleConfig(name="table", settings=target.table.settings)
-    shared = {"oracle": oracle, "closed": True, "queries": form.queries, "metric": form.target_test}
-    runs = [
-        (SearchConfig(label=label, searcher=name, prior=form.prior, seed=form.seed + s, **shared), given)
-        for label, name, given in _arms(form, sources)
-        for s in range(form.seeds)
-    ]
-    return {target.table.file: runs}
-
-
-def _graphs(form: SearchForm, sources: list[Artifact]) -> Runs:
-    """Convolution cells teach little about graph networks: the gate should say so."""
-    oracle = OracleConfig(name="nasbench-graph", settings={"dataset": form.graph})
-    shared = {"oracle": oracle, "closed": True, "queries": form.graph_queries, "metric": "test"}
-    runs = [("transfer", "transfer", sources), ("no source", "predictor", []), ("random", "random", [])]
-    return [
-        (SearchConfig(label=label, searcher=name, seed=form.seed + s, **shared), given)
-        for label, name, given in runs
-        for s in range(form.seeds)
-    ]
+    return [latest("search", ("learn-source", LOADED)), *learned]

@@ -19,10 +19,13 @@ from tasks.stage import Artifact
 LATEST = "latest"
 
 
-def latest(flow: str, stage: str, params: Mapping[str, str] | None = None, **configured: str) -> Artifact:
+def latest(
+    flow: str, stage: str | tuple[str, ...], params: Mapping[str, str] | None = None, **configured: str
+) -> Artifact:
     """The output of ``stage`` in the latest finished run of ``flow`` that has one.
 
     Args:
+        stage: its name, or those of several that make the same; the first that a run has.
         params: parameters of the flow's run as MLflow shows them (``{"base": "all-minilm-l6-v2"}``).
         configured: parameters of the stage's run (``method="emfto"``).
 
@@ -30,13 +33,15 @@ def latest(flow: str, stage: str, params: Mapping[str, str] | None = None, **con
         ValueError: no finished run of the flow has such a stage.
         StateError: its files are neither on disk nor in MLflow as they were recorded.
     """
+    stages = (stage,) if isinstance(stage, str) else stage
     for run in _finished(flow, params or {}):
-        for made in _stages(run, stage):
+        for made in (made for name in stages for made in _stages(run, name)):
             if all(made.data.params.get(k) == v for k, v in configured.items()):
                 return _artifact(made)
     wanted = ", ".join(f"{k} {v}" for k, v in {**(params or {}), **configured}.items())
+    named = " or ".join(map(repr, stages))
     raise ValueError(
-        f"source latest: no finished run of {flow!r} with a stage {stage!r}{f' ({wanted})' if wanted else ''} in "
+        f"source latest: no finished run of {flow!r} with a stage {named}{f' ({wanted})' if wanted else ''} in "
         f"{without_password(spool.client().tracking_uri)}; run {flow} once without it"
     )
 

@@ -1,4 +1,4 @@
-"""Train the latent space of a search space on its cells, and rank it by a source where that source is at home."""
+"""The latent space of a search space, or one that several share: trained on cells, or taken from a portable source."""
 
 import json
 
@@ -7,19 +7,20 @@ from pydantic import Field
 
 from core.config import Config
 from core.nas.encoder import Corpus, EncoderConfig, LatentSpace, train_latent_space
+from core.nas.packed import latent_space
 from core.nas.spaces import Genotype, Space, get_space
 from core.state import write_json
-from tasks.learn_source import read_source
-from tasks.stage import Artifact, Output, stage
+from tasks.learn_source import read_labelled, read_source
+from tasks.stage import METRICS, Artifact, Output, stage
 
-FILE, LATENTS, CELLS = "latent", "latents.npy", "cells.json"
+FILE, LATENTS, CELLS = "latent", "latents.npz", "cells.json"
 
 
 class EncodeConfig(Config):
-    """Which space, on how many cells, how long."""
+    """Which spaces, on how many cells, how long."""
 
-    space: str = Field(description="registered search space")
-    cells: int = Field(4000, ge=50, description="random cells without labels to learn from")
+    spaces: tuple[str, ...] = Field(min_length=1, description="registered search spaces; several share one encoder")
+    cells: int = Field(4000, ge=50, description="random cells without labels to learn from, of each space")
     shown: int = Field(1000, ge=50, description="cells whose latents are kept for the map and the picture")
     encoder: EncoderConfig = EncoderConfig()
     seed: int = 0
@@ -36,31 +37,53 @@ def draw(space: Space, count: int, seed: int) -> list[Genotype]:
     return list(found.values())
 
 
-@stage("encode-architectures", modules=["core.nas.encoder"])
+@stage("encode-architectures", modules=["core.nas.encoder", "core.nas.packed"])
 def encode(out: Output, config: EncodeConfig, source: list[Artifact]) -> None:
-    """Pre-train without labels; elites of a source of the same space, if given, fine-tune the ranker."""
-    space = get_space(config.space)
-    cells = draw(space, config.cells, config.seed)
-    labels = np.full(len(cells), np.nan)
-    for artifact in source:
-        learned = read_source(artifact)
-        if learned.space == space.name:
-            known = {space.key(e): s for e, s in zip(learned.elites, learned.scores, strict=True)}
-            fresh = [e for e in learned.elites if space.key(e) not in {space.key(c) for c in cells}]
-            cells, labels = [*cells, *fresh], np.concatenate([labels, np.full(len(fresh), np.nan)])
-            labels = np.array([known.get(space.key(c), y) for c, y in zip(cells, labels, strict=True)])
-    checkpoint = out.folder / "training"
-    latent = train_latent_space([Corpus(space, cells, labels)], config.encoder, checkpoint)
-    checkpoint.unlink(missing_ok=True)
+    """Pre-train without labels, then rank by the labelled cells of a source at home in a space.
+
+    A source that carries the latent space of these very spaces brings it along, and nothing is trained.
+    """
+    spaces = [get_space(name) for name in config.spaces]
+    drawn = {space.name: draw(space, config.cells, config.seed) for space in spaces}
+    carried = (latent_space(read_source(a), config.spaces) for a in source)
+    latent = next((found for found in carried if found is not None), None)
+    brought = latent is not None
+    if latent is None:
+        checkpoint = out.folder / "training"
+        corpora = [_corpus(space, drawn[space.name], source) for space in spaces]
+        latent = train_latent_space(corpora, config.encoder, checkpoint)
+        checkpoint.unlink(missing_ok=True)
     latent.save(out.folder / FILE)
-    shown = cells[: config.shown]
-    np.save(out.folder / LATENTS, latent.encode(space, shown))
-    write_json(out.folder / CELLS, [space.format(c) for c in shown])
-    out.metrics(latent.facts)
+    shown = {space.name: drawn[space.name][: config.shown] for space in spaces}
+    np.savez(out.folder / LATENTS, **{space.name: latent.encode(space, shown[space.name]) for space in spaces})
+    write_json(out.folder / CELLS, {space.name: [space.format(c) for c in shown[space.name]] for space in spaces})
+    out.metrics(latent.facts | {"brought": brought})
 
 
-def read_latent(artifact: Artifact) -> tuple[LatentSpace, list[Genotype], np.ndarray]:
-    """The latent space, the cells shown, their latents."""
-    latent = LatentSpace.load(artifact.folder / FILE)
-    texts = json.loads((artifact.folder / CELLS).read_text())
-    return latent, [latent.codec.spaces[0].parse(t) for t in texts], np.load(artifact.folder / LATENTS)
+def _corpus(space: Space, cells: list[Genotype], source: list[Artifact]) -> Corpus:
+    """``cells`` and those whose labels a source of the same space knows; NaN where nothing is known."""
+    known: dict[str, float] = {}
+    places = {space.key(c) for c in cells}
+    for artifact in source:
+        if read_source(artifact).space == space.name:
+            labelled, values = read_labelled(artifact)
+            known |= {space.key(c): v for c, v in zip(labelled, values, strict=True)}
+            cells = [*cells, *(c for c in labelled if space.key(c) not in places)]
+    return Corpus(space, cells, np.array([known.get(space.key(c), np.nan) for c in cells]))
+
+
+def read_latent(artifact: Artifact) -> LatentSpace:
+    """The latent space, of one search space or of several."""
+    return LatentSpace.load(artifact.folder / FILE)
+
+
+def read_shown(artifact: Artifact, space: Space) -> tuple[list[Genotype], np.ndarray]:
+    """The cells shown of one space, and their latents ``[n, latent]``."""
+    texts = json.loads((artifact.folder / CELLS).read_text())[space.name]
+    with np.load(artifact.folder / LATENTS) as latents:
+        return [space.parse(t) for t in texts], latents[space.name]
+
+
+def was_brought(artifact: Artifact) -> bool:
+    """Whether the latent space came with a source."""
+    return bool(json.loads((artifact.folder / METRICS).read_text())["brought"])

@@ -12,12 +12,12 @@ from core.config import Config
 from core.nas.arena import Arena
 from core.nas.oracles import get_oracle
 from core.nas.source import LABELS, Source, learn_source
-from core.nas.spaces import get_space
-from core.state import Cache
+from core.nas.spaces import Genotype, get_space
+from core.state import Cache, write_json
 from tasks.load_table import path_in
 from tasks.stage import Artifact, Output, stage
 
-FILE, TRIALS = "source", "trials.json"
+FILE, TRIALS, LABELLED = "source", "trials.json", "labels.json"
 LEAST = 20  # labelled cells that a source is learned from
 
 
@@ -44,20 +44,23 @@ class LearnConfig(Config):
 def learn(out: Output, config: LearnConfig, table: Artifact | None = None) -> None:
     """Labels of a source space cost nothing on the target; they are counted as ``train_labels`` of the source.
 
-    ``table``: the user's own table that the oracle reads.
+    ``table``: the user's own table that the oracle reads; its rows stay at home, so only elites are written.
     """
     oracle = config.oracle.open(**path_in(table))
     pool = oracle.pool()
     if pool is None:
         raise ValueError(f"a source needs a table with labels; oracle {config.oracle.name!r} answers queries only")
-    known = "valid_mean" if "valid_mean" in oracle.report else None
-    labels = oracle.references(known) if known else np.asarray(oracle.answers)
+    mean = "valid_mean" if "valid_mean" in oracle.report else None
+    labels = oracle.references(mean) if mean else np.asarray(oracle.answers)
     rows = np.random.default_rng(config.seed).permutation(len(pool))[: config.labels]
     cells = [pool[i] for i in rows]
     arena = Arena(oracle.space, cells, cache=Cache())
     facts = {"oracle": oracle.describe(), "inputs": dict(oracle.inputs)}
     learned = learn_source(config.name, arena, cells, labels[rows], seed=config.seed, facts=facts)
     learned.save(out.folder / FILE)
+    if table is None:
+        known = zip(map(oracle.space.format, cells), labels[rows].tolist(), strict=True)
+        write_json(out.folder / LABELLED, dict(known))
     out.metrics({"labels": len(rows), "best": float(labels[rows].max())})
 
 
@@ -71,13 +74,22 @@ class TrialsConfig(Config):
 @stage("learn-from-search", modules=["core.nas.source"])
 def learn_from_search(out: Output, config: TrialsConfig, searches: list[Artifact]) -> None:
     """The trials of earlier searches of one target teach as a table does; a cell asked twice counts with its mean."""
+    learned = learn_trials(config.name, searches, config.seed)
+    learned.save(out.folder / FILE)
+    out.metrics({"labels": learned.facts["labels"], "best": learned.scores[0]})
+
+
+def learn_trials(name: str, searches: Sequence[Artifact], seed: int) -> Source:
+    """What searches of one target measured, as a source.
+
+    Raises:
+        ValueError: fewer than :data:`LEAST` different cells.
+    """
     found = trials(searches)
     space = get_space(_told(searches[0])["space"])
     cells, labels = [space.parse(text) for text in found], np.array([np.mean(v) for v in found.values()])
     arena = Arena(space, cells, cache=Cache())
-    facts = {"searches": [a.sha256 for a in searches]}
-    learn_source(config.name, arena, cells, labels, seed=config.seed, facts=facts).save(out.folder / FILE)
-    out.metrics({"labels": len(cells), "best": float(labels.max())})
+    return learn_source(name, arena, cells, labels, seed=seed, facts={"searches": [a.sha256 for a in searches]})
 
 
 def trials(searches: Sequence[Artifact]) -> dict[str, list[float]]:
@@ -104,3 +116,14 @@ def _told(artifact: Artifact) -> dict[str, Any]:
 
 def read_source(artifact: Artifact) -> Source:
     return Source.load(artifact.folder / FILE)
+
+
+def read_labelled(artifact: Artifact) -> tuple[list[Genotype], np.ndarray]:
+    """Cells of the source's space and what was measured of them ``[n]``: the elites where its stage wrote no labels."""
+    path = artifact.folder / LABELLED
+    learned = read_source(artifact)
+    if not path.is_file():
+        return list(learned.elites), np.array(learned.scores)
+    known = json.loads(path.read_text())
+    space = get_space(learned.space, **learned.settings)
+    return [space.parse(text) for text in known], np.array(list(known.values()))

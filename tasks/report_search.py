@@ -1,8 +1,8 @@
-"""The report of a search: regret curves, trust, the latent spaces, the best cells drawn, the Pareto front."""
+"""The report of a search: its effect, regret curves, trust, latent spaces, the best cells drawn, the Pareto front."""
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,13 @@ from core.evaluate.statistics import Interval, bootstrap_mean
 from core.nas.draw import draw
 from core.nas.searchers.pareto import front
 from core.nas.spaces import get_space
-from core.state import write_bytes
+from core.state import write_bytes, write_json
+from core.transfer import effect_page
+from core.transfer.effect import EffectReport, effect
 from core.transfer.report import Section, Table, render
 from tasks.load_table import described
 from tasks.map_latent_spaces import POINTS
+from tasks.package_sources import FILES, INDEX
 from tasks.repeatable import repeatable
 from tasks.search_architectures import TRIALS, TRUST
 from tasks.stage import Artifact, Output, stage
@@ -31,13 +34,32 @@ GATE = (
     "Posterior weight of each hypothesis after so many queries: the source is trusted as far as it explains the "
     "answers, and fades where it does not."
 )
+LATENTS = (
+    "Source space: labelled cells, coloured by what was measured (grey: others; the lowest twentieth has one colour). "
+    "Target space: nothing is measured there before the first query, so the colour is the source's expectation of a "
+    "cell's rank, by which the two are paired."
+)
+TAKEN = (
+    "What this search knew and what it measured, as files in the folder sources beside this page (in MLflow among the "
+    "files of the run). Each teaches another search, here or elsewhere: transferopt run search --set source=FILE. "
+    "Latent spaces and maps that a file holds are used there, not trained again."
+)
+BUDGET = (
+    "Budget ratio: queries until the final score of the run without source is first kept, over its own queries for it "
+    "(below 1: cheaper). Area: mean lead over all queries, on a logarithmic scale of queries."
+)
+SHARED = {"run", "queries"}  # settings that do not tell what two searches are compared on
+MODULES = ["core.transfer.report", "core.transfer.effect_page", "core.evaluate.plots", "core.nas.draw"]
 
 
 class ReportConfig(Config):
-    """What the page says at its top."""
+    """What the page says at its top, and what is compared with what."""
 
     title: str = Field(description="headline")
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
+    headline: str = Field("transfer", description="run whose gain is told at the top, where there is no transfer")
+    without: str = Field("no source", description="run over which every gain is")
+    cost: str = Field("params", description="what a Pareto front weighs against the answer")
 
 
 @dataclass(frozen=True)
@@ -60,30 +82,41 @@ class Words:
         )
         return cls(schema["answer"], schema["test"] or schema["answer"], schema["test"], pool)
 
-    def difference(self, value: float) -> str:
-        return f"{value:+.2f} points" if self == Words() else f"{value:+.3g} {self.unit}"
+    def difference(self, gain: Interval) -> str:
+        """A gain with its interval, where seeds give one."""
+        form = ".2f" if self == Words() else ".3g"
+        known = gain.low is not None and gain.high is not None
+        return f"{gain.mean:+{form}}{f' [{gain.low:+{form}}, {gain.high:+{form}}]' if known else ''} {self.unit}"
 
 
-@stage("report-search", modules=["core.transfer.report", "core.evaluate.plots", "core.nas.draw"])
+@stage("report-search", modules=MODULES)
 def report_search(
     out: Output,
     config: ReportConfig,
     searches: dict[str, list[Artifact]],
     mapped: Artifact,
+    packed: Artifact,
     table: Artifact | None = None,
 ) -> None:
-    """``searches``: target -> its runs (several methods and seeds); ``table``: the user's own that answered them."""
+    """``searches``: target -> its runs (several methods and seeds); ``table``: the user's own that answered them.
+
+    ``packed``: the portable sources of the search; they come to lie beside the page.
+    """
     words = Words() if table is None else Words.of(table)
     rows: list[Row] = []
-    sections, gained = [], {}
+    sections, gains, effects = [], {}, {}
     for target, artifacts in searches.items():
         own = [r for a in artifacts for r in a.rows()]
         rows += own
-        sections.append(_target(target, own, artifacts, out, words))
-        gained[target] = _gain(own, words)
+        sections.append(_target(target, own, artifacts, out, words, config.cost))
+        found = effects[target] = _effect(artifacts, config.without)
+        sections += _effect_sections(target, found)
+        gains[f"gain on {target}"] = _gain(found, config.headline, words)
+        out.metrics({f"gain/{target}/{m.method}": m.gain.mean for m in (found.methods if found else ())})
         out.metrics({f"final/{target}/{run}": value for run, value in _finals(own).items()})
     sections.append(_latents(mapped, out))
-    gains = {f"gain on {t}": text for t, text in gained.items()}
+    sections.append(_portable(packed, out))
+    write_json(out.folder / "effect.json", {t: found.as_dict() for t, found in effects.items() if found})
     page = render(config.title, config.facts | gains | repeatable(), sections)
     write_bytes(out.folder / "report.html", page.encode())
     out.rows(rows)
@@ -101,17 +134,49 @@ def _finals(rows: list[Row]) -> dict[str, float]:
     return {run: intervals[-1].mean for run, (_, intervals) in _curves(rows).items()}
 
 
-def _gain(rows: list[Row], words: Words) -> str:
-    """With source against without, at the last query."""
-    finals = _finals(rows)
-    ours = [v for k, v in finals.items() if k.startswith("transfer")]
-    twin = [v for k, v in finals.items() if k.startswith("no source")]
-    if not (ours and twin):
+def _effect(artifacts: list[Artifact], without: str) -> EffectReport | None:
+    """What every run gained over the one without source, paired by seed; None without one or the other.
+
+    The curve over queries is both: what counts as equal budget, and what the area is under. Cost is the time that the
+    oracle states for the queries.
+    """
+    rows: list[Row] = []
+    for artifact in artifacts:
+        own = [r.model_copy(update={"method": r.settings["run"]}) for r in artifact.rows() if r.value is not None]
+        rows += own
+        if own and _seconds(artifact) is not None:
+            rows.append(own[-1].model_copy(update={"metric": "seconds", "value": _seconds(artifact)}))
+    methods = {r.method for r in rows}
+    if without not in methods or len(methods) < 2:
+        return None
+    found = effect(rows, metric="score", without=without, unit="queries", size="queries", ignore=tuple(SHARED))
+    return replace(found, curves={})  # which are drawn with their bands already
+
+
+def _seconds(artifact: Artifact) -> float | None:
+    """What a search's queries took, as its oracle states it."""
+    return artifact.facts()["budget"].get("simulated_seconds") or None
+
+
+def _effect_sections(target: str, found: EffectReport | None) -> list[Section]:
+    """The effect of all runs on one target, under its name; their seconds stand with the runs."""
+    if found is None:
+        return []
+    section = effect_page.sections(found)[0]
+    return [replace(section, title=f"{target}: transfer effect", text=f"{section.text}\n\n{BUDGET}")]
+
+
+def _gain(found: EffectReport | None, headline: str, words: Words) -> str:
+    """With source against without, at the last query: of ``transfer``, or of the search that stands for it."""
+    gains = {} if found is None else {m.method: m.gain for m in found.methods}
+    name = "transfer" if "transfer" in gains else headline
+    if name not in gains:
         return "not measured"
-    return f"{words.difference(ours[0] - twin[0])} over the same search without source"
+    over = "the same search without source" if name == "transfer" else f"{found.without} ({name})"
+    return f"{words.difference(gains[name])} over {over}"
 
 
-def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output, words: Words) -> Section:
+def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output, words: Words, cost: str) -> Section:
     """Curves, table, gate and best cells of one target."""
     curves = _curves(rows)
     top = max(i.mean for _, intervals in curves.values() for i in intervals)
@@ -122,17 +187,19 @@ def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output
     )
     name = target.replace(" ", "-")
     write_bytes(out.folder / f"regret-{name}.png", plots.png(figures[1]))
-    lines, cells = [], []
+    lines, cells, timed = [], [], any(_seconds(a) for a in artifacts)
     for artifact in artifacts:
         told = json.loads((artifact.folder / TRIALS).read_text())
         last = told["kept"][str(len(told["trials"]))]
         values = [last.get("answer"), *([last.get(words.test)] if words.test else [])]
+        values += [_seconds(artifact)] if timed else []
         lines.append([told["label"], len(told["trials"]), *values, last["cell"]])
         cells.append((told["label"], told["space"], last["cell"]))
     figures += _gates(artifacts, target)
     figures += _drawn(cells, name, out)
-    columns = ["run", "queries", f"{words.answer} of the cell kept", *([words.test] if words.test else []), "cell"]
-    tables = [Table(columns, lines), *_pareto(artifacts, words)]
+    measured = [f"{words.answer} of the cell kept", *([words.test] if words.test else [])]
+    columns = ["run", "queries", *measured, *(["seconds"] if timed else []), "cell"]
+    tables = [Table(columns, lines), *_pareto(artifacts, words, cost)]
     return Section(target, f"{TEXT}\n\n{words.pool}\n\n{GATE}", tables, figures)
 
 
@@ -167,37 +234,61 @@ def _drawn(cells: list[tuple[str, str, str]], name: str, out: Output) -> list[An
     return figures
 
 
-def _pareto(artifacts: list[Artifact], words: Words) -> list[Table]:
-    """Accuracy against parameters of the first multi-objective run, if there is one."""
+def _pareto(artifacts: list[Artifact], words: Words, cost: str) -> list[Table]:
+    """The answer against ``cost`` in the first multi-objective run, if there is one."""
     for artifact in artifacts:
         told = json.loads((artifact.folder / TRIALS).read_text())
-        if told["label"].startswith("pareto"):
+        if told["searcher"] == "pareto":
             trials = told["trials"]
-            chosen = front([t["score"] for t in trials], [t["params"] for t in trials])
+            chosen = front([t["score"] for t in trials], [t[cost] for t in trials])
             lines = [[trials[i]["score"], trials[i]["params"], trials[i]["flops"], trials[i]["cell"]] for i in chosen]
-            return [Table([words.answer, "parameters", "FLOPs", "cell"], lines, "Pareto front")]
+            caption = f"Pareto front of {words.answer} and {cost}, first seed"
+            return [Table([words.answer, "parameters", "FLOPs", "cell"], lines, caption)]
     return []
 
 
+def _portable(packed: Artifact, out: Output) -> Section:
+    """The portable sources, laid beside the page."""
+    out.link(packed.folder / FILES, FILES)
+    files = json.loads((packed.folder / INDEX).read_text())
+    lines = [
+        [
+            file,
+            f["name"],
+            f["space"],
+            f["labels"],
+            f["elites"],
+            ", ".join(f["latent spaces"]) or "none",
+            f["map"] or "none",
+        ]
+        for file, f in files.items()
+    ]
+    columns = ("file", "source", "space", "labels", "elites", "latent spaces", "map")
+    return Section("Sources to take along", TAKEN, [Table(columns, lines)])
+
+
 def _latents(mapped: Artifact, out: Output) -> Section:
-    """First two principal components of both latent spaces, coloured by the source's opinion."""
+    """First two principal components of both latent spaces."""
+    from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
 
     with np.load(mapped.folder / POINTS) as points:
         data = dict(points)
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for place, name in enumerate(("source", "target")):
-        axes = figure.add_subplot(1, 2, place + 1)
+    left, right = figure.subplots(1, 2)
+
+    def show(axes: Any, name: str, coloured: np.ndarray, values: np.ndarray, label: str) -> PCA:
         pca = PCA(2, random_state=0).fit(data[name])
-        xy = pca.transform(data[name])
-        shown = axes.scatter(xy[:, 0], xy[:, 1], c=data[f"{name}_value"], s=6, cmap="viridis")
-        if name == "target":
-            z = pca.transform(data["mapped"])
-            axes.scatter(z[:, 0], z[:, 1], marker="x", color="#D55E00", label="mapped elites")
-            axes.legend()
+        axes.scatter(*pca.transform(data[name]).T, s=3, color="#CCCCCC")
+        low = np.quantile(values, 0.05)  # a few cells that learned nothing would leave one colour to all others
+        shown = axes.scatter(*pca.transform(coloured).T, c=values, s=6, cmap="viridis", vmin=low)
+        figure.colorbar(shown, ax=axes, label=label, extend="min")
         axes.set(title=f"{name} latent space", xlabel="component 1", ylabel="component 2")
-        figure.colorbar(shown, ax=axes, label="expected rank of accuracy")
+        return pca
+
+    show(left, "source", data["source_labelled"], data["source_value"], "measured")
+    pca = show(right, "target", data["target"], data["target_value"], "expected rank")
+    right.scatter(*pca.transform(data["mapped"]).T, marker="x", color="#D55E00", label="mapped elites")
+    right.legend()
     write_bytes(out.folder / "latent-spaces.png", plots.png(figure))
-    return Section("Latent spaces", "Colour: the source's expectation of a cell's rank.", [], [figure])
+    return Section("Latent spaces", LATENTS, [], [figure])

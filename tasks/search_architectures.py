@@ -70,7 +70,7 @@ def _search(
 ) -> None:
     oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries), **path_in(table))
     arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
-    spaces = {read_latent(a)[0].codec.spaces[0].name: read_latent(a)[0] for a in latents}
+    spaces = {space.name: latent for latent in map(read_latent, latents) for space in latent.codec.spaces}
     learned = tuple(read_source(a) for a in sources)
     knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces)
     searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings)
@@ -106,7 +106,8 @@ def _search(
         {"cell": arena.to_json(t.candidate), "score": t.score, **oracle.space.size_features(t.candidate)}
         for t in result.trials
     ]
-    write_json(out.folder / TRIALS, {"label": config.label, "space": oracle.space.name, "trials": trials, "kept": kept})
+    told = {"label": config.label, "searcher": config.searcher, "space": oracle.space.name}
+    write_json(out.folder / TRIALS, told | {"trials": trials, "kept": kept})
     write_json(out.folder / TRUST, trust)
     out.rows(rows)
     out.curve(f"kept/{config.label}", [(r.settings["queries"], r.value) for r in rows if r.value is not None])

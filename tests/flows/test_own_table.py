@@ -130,7 +130,7 @@ def test_the_content_of_the_file_decides_what_is_done_again(as_target, files):
         states = {line.stage: line.state for line in FLOW.plan(form)}
     finally:
         files["target"].write_bytes(before)
-    again = {"load-table", "search-architectures", "report-search"}
+    again = {"load-table", "search-architectures", "package-sources", "report-search"}
     assert {s for s, state in states.items() if state == "run"} == again
     assert [n.state for n in nodes(as_target, "load-table")] == ["intact"], "earlier runs keep the copy they read"
 
