@@ -74,7 +74,7 @@ def headline(changes: Sequence[Change]) -> str:
     told = "no change shown" if few < len(known) else "no method could be judged"
     if worse or better:
         told = f"{_list('regression', worse)}; {_list('improvement', better)}"
-    unjudged = f", {few} of them too few pairs to be judged" if few else ""
+    unjudged = f", {few} of them with too few pairs to be judged" if few else ""
     return f"{told}; {len(known)} of {len(changes)} methods have a history{unjudged}"
 
 

@@ -82,12 +82,12 @@ def test_few_pairs_have_an_effect_but_no_verdict():
     assert (change.verdict, change.pairs, change.p) == (FEW, 5, None)
     assert change.effect == pytest.approx(-30)
     assert headline([change]) == (
-        "no method could be judged; 1 of 1 methods have a history, 1 of them too few pairs to be judged"
+        "no method could be judged; 1 of 1 methods have a history, 1 of them with too few pairs to be judged"
     )
     other = {m: {t: dict.fromkeys(range(4), v) for t in TASKS} for m, v in (("b", 70),)}
     (few, equal) = compare(run(1, new | other), run(0, old | other))
     assert (few.verdict, equal.verdict) == (FEW, EQUAL)
-    assert headline([few, equal]).startswith("no change shown; 2 of 2 methods have a history, 1 of them too few pairs")
+    assert headline([few, equal]).startswith("no change shown; 2 of 2 methods have a history, 1 of them with too few")
 
 
 def dropped(values, points, methods):
