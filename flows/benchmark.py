@@ -13,6 +13,7 @@ from core.registry import nearest
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import FLOWS, flow_run, prefect_page, transfer_flow
+from flows.task_names import check_distinct
 from tasks import tracking
 from tasks.announce_changes import AnnounceConfig, announce_changes
 from tasks.record_rows import PartConfig, RecordConfig, record_rows
@@ -28,7 +29,7 @@ class BenchmarkForm(Form):
 
     sizes: ClassVar = {
         "smoke": {"seeds": 1, "most_tasks": 2, "targets": 1},
-        "default": {"seeds": 4, "most_tasks": 5, "targets": 2},
+        "default": {"seeds": 4, "most_tasks": 5, "targets": 3},
         "full": {"seeds": 5, "most_tasks": 99, "targets": 99},
     }
 
@@ -40,7 +41,11 @@ class BenchmarkForm(Form):
         None, ge=1, description="so many of the tasks are distilled and transferred to, one by one (empty: by size)"
     )
     seeds: int | None = Field(
-        None, ge=1, le=50, description="runs of each level with seeds of their own (empty: by size)"
+        None,
+        ge=1,
+        le=50,
+        description="runs of each level, or of each of its targets, with seeds of their own; of search, which has no "
+        "tasks, so many for each target (empty: by size)",
     )
     seed: int = Field(0, ge=0, description="first seed; the same one every time pairs runs best")
     settings: dict[str, dict[str, Any]] = Field(
@@ -55,9 +60,15 @@ class BenchmarkForm(Form):
 
 
 def task_names(form: BenchmarkForm) -> list[str]:
-    """The tasks asked for."""
+    """The tasks asked for.
+
+    Raises:
+        ValueError: two files of one name.
+    """
     suite = form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive"
-    return list(form.tasks) or load_suite(suite)
+    names = list(form.tasks) or load_suite(suite)
+    check_distinct(names)  # rows name the task that they are of
+    return names
 
 
 def parts(form: BenchmarkForm) -> dict[str, tuple[PartConfig, Form]]:
@@ -81,20 +92,23 @@ def parts(form: BenchmarkForm) -> dict[str, tuple[PartConfig, Form]]:
 
 
 def _runs(level: str, names: list[str], form: BenchmarkForm) -> list[tuple[str, dict, dict, dict]]:
-    """Of each run of a level: its name, its set-up, its seeds, and its tasks as parameters."""
-    seeds = [(f"seed {s}", {"seed": s}) for s in range(form.seed, form.seed + form.seeds)]
+    """Of each run of a level: its name, its set-up, its seeds, and its tasks as parameters.
+
+    The one task of a run is not part of its set-up: its rows name it, and what is compared with the history has all
+    tasks and seeds as pairs. Search has no task, so it gets as many seeds as the others have pairs of task and seed.
+    """
+    targets = names[: form.targets]
+    count = form.seeds * (len(targets) if level == "search" else 1)
+    seeds = [(f"seed {s}", {"seed": s}) for s in range(form.seed, form.seed + count)]
     if level in MERGES:
         chosen = {"tasks": names[: form.most_tasks]}
         return [(f"{level} {text}", chosen, seed, chosen) for text, seed in seeds]
     if level == "search":
         return [(f"{level} {text}", {}, {**seed, "seeds": 1}, {}) for text, seed in seeds]
-    targets = names[: form.targets]
     if level == "distill":
-        return [
-            (f"{level} {t} {text}", {"task": t}, seed, {"task": t}) for t in targets for text, seed in seeds
-        ]  # fmt: skip
+        return [(f"{level} {t} {text}", {}, seed, {"task": t}) for t in targets for text, seed in seeds]
     together = {"seed": form.seed, "seeds": form.seeds}  # one run takes all seeds: the sources are ranked once
-    return [(f"{level} {t}", {"target": t}, together, {"target": t}) for t in targets]
+    return [(f"{level} {t}", {}, together, {"target": t}) for t in targets]
 
 
 def problem(form: BenchmarkForm) -> Problem:
@@ -105,7 +119,7 @@ def problem(form: BenchmarkForm) -> Problem:
         knowledge="their results, paired by task and seed",
         domain=", ".join(task_names(form)),
         objective=f"no regression: corrected p {form.alpha:g}, {form.least_points:g} points",
-        budget=f"{form.seeds} seeds a level, each with its own counted budget",
+        budget=f"{form.seeds} seeds a level or target, each with its own counted budget",
     )
 
 

@@ -199,4 +199,5 @@ def distill_flow(form: DistillForm) -> Artifact:
         wanted = QuoteConfig(tasks=(form.task,), models=(best,), test_examples=form.test_rows)
         quoted = {"quoted": quote_mistakes(wanted, evaluated={"test": evaluated})}
     config = ReportConfig(title=f"Distillation on {form.task}", method=best, facts=facts)
-    return report_students(config, evaluated=evaluated, signals=signals, students=students, tuned=tuned, **quoted)
+    made = {"signals": signals, "students": students, "tuned": tuned, "prompts": prompts}
+    return report_students(config, evaluated=evaluated, **made, **quoted)

@@ -221,11 +221,11 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     if not is_planning():  # which may not have the tasks' data yet
         check_budget(form, names)
     experts = make_experts(form, names, base)
-    tuned, merged = merge_statically(form, base, experts)
     earlier = {}
     if form.source == LATEST:
         earlier = {"source": earlier_graph(form, base)}
     forms = build_subproblems(evolve_config(form, "emfto"), base=base, experts=experts, **earlier)
+    tuned, merged = merge_statically(form, base, experts)  # after what refuses experts that nothing can be relative to
     known = {"emfto": {"subproblems": forms, **earlier}}
     evolved = gather(
         {

@@ -1,6 +1,5 @@
 """Merge experts with static operators: the first of the flows, and the example for all others."""
 
-from collections.abc import Iterable
 from typing import ClassVar, Self
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from core.models.train import TrainConfig
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
+from flows.task_names import check_heads
 from tasks.align_heads import SUFFIX, AlignConfig, align_heads
 from tasks.diagnose import DiagnoseConfig, diagnose_experts
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges, hits_of
@@ -111,34 +111,17 @@ def _suite(form: MergeForm) -> list[str]:
 
 def task_names(form: MergeForm) -> list[str]:
     """The tasks of a run, checked to be text classification."""
-    _distinct(form.experts)
+    check_heads(form.experts)
     names = list(form.tasks)
     named = {load_task(n).name for n in names}
     names += [n for n in form.experts if load_task(n).name not in named]
     if not names:
         names = _suite(form)[: form.most_tasks]
     as_tasks(names)
-    _distinct(names)
+    check_heads(names)
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
     return names
-
-
-def _distinct(given: Iterable[str]) -> None:
-    """Refuse two files of one name, and names that no head can have.
-
-    Raises:
-        ValueError: naming them, and what to do.
-    """
-    from torch.nn import ModuleDict
-
-    seen: dict[str, str] = {}
-    for path in given:
-        name = load_task(path).name
-        if seen.setdefault(name, path) != path:
-            raise ValueError(f"{seen[name]} and {path} are both the task {name!r}; rename one of the files")
-        if "." in name or hasattr(ModuleDict, name):
-            raise ValueError(f"a head cannot be called {name!r} in torch; rename the task file {path}")
 
 
 def check_methods(form: MergeForm, names: list[str]) -> None:

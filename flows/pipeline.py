@@ -16,6 +16,7 @@ from core.merge.suite import as_tasks
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
+from flows.task_names import check_heads
 from tasks.align_heads import SUFFIX, AlignConfig, align_heads
 from tasks.build_prompts import PromptsConfig, build_prompts
 from tasks.check_students import CheckConfig, check_students
@@ -122,12 +123,13 @@ def task_names(form: PipelineForm) -> list[str]:
     """The tasks a form asks for.
 
     Raises:
-        ValueError: fewer than two, one twice, or no text classification.
+        ValueError: fewer than two, one twice, two files of one name, or no text classification.
     """
     names = list(form.tasks)[: form.most_tasks]
     if len(names) < 2:
         raise ValueError(f"the chain merges students of at least two tasks, got {names}")
     as_tasks(names)
+    check_heads(names)
     return names
 
 

@@ -1,5 +1,7 @@
 """Draw the few-shot splits and write the prompts: what teacher and student will read."""
 
+import json
+
 from pydantic import Field
 
 from core.config import Config
@@ -10,6 +12,7 @@ from tasks.stage import Artifact, Output, stage
 from tasks.try_student import check_methods, check_pool, check_templates, try_student
 
 PROMPTS = "prompts.json"
+EXCHANGED = "rows of the published files exchanged"
 
 
 class PromptsConfig(Config):
@@ -48,4 +51,15 @@ def build_prompts(out: Output, config: PromptsConfig, data: Artifact) -> None:
         },
     )
     out.metrics({f"rows.{name}": len(part) for name, part in parts.items()})
+    out.metrics({f"exchanged.{part}": sum(reasons.values()) for part, reasons in few.replaced.items()})
     out.budget({"train_labels": float(len(few.train) + len(few.dev))})
+
+
+def exchanged_words(prompts: Artifact) -> dict[str, str]:
+    """A fact for the report: which rows of LM-BFF's files were exchanged, and why; empty where splits were drawn."""
+    replaced = json.loads((prompts.folder / PROMPTS).read_text())["replaced"]
+    said = [
+        f"{part}: {', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items())) or 'none'}"
+        for part, reasons in sorted(replaced.items(), reverse=True)
+    ]
+    return {EXCHANGED: "; ".join(said)} if said else {}

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.merge.emfto import EmftoConfig, solve_forms
-from core.merge.problem import ProblemConfig, merge_problem
+from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
 from core.merge.relation import RelationGraph
 from core.transfer.budget import Budget
 from tasks.merge_static import experts_of
@@ -41,6 +41,24 @@ class EvolveConfig(Config):
         return self.budget - kept
 
 
+def judged_problem(base: Artifact, experts: Mapping[str, Artifact], config: ProblemConfig) -> MergeProblem:
+    """The search problem of the experts.
+
+    Raises:
+        ValueError: an expert that got no validation example right. Scores are relative to it, so that a single right
+            answer on its task would count for more than all other tasks together.
+    """
+    problem = merge_problem(base.folder, experts_of(experts), config)
+    for name, task in problem.fitness.objectives.items():
+        if task.reference < 1 / task.size:  # less than one answer
+            raise ValueError(
+                f"the expert of {name!r} got none of its {task.size} validation examples right, and a search scores "
+                "every merge relative to it; give it more examples or epochs, or leave the task out (flow merge "
+                "reports such a task beside the others)"
+            )
+    return problem
+
+
 @stage("build-subproblems", modules=MODULES)
 def build_subproblems(
     out: Output,
@@ -50,7 +68,7 @@ def build_subproblems(
     source: Artifact | None = None,
 ) -> None:
     """Solve forms until their share of the budget is spent; write the relation graph and its picture."""
-    problem = merge_problem(base.folder, experts_of(experts), config.problem)
+    problem = judged_problem(base, experts, config.problem)
     budget = Budget("task_examples", config.searched(problem.fitness.validation_size))
     known = None if source is None else RelationGraph.load(source.folder / GRAPH)
     state = solve_forms(

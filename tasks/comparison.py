@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
+from core.evaluate.curves import ends, uncurved
 from core.evaluate.rows import Row, read_rows
 from core.evaluate.statistics import bootstrap_mean, holm, paired_wilcoxon
 from core.hashing import content_key
@@ -68,13 +69,15 @@ def differences(runs: Sequence[Loaded]) -> dict[str, list[str]]:
 def compare(first: Loaded, second: Loaded) -> list[Line]:
     """Paired differences (second - first) per method and metric; p by Wilcoxon from six pairs on, Holm-corrected.
 
-    Rows of the mean over tasks are no pair of their own: they say nothing that the tasks do not.
+    Rows of the mean over tasks are no pair of their own: they say nothing that the tasks do not. Of a curve only the
+    end is compared, whatever each run spent to reach it.
     """
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    before = {_key(r): r for r in first.rows if r.value is not None}
-    for row in (r for r in second.rows if r.settings.get("task") != "mean"):
-        twin = before.get(_key(row))
-        if twin is not None and row.value is not None:
+    before, after = (ends([r for r in run.rows if r.value is not None]) for run in (first, second))
+    twins = {_key(r): r for r in before}
+    for row in (r for r in after if r.settings.get("task") != "mean"):
+        twin = twins.get(_key(row))
+        if twin is not None:
             pairs.setdefault((row.method, row.metric), []).append((twin.value, row.value))
     lines, tested = [], []
     for (method, metric), values in pairs.items():
@@ -94,4 +97,4 @@ def compare(first: Loaded, second: Loaded) -> list[Line]:
 
 
 def _key(row: Row) -> str:
-    return content_key(row.method, row.metric, row.settings, row.seed)
+    return content_key(row.method, row.metric, uncurved(row.settings), row.seed)

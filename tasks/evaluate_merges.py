@@ -13,13 +13,14 @@ from core.evaluate.rows import Row
 from core.hashing import code_version
 from core.merge.align import Head, embed
 from core.merge.experts import Expert
-from core.merge.suite import Predictions, objectives, rows_of
+from core.merge.suite import Predictions, objectives
 from core.models.load import load_encoder
 from core.models.score import autocast
 from core.progress import progress
 from tasks.align_heads import SUFFIX, aligned_heads, model_folder, texts_read
 from tasks.hits import Hits
 from tasks.merge_static import experts_of
+from tasks.normalised import normalised_rows
 from tasks.quote_mistakes import keep_answers
 from tasks.stage import Artifact, Output, stage
 
@@ -49,7 +50,8 @@ def evaluate_merges(
     """Score every model on all tasks' test sets; accuracy, F1, ECE, and accuracy relative to the individual experts.
 
     ``spent``: for each merged model the artifact of the stage that chose its recipe; its budget is the row's.
-    ``aligned``: aligned heads of some merged models, which are scored with them, too.
+    ``aligned``: aligned heads of some merged models, which are scored with them, too. Of an expert that got no test
+    item right nothing is relative: ``normalised`` of its task is undefined, its mean over the others.
     """
     found = experts_of(experts)
     probes, own = ({e.task: Head(*e.head(probe=p)) for e in found} for p in (True, False))
@@ -70,7 +72,7 @@ def evaluate_merges(
         facts["budget"] = _labels(method, found) | (spent[source[method]].facts()["budget"] if method in source else {})
         facts["budget"] |= texts_read(aligned) if method.endswith(SUFFIX) else {}
         facts["inputs"] = {"model": merged[source[method]].sha256} if method in source else {"base": base.sha256}
-        rows += rows_of(method, r, individual, **facts)
+        rows += normalised_rows(method, r, individual, **facts)
     out.rows(rows)
     hits = {f"{m}/{t}": p.correct.astype(np.uint8) for m, r in results.items() for t, p in r.items()}
     save_file(hits, out.folder / CORRECT)

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 
 from core.merge.baselines import SEARCHES
 from core.merge.front import pareto_front
-from core.merge.problem import merge_problem
 from core.merge.recipe import write_recipe
 from core.merge.relation import RelationGraph
 from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
-from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig
-from tasks.merge_static import experts_of
+from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig, judged_problem
 from tasks.population import ProblemPlace, on_workers
 from tasks.runner import executor
 from tasks.stage import Artifact, Output, stage
@@ -29,7 +27,7 @@ def evolve_recipes(
     source: Artifact | None = None,
 ) -> None:
     """Spend the budget with one search method, from the sub-problems' state where it has one."""
-    problem = merge_problem(base.folder, experts_of(experts), config.problem)
+    problem = judged_problem(base, experts, config.problem)
     place = ProblemPlace(base=base, experts=dict(experts), config=config.problem)
     fitness = on_workers(problem.fitness, place, executor())
     budget = Budget("task_examples", config.searched(fitness.validation_size))

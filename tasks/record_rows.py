@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from core.config import Config
+from core.evaluate.curves import ends
 from core.evaluate.machine import commit, hardware
 from core.evaluate.rows import Row
-from core.recurring.compare import CURVES
 from core.recurring.store import Part, RunFacts, Store, records
 from tasks import tracking
 from tasks.stage import Artifact, Output, stage
@@ -44,7 +44,7 @@ def record_rows(out: Output, config: RecordConfig, results: Mapping[str, Artifac
     table = records(facts, parts)
     stored = Store().append(table)
     shutil.copyfile(stored, out.folder / TABLE)
-    out.rows([r for p in parts for r in ends(p)])
+    out.rows([_of_level(r, p.level) for p in parts for r in ends(p.rows)])
     out.metrics({"rows": len(table)})
     spent: dict[str, float] = {}
     for artifact in results.values():
@@ -53,13 +53,8 @@ def record_rows(out: Output, config: RecordConfig, results: Mapping[str, Artifac
     out.budget(spent)
 
 
-def ends(part: Part) -> list[Row]:
-    """The part's rows with their level; of a curve only its last point."""
-    last: dict[str, float] = {}
-    for r in part.rows:
-        last[_curve(r)] = max(last.get(_curve(r), float("-inf")), _at(r))
-    kept = [r for r in part.rows if _at(r) == last[_curve(r)]]
-    return [r.model_copy(update={"settings": {"level": part.level, **r.settings}}) for r in kept]
+def _of_level(row: Row, level: str) -> Row:
+    return row.model_copy(update={"settings": {"level": level, **row.settings}})
 
 
 def largest(rows: list[Row]) -> dict[str, float]:
@@ -69,12 +64,3 @@ def largest(rows: list[Row]) -> dict[str, float]:
         for unit, amount in r.budget.items():
             spent[unit] = max(spent.get(unit, 0.0), amount)
     return spent
-
-
-def _curve(r: Row) -> str:
-    rest = {k: v for k, v in r.settings.items() if k not in CURVES}
-    return r.model_copy(update={"settings": rest, "version": r.metric}).key()
-
-
-def _at(r: Row) -> float:
-    return max((float(r.settings[c]) for c in CURVES if c in r.settings), default=0.0)

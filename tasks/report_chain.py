@@ -19,6 +19,7 @@ from tasks.align_heads import SUFFIX
 from tasks.check_students import CHECKED
 from tasks.evaluate_merges import CEILING, CORRECT, PROBE
 from tasks.merge_static import best_on_validation
+from tasks.normalised import undefined_words
 from tasks.repeatable import repeatable
 from tasks.search_structure import read_structure
 from tasks.stage import Artifact, Output, stage
@@ -95,10 +96,10 @@ def report_chain(
         "Accuracy by task, 95 % interval over test items",
     )
     found = read_structure(search.folder)
+    text = TEXT + (HEADS if fitting else "")
+    text += undefined_words([t for t in tasks if not taught[t].any()], "teacher")
     sections = [
-        Section(
-            "Test accuracy", TEXT + (HEADS if fitting else ""), [_accuracies(shown, hits, taught, tasks)], [figure]
-        ),
+        Section("Test accuracy", text, [_accuracies(shown, hits, taught, tasks)], [figure]),
         Section(
             "Searched structure against the first layers",
             EQUAL,
@@ -159,9 +160,10 @@ def _mean(hits: Mapping[str, np.ndarray]) -> float:
     return float(np.mean([h.mean() for h in hits.values()]))
 
 
-def _of_teacher(hits: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]) -> float:
-    """Mean over tasks of accuracy relative to the teacher's, in percent."""
-    return float(np.mean([100 * hits[t].mean() / taught[t].mean() for t in taught]))
+def _of_teacher(hits: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]) -> float | None:
+    """Mean over tasks of accuracy relative to the teacher's, in percent, without those that it got all wrong."""
+    shares = [100 * hits[t].mean() / h.mean() for t, h in taught.items() if h.any()]
+    return float(np.mean(shares)) if shares else None
 
 
 def _rows(config, hits, taught, spent, fitting, arms, inputs) -> list[Row]:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from core.config import Config
 from core.evaluate import plots
 from core.evaluate.rows import Row
-from core.evaluate.statistics import bootstrap_mean
+from core.evaluate.statistics import Interval, bootstrap_mean
 from core.merge.front import Front
 from core.merge.relation import RelationGraph
 from core.state import write_bytes
@@ -19,6 +19,7 @@ from tasks.align_heads import SUFFIX
 from tasks.build_subproblems import GRAPH
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import FRONT, OUTCOME
+from tasks.normalised import undefined_tasks, undefined_words
 from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
@@ -65,16 +66,16 @@ def report_evolution(
     synergy = plots.heat_map(
         graph.matrix("synergy"), graph.experts, graph.experts, "Synergy of experts", diverging=True
     )
+    text = TEXT + undefined_words(undefined_tasks(rows))
     page = render(
         config.title,
         {
             **config.facts,
-            "what transfer gained": f"{gain.mean:+.2f} normalised points over {config.without} at the same budget "
-            f"(95 % interval over test items {gain.low:+.2f} to {gain.high:+.2f})",
+            "what transfer gained": _gain_words(gain, config.without),
             **repeatable(),
         },
         [
-            Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)]),
+            Section("Test accuracy", text, [_accuracies(rows, methods, tasks)]),
             Section("Search", _search_words(found), [_spent(found)], [curves]),
             Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
             *_front(evolved[config.transfer]),
@@ -84,8 +85,9 @@ def report_evolution(
     )
     write_bytes(out.folder / "report.html", page.encode())
     out.rows(rows)
-    out.metrics({f"normalised/{m}": _value(rows, m, "mean", "normalised") for m in methods})
-    out.metrics({"transfer/gain": gain.mean})
+    normalised = {m: _value(rows, m, "mean", "normalised") for m in methods}
+    out.metrics({f"normalised/{m}": value for m, value in normalised.items() if value is not None})
+    out.metrics({"transfer/gain": gain.mean} if gain is not None else {})
 
 
 def with_search_budget(row: Row, found: Mapping[str, dict]) -> Row:
@@ -101,15 +103,31 @@ def _as_searched(name: str, methods: list[str]) -> str:
     return name + SUFFIX if name + SUFFIX in methods else name
 
 
-def gain_of(hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], first: str, second: str):
-    """Paired difference in normalised points with an interval over test items (each task weighs the same)."""
+def gain_of(
+    hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], first: str, second: str
+) -> Interval | None:
+    """Paired difference in normalised points with an interval over test items (each task weighs the same).
+
+    Tasks whose expert got no test item right are left out; None where nothing is left.
+    """
     individual = {t: _value(rows, CEILING, t, "accuracy") for t in tasks}
-    values = []
-    for t in tasks:
+    known, values = [t for t in tasks if individual[t]], []
+    if not known:
+        return None
+    for t in known:
         difference = hits[f"{first}/{t}"].astype(float) - hits[f"{second}/{t}"].astype(float)
         values.append(100 * difference / individual[t])
     weight = np.mean([len(v) for v in values])
     return bootstrap_mean(np.concatenate([v * weight / len(v) for v in values]))
+
+
+def _gain_words(gain: Interval | None, without: str) -> str:
+    if gain is None:
+        return "undefined: no expert got a test item right"
+    return (
+        f"{gain.mean:+.2f} normalised points over {without} at the same budget (95 % interval over test items "
+        f"{gain.low:+.2f} to {gain.high:+.2f})"
+    )
 
 
 def _front(evolved: Artifact) -> list[Section]:
@@ -127,12 +145,12 @@ def _front(evolved: Artifact) -> list[Section]:
     return [Section("Preferences", text, [], [picture])]
 
 
-def _value(rows: list[Row], method: str, task: str, metric: str) -> float:
+def _value(rows: list[Row], method: str, task: str, metric: str) -> float | None:
     return next(r.value for r in rows if (r.method, r.settings["task"], r.metric) == (method, task, metric))
 
 
 def _accuracies(rows: list[Row], methods: list[str], tasks: list[str]) -> Table:
-    order = sorted(methods, key=lambda m: (m not in (PROBE, BASE, CEILING), _value(rows, m, "mean", "normalised")))
+    order = sorted(methods, key=lambda m: (m not in (PROBE, BASE, CEILING), _value(rows, m, "mean", "normalised") or 0))
     lines = [
         [m, *(100 * _value(rows, m, t, "accuracy") for t in tasks), _value(rows, m, "mean", "normalised")]
         for m in order

@@ -14,6 +14,7 @@ from core.transfer.report import Section, Table, render
 from tasks.align_heads import SUFFIX
 from tasks.evaluate_merges import CEILING, CORRECT
 from tasks.merge_static import CHOICE, best_on_validation
+from tasks.normalised import undefined_tasks, undefined_words
 from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import METRICS, Artifact, Output, stage
@@ -64,15 +65,21 @@ def report_merges(
     curves = json.loads((tuned.folder / CHOICE).read_text())
     lines = {n: ([x for x, _ in c["curve"]], [100 * y for _, y in c["curve"]]) for n, c in curves.items()}
     scales = plots.curves_with_bands(lines, "scale", "mean validation accuracy, %", "Score against scale")
+    text = TEXT + undefined_words(undefined_tasks(rows))
     page = render(
         config.title,
         {
             **config.facts,
-            "best on validation": f"{best}: {_value(rows, best, 'normalised'):.1f} % of the individual experts",
+            "best on validation": f"{best}: {_relative(_value(rows, best, 'normalised'))}",
             **repeatable(),
         },
         [
-            Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)], [figure]),
+            Section(
+                "Test accuracy",
+                text,
+                [_accuracies(rows, methods, tasks)],
+                [figure],
+            ),
             Section("Scale", "The smallest scale among equals is taken.", [_scales(curves)], [scales]),
             Section("Paired tests", _test_words(best), [_paired(hits, best, methods, tasks)]),
             Section("Interference", INTERFERENCE, [_interference(diagnosed)]),
@@ -83,14 +90,19 @@ def report_merges(
     write_bytes(out.folder / "accuracy.png", plots.png(figure))
     write_bytes(out.folder / "scale.png", plots.png(scales))
     out.rows(rows)
-    out.metrics({f"normalised/{m}": _value(rows, m, "normalised") for m in methods})
+    normalised = {m: _value(rows, m, "normalised") for m in methods}
+    out.metrics({f"normalised/{m}": value for m, value in normalised.items() if value is not None})
+
+
+def _relative(normalised: float | None) -> str:
+    return "no expert got a test item right" if normalised is None else f"{normalised:.1f} % of the individual experts"
 
 
 def _percent(interval: Interval) -> Interval:
     return Interval(*(None if v is None else 100 * v for v in (interval.mean, interval.low, interval.high)))
 
 
-def _value(rows: list[Row], method: str, metric: str) -> float:
+def _value(rows: list[Row], method: str, metric: str) -> float | None:
     return next(r.value for r in rows if r.method == method and r.metric == metric and r.settings["task"] == "mean")
 
 

@@ -12,6 +12,7 @@ from core.evaluate import plots
 from core.evaluate.statistics import bootstrap_mean, holm, mcnemar
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
+from tasks.build_prompts import exchanged_words
 from tasks.cache_signals import HEAD_ROOM
 from tasks.evaluate_students import CORRECT
 from tasks.quote_mistakes import sections as quotes
@@ -49,9 +50,10 @@ def report_students(
     signals: Artifact,
     students: Mapping[str, Artifact],
     tuned: Artifact,
+    prompts: Artifact,
     quoted: Artifact | None = None,
 ) -> None:
-    """Write the page and hand the rows on. ``students``: with what the gate found of them."""
+    """Write the page and hand the rows on. ``students``: with what the gate found; ``prompts``: with their splits."""
     rows = evaluated.rows()
     with np.load(evaluated.folder / CORRECT) as stored:
         hits = {name: stored[name].astype(float) for name in stored.files}
@@ -73,7 +75,12 @@ def report_students(
     checks = Table(["head-room check", "value"], [[k, v] for k, v in (room | taught).items()])
     page = render(
         config.title,
-        {**config.facts, **_gained(config.method, intervals, p, room | taught), **repeatable()},
+        {
+            **config.facts,
+            **_gained(config.method, intervals, p, room | taught),
+            **exchanged_words(prompts),
+            **repeatable(),
+        },
         [
             Section("Accuracy", TEXT, [Table(columns, lines), told], [figure]),
             Section("Gate", GATE, [checks]),

@@ -3,17 +3,19 @@
 A comparison is one method of one level under one set-up; its pairs are tasks times seeds. A seed that the history has
 is paired with itself, which takes all noise of draws and initialisations out. A fresh seed is paired with a fresh seed
 of the history, one with one and in order: which seed meets which does not depend on their values, so without a change
-the differences scatter evenly around zero and the signed-rank test keeps its level.
+the differences scatter evenly around zero and the sign-flip test keeps its level.
 
 A comparison whose differences are all zero cannot mislead and is not counted as a test. A verdict needs all three: the
-Holm-corrected p of the two-sided Wilcoxon test, an interval of the effect without zero, and an effect of some size.
+corrected p of the paired sign-flip test (:mod:`core.evaluate.sign_flips`), an interval of the effect without zero, and
+an effect of some size. The test is corrected over the comparisons of a level by turning signs for all of them together,
+and over the levels by their number: methods of a level are measured on the same pairs, levels are not.
+
 With seeds paired with themselves the interval is a bootstrap over seeds, then tasks. Fresh seeds bring noise that all
-tasks of a seed may share (the same drawn weights), which the signed-rank test does not see: there the interval is
+tasks of a seed may share (the same drawn weights), which the sign-flip test does not see: there the interval is
 Student's, over one mean difference a seed. It is wide for few seeds, and should be.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,13 +25,14 @@ import pandas as pd
 from pydantic import Field
 
 from core.config import Config
-from core.evaluate.statistics import Interval, hierarchical_bootstrap, holm, paired_wilcoxon
+from core.evaluate.curves import at_end, uncurved
+from core.evaluate.sign_flips import least_pairs, step_down_p
+from core.evaluate.statistics import Interval, hierarchical_bootstrap
 
 # Metric -> factor to points (hundredths of the whole scale). Larger is better in all. Other metrics are stored only.
 COMPARED: Mapping[str, float] = {
     "accuracy": 100.0, "mcc": 100.0, "pearson": 100.0, "spearman": 100.0, "exact_match": 100.0, "score": 1.0,
 }  # fmt: skip
-CURVES = ("queries", "n")  # settings along which a row is a point of a curve; its end is compared
 NAMING = ("run", "source")  # settings that tell two uses of one method apart
 MEAN = "mean"  # the task of rows that average the others
 REGRESSION, IMPROVEMENT = "regression", "improvement"
@@ -39,7 +42,7 @@ EQUAL, UNSURE, FEW, NEW = "equal", "no change shown", "too few pairs", "no histo
 class CompareConfig(Config):
     """When a difference is called one."""
 
-    alpha: float = Field(0.01, gt=0, lt=1, description="largest Holm-corrected p of a verdict; 1 - alpha: of intervals")
+    alpha: float = Field(0.01, gt=0, lt=1, description="largest corrected p of a verdict; 1 - alpha: of intervals")
     least_points: float = Field(1.0, ge=0, description="smallest effect of a verdict, in points")
     window: int = Field(4, ge=1, description="a seed is compared with its mean over so many earlier runs")
     seed: int = Field(0, ge=0, description="of the bootstrap")
@@ -47,7 +50,7 @@ class CompareConfig(Config):
 
 @dataclass(frozen=True)
 class Change:
-    """One comparison. ``before``, ``after`` and ``effect`` (with interval) are in points; p is Holm-corrected."""
+    """One comparison. ``before``, ``after`` and ``effect`` (with interval) are in points; p is corrected."""
 
     level: str
     method: str
@@ -79,11 +82,10 @@ def measured(table: pd.DataFrame) -> pd.DataFrame:
     kept["points"] = kept["value"] * kept["metric"].map(COMPARED).astype(float)
     kept["name"] = [_name(m, s) for m, s in zip(kept["method"], settings, strict=True)]
     kept["unit"] = [
-        json.dumps({k: v for k, v in s.items() if k not in (*CURVES, *NAMING)}, sort_keys=True) for s in settings
+        json.dumps({k: v for k, v in uncurved(s).items() if k not in NAMING}, sort_keys=True) for s in settings
     ]
-    kept["at"] = [max([float(s[c]) for c in CURVES if c in s], default=0.0) for s in settings]
-    last = kept.groupby(["run", "level", "setup", "name", "metric", "unit", "seed"])["at"].transform("max")
-    return kept[kept["at"] == last].drop(columns="at")
+    curves = kept[["run", "level", "setup", "name", "metric", "unit", "seed"]].itertuples(index=False, name=None)
+    return kept[np.array(at_end(list(curves), settings), dtype=bool)]
 
 
 def _name(method: str, settings: Mapping[str, Any]) -> str:
@@ -102,40 +104,54 @@ def compare(now: pd.DataFrame, history: pd.DataFrame, config: CompareConfig | No
     earlier = measured(history[~history["run"].isin(now["run"].unique())])
     group = ["level", "setup", "name", "metric"]
     past = dict(list(earlier.groupby(group, sort=False)))
-    changes = [
+    found = [
         _change(key, part, past.get(key), config) for key, part in measured(now).groupby(group, sort=False)
     ]  # fmt: skip
-    tested = [i for i, c in enumerate(changes) if c.p is not None]
-    corrected = holm([changes[i].p for i in tested]) if tested else []
-    for i, p in zip(tested, corrected, strict=True):
-        changes[i] = _judged(replace(changes[i], p=p), config)
+    levels = differing([c for c, _ in found])
+    least = needed_pairs(config.alpha, len(levels))
+    found = [(replace(c, verdict=FEW) if c.verdict == UNSURE and c.pairs < least else c, pairs) for c, pairs in found]
+    changes = [c for c, _ in found if c.verdict != UNSURE]
+    for level in levels:
+        tested = [(c, pairs) for c, pairs in found if (c.level, c.verdict) == (level, UNSURE)]
+        if tested:
+            p = step_down_p(_differences([pairs for _, pairs in tested]), config.seed)
+            corrected = [min(1.0, len(levels) * one) for one in p]
+            changes += [_judged(replace(c, p=one), config) for (c, _), one in zip(tested, corrected, strict=True)]
     return sorted(changes, key=_order)
 
 
-def _change(key: Sequence[str], now: pd.DataFrame, past: pd.DataFrame | None, config: CompareConfig) -> Change:
+def differing(changes: Sequence[Change]) -> list[str]:
+    """The levels in which anything differs from its history."""
+    return sorted({c.level for c in changes if c.verdict not in (EQUAL, NEW)})
+
+
+def needed_pairs(alpha: float, levels: int) -> int:
+    """So many pairs a comparison needs for a verdict where so many levels differ."""
+    return least_pairs(alpha / max(levels, 1))
+
+
+def _differences(compared: Sequence[pd.DataFrame]) -> np.ndarray:
+    """Differences [pairs, comparisons] on the pairs of all of them; NaN where one does not have a pair."""
+    own = [(d["after"] - d["before"]).set_axis(pd.MultiIndex.from_frame(d[["unit", "seed"]])) for d in compared]
+    return pd.concat(own, axis=1).to_numpy()
+
+
+def _change(
+    key: Sequence[str], now: pd.DataFrame, past: pd.DataFrame | None, config: CompareConfig
+) -> tuple[Change, pd.DataFrame]:
+    """The comparison before it is judged, and its pairs."""
     level, _, name, metric = key
     after = float(now["points"].mean())
-    if past is None:
-        return Change(level, name, metric, 0, 0, None, after, None, None, None, None, NEW)
-    pairs = paired(now, past, config.window)
+    pairs = paired(now, past, config.window) if past is not None else pd.DataFrame()
     if pairs.empty:
-        return Change(level, name, metric, 0, 0, None, after, None, None, None, None, NEW)
+        return Change(level, name, metric, 0, 0, None, after, None, None, None, None, NEW), pairs
     before, after = pairs["before"].to_numpy(), pairs["after"].to_numpy()
     difference = after - before
     interval = _interval(pairs, config)
+    facts = (len(pairs), int(pairs["fresh"].sum()), float(before.mean()), float(after.mean()))
+    verdict = EQUAL if np.abs(difference).max() < 1e-9 else UNSURE
     effect = float(difference.mean())
-    facts = (len(pairs), int(pairs["fresh"].sum()), float(before.mean()), float(after.mean()), effect)
-    if np.abs(difference).max() < 1e-9:
-        return Change(level, name, metric, *facts, interval.low, interval.high, None, EQUAL)
-    enough = len(pairs) >= least_pairs(config.alpha)
-    p = paired_wilcoxon(after, before) if enough else None
-    verdict = UNSURE if enough else FEW
-    return Change(level, name, metric, *facts, interval.low, interval.high, p, verdict)
-
-
-def least_pairs(alpha: float) -> int:
-    """So many pairs can give a two-sided signed-rank p of ``alpha``: the smallest possible is 2 ** (1 - pairs)."""
-    return math.ceil(1 - math.log2(alpha))
+    return Change(level, name, metric, *facts, effect, interval.low, interval.high, None, verdict), pairs
 
 
 def _interval(pairs: pd.DataFrame, config: CompareConfig) -> Interval:
@@ -171,7 +187,7 @@ def paired(now: pd.DataFrame, past: pd.DataFrame, window: int) -> pd.DataFrame:
 
 
 def _judged(change: Change, config: CompareConfig) -> Change:
-    if change.verdict != UNSURE or change.p > config.alpha or abs(change.effect) < config.least_points:
+    if change.p > config.alpha or abs(change.effect) < config.least_points:
         return change
     if change.low is None or change.low <= 0 <= change.high:
         return change

@@ -7,14 +7,25 @@ import pandas as pd
 
 from core.evaluate import plots
 from core.evaluate.statistics import Interval, bootstrap_mean
-from core.recurring.compare import IMPROVEMENT, NEW, REGRESSION, Change, CompareConfig, least_pairs, measured
+from core.recurring.compare import (
+    FEW,
+    IMPROVEMENT,
+    NEW,
+    REGRESSION,
+    Change,
+    CompareConfig,
+    differing,
+    measured,
+    needed_pairs,
+)
 from core.transfer.report import Section, Table, render
 
 SHOWN_RUNS = 52
 WORDS = (
     "Each method is compared with its own history under the same set-up, pair by pair of task and seed; seeds that the "
-    "history does not have (fresh) are paired one with one. A verdict needs a Holm-corrected p of at most {alpha:g} "
-    "(two-sided Wilcoxon signed-rank test), a {level:g} % interval without zero, and an effect of {least:g} points or "
+    "history does not have (fresh) are paired one with one. A verdict needs a p of at most {alpha:g} (two-sided paired "
+    "sign-flip test, corrected over the methods of a level by turning signs for all of them together, and over the "
+    "levels that differ by their number), a {level:g} % interval without zero, and an effect of {least:g} points or "
     "more. With fewer than {pairs} pairs no verdict is possible: the effect is shown, not judged."
 )
 TREND = (
@@ -59,8 +70,12 @@ def headline(changes: Sequence[Change]) -> str:
     known = [c for c in changes if c.verdict != NEW]
     if not known:
         return "no history yet: this run is the first of its set-up"
-    told = f"{_list('regression', worse)}; {_list('improvement', better)}" if worse or better else "no change shown"
-    return f"{told}; {len(known)} of {len(changes)} methods have a history"
+    few = sum(c.verdict == FEW for c in known)
+    told = "no change shown" if few < len(known) else "no method could be judged"
+    if worse or better:
+        told = f"{_list('regression', worse)}; {_list('improvement', better)}"
+    unjudged = f", {few} of them with too few pairs to be judged" if few else ""
+    return f"{told}; {len(known)} of {len(changes)} methods have a history{unjudged}"
 
 
 def _list(word: str, changes: Sequence[Change]) -> str:
@@ -69,7 +84,8 @@ def _list(word: str, changes: Sequence[Change]) -> str:
 
 
 def _verdicts(changes: Sequence[Change], config: CompareConfig) -> Section:
-    facts = {"alpha": config.alpha, "level": 100 * (1 - config.alpha), "pairs": least_pairs(config.alpha)}
+    pairs = needed_pairs(config.alpha, len(differing(changes)))
+    facts = {"alpha": config.alpha, "level": 100 * (1 - config.alpha), "pairs": pairs}
     text = WORDS.format(least=config.least_points, **facts)
     columns = ["level", "method", "verdict", "effect, points", "low", "high", "p", "before", "now", "pairs", "fresh"]
     lines = [

@@ -20,7 +20,8 @@ from core.evaluate.rows import Row
 from core.hashing import content_key
 from core.state import StateError, atomic_path, exclusive, home
 
-SCHEMA = 1
+SCHEMA = 2
+NAMED_IN_ROWS = {"distill": "task", "transfer": "target"}  # level -> what schema 1 also had in the set-up
 VERSION = b"transferopt.schema"
 TEXTS = ("run", "time", "commit", "hardware", "libraries", "level", "setup", "method", "metric", "settings", "oracle",
          "budget", "inputs", "version", "key")  # fmt: skip
@@ -39,8 +40,9 @@ class RunFacts(Config):
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one level. ``setup`` is what was asked for (size, tasks, settings), without the seed: only rows of the
-    same set-up are ever compared."""
+    """Rows of one level. ``setup`` is what was asked for (size, tasks merged, settings), without the seed, and without
+    the task where each task has a run of its own (rows name it): only rows of the same set-up are ever compared, and
+    all tasks and seeds of a set-up are the pairs of one comparison."""
 
     level: str
     setup: Mapping[str, Any]
@@ -155,7 +157,17 @@ def _read(path: Path) -> pd.DataFrame:
         raise StateError(f"{path} is no results file of this program; remove it from {path.parent}")
     if int(version) > SCHEMA:
         raise StateError(f"{path} has schema version {int(version)}, this program reads up to {SCHEMA}; update it")
-    return _typed(arrow.to_pandas()[list(COLUMNS)])
+    table = _typed(arrow.to_pandas()[list(COLUMNS)])
+    return _without_tasks(table) if int(version) == 1 else table
+
+
+def _without_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """Records of schema 1 as those of schema 2: their set-ups do not name the one task of a run."""
+    setups = [
+        _text({k: v for k, v in json.loads(setup).items() if k != NAMED_IN_ROWS.get(level)})
+        for level, setup in zip(table["level"], table["setup"], strict=True)
+    ]
+    return table.assign(setup=setups)
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ def predict(
     text: Annotated[str, typer.Argument(help="a text, or a .txt / .csv / .jsonl / .parquet file of texts")],
     task: Annotated[str | None, typer.Option(help="whose head, when the model has several")] = None,
     column: Annotated[str, typer.Option(help="column that holds the texts")] = "text",
-    pair: Annotated[str | None, typer.Option(help="second text, or its column, for pair tasks")] = None,
+    pair: Annotated[str | None, typer.Option(help="for pair tasks: a second text, a file, or a column")] = None,
     out: Annotated[Path | None, typer.Option(help="write the answers here (csv)")] = None,
 ) -> None:
     import pandas as pd
@@ -35,18 +35,28 @@ def predict(
                 return [given]
             raise ValueError(f"{path} does not exist; give a text, or a file of texts ({', '.join(FILES)})")
         if path.suffix == ".txt":
-            return read_text(path).splitlines()
+            lines = read_text(path).replace("\r\n", "\n")
+            return lines.removesuffix("\n").split("\n") if lines else []  # a text may hold any other separator
         table = read_table(path, where=path.name)
         if name not in table:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
         return strings(table[name])
 
     def second(given: str) -> list[str]:
-        """A column of the first texts' table, a file of its own, or one text for all."""
-        if Path(text).suffix in FILES and Path(text).suffix != ".txt" and Path(given).suffix not in FILES:
-            table = read_table(Path(text), where=Path(text).name)
-            if given in table:
-                return strings(table[given])
+        """A column of the first texts' table, a file of its own, or one text for all.
+
+        Raises:
+            ValueError: no column of the table; a text for all of its rows stands in a file, lest a slip pass for one.
+        """
+        first = Path(text)
+        if first.is_file() and first.suffix in FILES[1:] and Path(given).suffix not in FILES:
+            table = read_table(first, where=first.name)
+            if given not in table:
+                raise ValueError(
+                    f"{first} has no column {given!r}; it has {', '.join(map(str, table.columns))}; give one of them, "
+                    "or a .txt file of second texts (of one line: for all rows)"
+                )
+            return strings(table[given])
         found = texts_of(given, column)
         return found * len(texts) if len(found) == 1 else found
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import uuid
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 import yaml
 from mlflow.artifacts import download_artifacts
 
-from core.recurring.store import Store
+from core.evaluate.rows import Row
+from core.recurring.compare import compare, needed_pairs
+from core.recurring.store import Part, RunFacts, Store, records
 from core.state import home as home_of
 from flows.benchmark import BenchmarkForm, parts
 from flows.runtime import FLOWS
@@ -190,6 +193,42 @@ def test_parts_and_their_set_ups(form):
     every = BenchmarkForm(size="smoke", suite="archive", seeds=2).resolved()
     assert len(parts(every)) == 2 + 2 + 2 + 2 + 1
     assert [f.seeds for _, f in parts(every).values() if f.__class__.__name__ == "SearchForm"] == [1, 1]
+    assert len({json.dumps([p.level, p.setup]) for p, _ in parts(every).values()}) == 5
+
+
+def measured_by(run, form, dropped=()):
+    """Records as the parts of a run would leave them: a method of each level, ``dropped`` levels 40 points worse."""
+    recorded = []
+    for part, parameters in parts(form).values():
+        given = parameters.model_dump()
+        told = {"target": given["target"]} if part.level == "transfer" else {"task": given.get("task")}
+        tasks = [{"task": t} for t in given["tasks"]] if "tasks" in part.setup else [told]
+        seeds = range(given["seed"], given["seed"] + (given["seeds"] if part.level == "transfer" else 1))
+        noise = np.random.default_rng(run)
+        rows = [
+            Row(method="a", metric="accuracy", value=(80 - 40 * (part.level in dropped) + noise.normal(0, 2)) / 100,
+                seed=s, settings=t)
+            for t in tasks
+            for s in seeds
+        ]  # fmt: skip
+        recorded.append(Part(part.level, part.setup, rows))
+    return records(RunFacts(run=f"r{run}", time=datetime(2026, 1, 1 + run, tzinfo=UTC)), recorded)
+
+
+def test_the_default_run_can_tell_of_a_regression_at_every_level():
+    form = BenchmarkForm(size="default", suite="archive").resolved()
+    before, levels = measured_by(0, form), form.levels
+    for dropped in [(level,) for level in levels] + [levels]:
+        changes = compare(measured_by(1, form, dropped), before)
+        assert {c.level for c in changes if c.verdict == "regression"} == set(dropped)
+        assert min(c.pairs for c in changes) >= needed_pairs(form.alpha, len(levels))
+
+
+def test_two_files_of_one_task_are_refused(form, tmp_path):
+    shutil.copy(form.tasks[1], tmp_path / "one.yaml")
+    twice = form.model_copy(update={"tasks": (form.tasks[0], str(tmp_path / "one.yaml"))})
+    with pytest.raises(ValueError, match=r"one\.yaml and .*one\.yaml are both the task 'one'; rename one"):
+        parts(twice.resolved())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -51,6 +52,31 @@ def test_second_texts_come_from_where_they_are_given(tmp_path, monkeypatch, text
     assert "2 second texts for 1 texts" in str(few.exception)
     into = CliRunner().invoke(app, ["predict", "package", text, "--pair", pair, "--out", "package"])
     assert "package cannot be written" in str(into.exception)
+
+
+def test_a_mistyped_column_of_second_texts_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.models.classifier.TextClassifier", Echo)
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text,two\nc,u\nd,v\n")
+    Path("all.txt").write_text("w\n")
+    Path("package").mkdir()
+    done = CliRunner().invoke(app, ["predict", "package", "rows.csv", "--pair", "tow"])
+    assert "rows.csv has no column 'tow'; it has text, two; give one of them, or a .txt file" in str(done.exception)
+    every = CliRunner().invoke(app, ["predict", "package", "rows.csv", "--pair", "all.txt"])
+    assert [line.removesuffix("1.000").rstrip() for line in every.output.splitlines()] == ["c|w", "d|w"]
+
+
+def test_a_line_of_a_text_file_ends_at_a_newline_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.models.classifier.TextClassifier", Echo)
+    texts = ["a\u2028b", "c\x85d", "e\x0cf", "", "g"]
+    Path(tmp_path / "package").mkdir()
+    for end in ("\n", "\r\n"):
+        for last in ("", end):
+            (tmp_path / "texts.txt").write_bytes((end.join(texts) + last).encode())
+            given = [str(tmp_path / "package"), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out.csv")]
+            assert CliRunner().invoke(app, ["predict", *given]).exit_code == 0
+            answers = pd.read_csv(tmp_path / "out.csv")["label"]
+            assert list(answers) == [f"{t}|None" for t in texts]
 
 
 def test_a_table_without_tasks_has_a_heading():

@@ -1,6 +1,7 @@
 """The chain end to end on a tiny encoder: one lineage, equal budgets, refusals, a registered multi-task model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,12 @@ def test_wrong_choices_are_refused_before_work(form, change, message):
 def test_one_task_is_no_chain(form):
     with pytest.raises(ValueError, match="at least two tasks"):
         problem(form.model_copy(update={"tasks": form.tasks[:1]}).resolved())
+
+
+def test_two_task_files_of_one_name_are_refused(form, tmp_path):
+    same = shutil.copy(form.tasks[0], tmp_path)
+    with pytest.raises(ValueError, match=r"are both the task '\w+'; rename one of the files"):
+        problem(form.model_copy(update={"tasks": (form.tasks[0], str(same))}).resolved())
 
 
 def test_an_artifact_of_a_start_carries_its_hash(ran):

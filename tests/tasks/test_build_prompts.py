@@ -1,12 +1,16 @@
 """What a distillation is refused for before its teacher is tuned, on tiny models and a task of one csv."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
+from core.data.few_shot import few_shot
 from core.distill.students import student_of
 from core.distill.study import StudyConfig
 from core.distill.teachers import teacher_of
-from tasks.build_prompts import PromptsConfig, build_prompts
-from tasks.stage import Output
+from tasks.build_prompts import EXCHANGED, PromptsConfig, build_prompts, exchanged_words
+from tasks.stage import METRICS, Artifact, Output
 from tests import tiny_models as tiny
 
 ROWS = "text,label\n" + "".join(f"a {('good', 'bad')[i % 2]} movie number {i},{i % 2}\n" for i in range(60))
@@ -83,3 +87,17 @@ def test_what_cannot_work_is_one_line_before_a_teacher_is_tuned(build, values, m
 def test_a_problem_without_student_is_not_tried_on_one(build, tmp_path):
     build(student="masked", methods=(), task=("[bad, good]", "[worst, good]"))
     assert (tmp_path / "prompts.json").is_file()
+
+
+def test_rows_of_published_files_that_were_exchanged_are_counted_and_told(build, monkeypatch, tmp_path):
+    def published(task, **sizes):
+        return replace(few_shot(task, **sizes), replaced={"train": {"in test": 1, "repeated": 2}, "dev": {}})
+
+    monkeypatch.setattr("core.distill.study.lmbff", published)
+    build(splits="lmbff")
+    metrics = json.loads((tmp_path / METRICS).read_text())
+    assert (metrics["exchanged.train"], metrics["exchanged.dev"]) == (3, 0)
+    made = Artifact(name="build-prompts", path=str(tmp_path), sha256="")
+    assert exchanged_words(made) == {EXCHANGED: "train: 1 in test, 2 repeated; dev: none"}
+    build()
+    assert exchanged_words(made) == {}

@@ -30,6 +30,22 @@ def test_the_mean_over_tasks_is_no_further_pair():
     assert line.p is None, "three pairs say nothing"
 
 
+def searched(name, best, queries=25):
+    rows = [
+        Row(method="random", metric="score", value=best - 1 / q, settings={"run": "random", "target": t, "queries": q})
+        for t in ("x", "y")
+        for q in range(1, queries + 1)
+    ]
+    return Loaded(name, name, {}, rows)
+
+
+def test_the_points_of_a_curve_are_no_pairs_of_their_own():
+    (line,) = compare(searched("search 1", 90), searched("search 2", 92))
+    assert (line.pairs, line.difference, line.p) == (2, pytest.approx(2), None)
+    (longer,) = compare(searched("search 1", 90), searched("search 2", 90, queries=50))
+    assert (longer.pairs, longer.first, longer.second) == (2, pytest.approx(89.96), pytest.approx(89.98))
+
+
 @pytest.mark.parametrize("others", [["merge 2"], ["merge 2", "merge 1"]])
 def test_the_table_names_method_and_metric_whole(monkeypatch, others):
     out = io.StringIO()

@@ -25,9 +25,8 @@ def world(tmp_path_factory):
 @pytest.fixture
 def run(world, tmp_path, monkeypatch):
     """Calls a stage's body on the tiny experts: (stage, name of the folder, configuration, inputs) -> artifact."""
-    for module in (build_subproblems, evolve_recipes):
-        monkeypatch.setattr(module, "merge_problem", lambda *_: te.problem(world))
-        monkeypatch.setattr(module, "experts_of", lambda _: [])
+    monkeypatch.setattr(build_subproblems, "merge_problem", lambda *_: te.problem(world))
+    monkeypatch.setattr(build_subproblems, "experts_of", lambda _: [])
 
     def call(stage, name, config, **inputs):
         out = Output(tmp_path / name)
@@ -67,3 +66,13 @@ def test_a_front_that_the_budget_does_not_pay_is_refused_before_the_search(run):
     config = build_subproblems.EvolveConfig(search=SEARCH, budget=3200, front=300)
     with pytest.raises(ValueError, match=r"a front of 300 points takes .* raise the budget, or ask for fewer points"):
         run(build_subproblems.build_subproblems, "forms", config, base=NOWHERE, experts={})
+
+
+@pytest.mark.parametrize("stage", [build_subproblems.build_subproblems, evolve_recipes.evolve_recipes])
+def test_an_expert_that_is_always_wrong_is_refused_by_name_before_the_search(world, run, monkeypatch, stage):
+    hopeless = te.problem(world)
+    hopeless.fitness.objectives["plot"].reference = 1e-6  # as merge_problem sets it
+    monkeypatch.setattr(build_subproblems, "merge_problem", lambda *_: hopeless)
+    config = build_subproblems.EvolveConfig(search=SEARCH, budget=3200)
+    with pytest.raises(ValueError, match=r"the expert of 'plot' got none of its 60 validation examples right"):
+        run(stage, "refused", config, base=NOWHERE, experts={})

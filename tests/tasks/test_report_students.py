@@ -8,6 +8,7 @@ import pytest
 from core.evaluate.rows import Row
 from core.evaluate.statistics import bootstrap_mean
 from core.state import seal
+from tasks.build_prompts import EXCHANGED, PROMPTS
 from tasks.cache_signals import HEAD_ROOM
 from tasks.evaluate_students import CORRECT, asked
 from tasks.report_students import BASELINE, TEACHER, ReportConfig, _gained, report_students
@@ -27,29 +28,31 @@ def test_the_headline_is_the_gain_of_the_method_that_is_served():
 @pytest.mark.parametrize("method", ["vanilla_kd", BASELINE])
 @pytest.mark.parametrize("given_up", [False, True])
 def test_the_page_explains_methods_and_gate(tmp_path, method, given_up):
-    folders = [tmp_path / name for name in ("evaluated", "signals", "student", "tuned", "out")]
+    folders = [tmp_path / name for name in ("evaluated", "signals", "student", "tuned", "prompts", "out")]
     for folder in folders:
         folder.mkdir()
-    evaluated, signals, student, tuned, out = folders
+    evaluated, signals, student, tuned, prompts, out = folders
     hits = {TEACHER: [1] * 9 + [0], BASELINE: [1] * 5 + [0] * 5, "vanilla_kd": [1] * 7 + [0] * 3}
     np.savez(evaluated / CORRECT, **{name: np.array(values) for name, values in hits.items()})
     Output(evaluated).rows([Row(method=n, metric="ece", value=0.1, settings={}) for n in hits])
     (signals / HEAD_ROOM).write_text(json.dumps(ROOM))
+    replaced = {"train": {"in test": 1, "repeated": 2}, "dev": {}} if given_up else {}
+    (prompts / PROMPTS).write_text(json.dumps({"replaced": replaced}))
     taught = {"taught.kept": 0.0, "taught.posterior": 0.25} if given_up else {}
     facts = {
         student: {"gate": taught, "budget": {"train_labels": 8, "train_steps": 30}},
         tuned: {"budget": {"train_labels": 8, "train_steps": 12}},
     }
-    made = [
-        Artifact(name=f.name, path=str(f), sha256=seal(f, facts.get(f))) for f in (evaluated, signals, student, tuned)
-    ]
+    made = [Artifact(name=f.name, path=str(f), sha256=seal(f, facts.get(f))) for f in folders if f != out]
     config = ReportConfig(title="Distillation", method=method)
     written = Output(out)
     students = dict.fromkeys({method, "vanilla_kd", BASELINE}, made[2])
-    report_students.body(written, config, evaluated=made[0], signals=made[1], students=students, tuned=made[3])
+    given = {"signals": made[1], "students": students, "tuned": made[3], "prompts": made[4]}
+    report_students.body(written, config, evaluated=made[0], **given)
     assert written.facts["budget"] == {"train_labels": 8, "train_steps": 72}
     page = (out / "report.html").read_text()
     assert ("its student given up (posterior 0.25): the student alone is delivered" in page) is given_up
+    assert ("train: 1 in test, 2 repeated; dev: none" in page) is (EXCHANGED in page) is given_up
     for words in (
         f"{method}: +",
         "cross-entropy and KD on labelled texts and pool",

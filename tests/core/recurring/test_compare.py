@@ -16,8 +16,8 @@ from core.recurring.compare import (
     UNSURE,
     CompareConfig,
     compare,
-    least_pairs,
     measured,
+    needed_pairs,
     paired,
 )
 from core.recurring.page import headline, trend_page
@@ -81,27 +81,56 @@ def test_few_pairs_have_an_effect_but_no_verdict():
     (change,) = compare(run(1, new), run(0, old))
     assert (change.verdict, change.pairs, change.p) == (FEW, 5, None)
     assert change.effect == pytest.approx(-30)
+    assert headline([change]) == (
+        "no method could be judged; 1 of 1 methods have a history, 1 of them with too few pairs to be judged"
+    )
+    other = {m: {t: dict.fromkeys(range(4), v) for t in TASKS} for m, v in (("b", 70),)}
+    (few, equal) = compare(run(1, new | other), run(0, old | other))
+    assert (few.verdict, equal.verdict) == (FEW, EQUAL)
+    assert headline([few, equal]).startswith("no change shown; 2 of 2 methods have a history, 1 of them with too few")
 
 
-def test_more_comparisons_that_differ_ask_for_more():
-    old, new = draws(range(2), 1, methods=("a",)), draws(range(2), 1, shift=-30, methods=("a",))
-    alone = compare(run(1, new), run(0, old))
-    others = [f"m{i}" for i in range(9)]
-    before, after = draws(range(2), 2, methods=others), draws(range(2), 3, methods=others)
-    crowd = compare(run(1, new | after), run(0, old | before))
-    assert by_method(crowd)["a"].p == pytest.approx(10 * alone[0].p)
-    equal = compare(run(1, new | before), run(0, old | before))
-    assert by_method(equal)["a"].p == pytest.approx(alone[0].p)
+def dropped(values, points, methods):
+    """``points`` less in these methods, by more or less from pair to pair."""
+    return {
+        m: {t: {s: v - (points + s - i % 3 if m in methods else 0) for s, v in seeds.items()}
+            for i, (t, seeds) in enumerate(tasks.items())}
+        for m, tasks in values.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("methods", [("a",), ("a", "b", "c", "d")])
+def test_two_tasks_and_four_seeds_find_a_large_drop_however_many_methods_have_it(methods):
+    old = {m: dict(list(tasks.items())[:2]) for m, tasks in draws(range(4)).items()}
+    changes = compare(run(1, dropped(old, 40, methods)), run(0, old))
+    assert {c.method for c in changes if c.verdict == REGRESSION} == set(methods)
+    assert {c.pairs for c in changes} == {8}
+    assert {c.p for c in changes if c.method in methods} == {2**-7}
+
+
+def test_other_comparisons_of_a_level_that_scatter_do_not_hide_a_drop():
+    names = [f"m{i}" for i in range(9)]
+    before, after = draws(range(2), 2, methods=names), draws(range(2), 3, methods=names)
+    old = draws(range(2), 1, methods=("a",))
+    changes = compare(run(1, dropped(old, 8, ("a",)) | after), run(0, old | before))
+    assert [c.method for c in changes if c.verdict == REGRESSION] == ["a"]
+    assert by_method(changes)["a"].p < 0.001
+    equal = compare(run(1, dropped(old, 8, ("a",)) | before), run(0, old | before))
     assert {c.p for c in equal if c.method != "a"} == {None}
 
 
-@pytest.mark.parametrize(("alpha", "pairs"), [(0.05, 6), (0.01, 8), (0.5, 2)])
-def test_the_least_pairs_can_just_give_a_verdict(alpha, pairs):
-    from core.evaluate.statistics import paired_wilcoxon
+def test_levels_that_differ_ask_for_more_pairs():
+    import pandas as pd
 
-    assert least_pairs(alpha) == pairs
-    assert paired_wilcoxon(np.arange(pairs) + 1.0, np.zeros(pairs)) <= alpha
-    assert paired_wilcoxon(np.arange(pairs - 1) + 1.0, np.zeros(pairs - 1)) > alpha
+    old = {m: dict(list(tasks.items())[:2]) for m, tasks in draws(range(4)).items()}
+    new = dropped(old, 40, ("a",))
+    levels = ("merge", "distill")
+    history = pd.concat([run(0, old, level=level) for level in levels])
+    assert needed_pairs(0.01, 2) == 9
+    both = compare(pd.concat([run(1, new, level=level) for level in levels]), history)
+    assert [c.verdict for c in both if c.method == "a"] == [FEW, FEW]
+    one = compare(pd.concat([run(1, new, level="merge"), run(1, old, level="distill")]), history)
+    assert [(c.level, c.verdict) for c in one if c.method == "a"] == [("merge", REGRESSION), ("distill", EQUAL)]
 
 
 def test_pairing_prefers_the_same_seed_and_matches_the_rest_one_with_one():
@@ -176,7 +205,7 @@ def test_the_page_stands_alone_and_shows_every_run(tmp_path):
     page = trend_page("Recurring", {"size": "x"}, now, history, changes, CompareConfig())
     assert page.count("data:image/svg+xml") == 2
     assert "regression" in page
-    for text in ("merge", "2026-01-24", "Wilcoxon"):
+    for text in ("merge", "2026-01-24", "sign-flip", "With fewer than 8 pairs"):
         assert text in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert page == trend_page("Recurring", {"size": "x"}, now, history, changes, CompareConfig())

@@ -1,5 +1,6 @@
 """The results store: a file a run, whole or absent, never changed, refused when damaged or newer."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -80,8 +81,29 @@ def test_damaged_foreign_and_newer_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(StateError, match="no results file"):
         store.read()
     path.unlink()
-    monkeypatch.setattr(module, "SCHEMA", 2)
+    monkeypatch.setattr(module, "SCHEMA", 3)
     path = store.append(table())
-    monkeypatch.setattr(module, "SCHEMA", 1)
-    with pytest.raises(StateError, match=r"schema version 2, this program reads up to 1"):
+    monkeypatch.setattr(module, "SCHEMA", 2)
+    with pytest.raises(StateError, match=r"schema version 3, this program reads up to 2"):
         store.read()
+
+
+def test_set_ups_of_schema_1_lose_the_task_that_rows_name(tmp_path, monkeypatch):
+    setups = {
+        "distill": {"size": "smoke", "task": "a", "settings": {"task": "b"}},
+        "transfer": {"size": "smoke", "target": "a", "settings": {}},
+        "merge": {"size": "smoke", "tasks": ["a"], "settings": {}},
+    }
+    old = records(facts(), [Part(level, setup, [row()]) for level, setup in setups.items()])
+    monkeypatch.setattr(module, "SCHEMA", 1)
+    Store(tmp_path).append(old)
+    monkeypatch.undo()
+    Store(tmp_path).append(records(facts("r1", 1), [Part("merge", setups["merge"], [row()])]))
+    read = Store(tmp_path).read()
+    found = [json.loads(s) for s in read["setup"]]
+    assert found == [
+        {"size": "smoke", "settings": {"task": "b"}},
+        {"size": "smoke", "settings": {}},
+        setups["merge"],
+        setups["merge"],
+    ]
