@@ -9,6 +9,7 @@ from core.merge.emfto import EmftoConfig, solve_forms
 from core.merge.problem import ProblemConfig, merge_problem
 from core.merge.relation import RelationGraph
 from core.transfer.budget import Budget
+from tasks.costed import costed
 from tasks.merge_static import experts_of
 from tasks.stage import Artifact, Output, stage
 
@@ -42,6 +43,7 @@ class EvolveConfig(Config):
 
 
 @stage("build-subproblems", modules=MODULES)
+@costed
 def build_subproblems(
     out: Output,
     config: EvolveConfig,

@@ -10,6 +10,7 @@ from core.merge.relation import RelationGraph
 from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
 from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig
+from tasks.costed import costed
 from tasks.merge_static import experts_of
 from tasks.population import ProblemPlace, on_workers
 from tasks.runner import executor
@@ -20,6 +21,7 @@ FRONT, CHOICES = "front.ckpt", "front.json"  # the Pareto front, and the recipe 
 
 
 @stage("evolve-recipes", modules=["core.merge.baselines", "core.merge.front", "core.merge.problem"])
+@costed
 def evolve_recipes(
     out: Output,
     config: EvolveConfig,

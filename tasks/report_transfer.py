@@ -14,13 +14,13 @@ from core.evaluate import plots
 from core.evaluate.metrics import higher_is_better
 from core.evaluate.rows import Row
 from core.state import write_bytes, write_json
-from core.transfer import effect_page
 from core.transfer.effect import EffectReport, effect
 from core.transfer.explain import leave_one_source_out
 from core.transfer.history import cell_name, comparable, compared, record
 from core.transfer.recommend import Experience, Forecast, Recommendation, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
+from tasks.effect import keep_effect
 from tasks.quote_mistakes import sections as quotes
 from tasks.rank_sources import CHANGES, RANKING
 from tasks.repeatable import repeatable
@@ -58,12 +58,12 @@ def report_transfer(
     rows = [r for a in runs.values() for r in a.rows()]
     ranked = json.loads((ranking.folder / RANKING).read_text())
     best_source = ranked["ranked"][0][0]
-    report = effect(rows, metric=config.metric, without=config.without, unit=LABELS, size="n",
-                    correct=_correct(runs, best_source))  # fmt: skip
+    by_source = {s: _effect(rows, runs, s, config) for s, _ in ranked["ranked"]}
+    report = by_source[best_source]
     means = _means(rows, config)
     advice = _advice(ranked["sources"][best_source]["advice"])
     sections = [
-        *effect_page.sections(report),
+        *keep_effect(out, report, _of_sources(by_source)),
         _choice(advice, means[best_source], ranked, best_source, config),
         *_sources(ranked, means, config),
         _why(runs, best_source, advice, config, [max(means[best_source], key=means[best_source].get), config.without]),
@@ -72,16 +72,33 @@ def report_transfer(
     ]
     facts = config.facts | _headline(report, advice, config) | repeatable()
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())
-    write_json(out.folder / "effect.json", report.as_dict())
     history = Path(config.history)
     for source, found in ranked["sources"].items():
         record(history, _experiences(rows, source, found["situation"], config), _advice(found["advice"]))
     past = compared(history)
     write_json(out.folder / "predicted_and_realised.json", past)
     out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
-    out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
     of_sources = {f"source_{unit}": amount for unit, amount in together((trained or {}).values()).items()}
     out.budget(together(runs.values()) | of_sources)
+
+
+def _effect(rows: list[Row], runs: Mapping[str, Artifact], source: str, config: ReportTransferConfig) -> EffectReport:
+    """The effect of transfers from one source: its runs and its test items, so that all columns are of the same."""
+    mine = [r for r in rows if r.settings["source"] == source]
+    correct = _correct(runs, source)
+    return effect(mine, metric=config.metric, without=config.without, unit=LABELS, size="n", correct=correct)
+
+
+def _of_sources(effects: Mapping[str, EffectReport]) -> str:
+    """Which source the effect is of, and the gains from the others, best first; empty where there is one only."""
+    if len(effects) < 2:
+        return ""
+    first, *others = effects
+    told = []
+    for source in others:
+        gains = sorted(effects[source].methods, key=lambda m: -m.gain.mean)
+        told.append(f"{source} ({', '.join(f'{m.method} {m.gain.mean:+.4g}' for m in gains)})")
+    return f"All of this is of {first}, the source ranked first. Gains from the others: {'; '.join(told)}."
 
 
 def _gains(rows: list[Row], source: str, config: ReportTransferConfig) -> list[Row]:

@@ -6,6 +6,7 @@ from core.config import Config
 from core.distill.study import Study, StudyConfig
 from core.state import write_json
 from core.transfer.budget import Budget
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 
@@ -16,6 +17,7 @@ class TuneConfig(Config):
 
 
 @stage("tune-teacher", modules=["core.distill.study"])
+@costed
 def tune_teacher(out: Output, config: TuneConfig, prompts: Artifact, teacher: Artifact) -> None:
     """Its weights stay in the cache under the hash that this stage writes down."""
     study, budget = Study(config.study), Budget("train_steps")
