@@ -15,7 +15,8 @@ SUMMED, LARGEST = ("seconds", ENERGY), "peak_memory_mb"
 def costed(body: Callable) -> Callable:
     """Note seconds, memory and energy of a stage's body among its facts.
 
-    What the body finds in a cache of its own, and what a killed run had done before, is not in them.
+    What the body finds in a cache of its own, and what a killed run had done before, is not in them. Stages that run
+    side by side in one process count each other's memory and CPU time.
     """
 
     @functools.wraps(body)

@@ -115,7 +115,10 @@ def _evidence(report: EffectReport) -> str:
     few = max((m.pairs for m in report.methods), default=0)
     if 1 < few < FEW:
         least = 2.0 ** (1 - few)  # also how often so many values all lie on one side of their median
-        said += f" {few} pairs give no Wilcoxon p below {least:.2g}, and their interval covers at most {1 - least:.0%}."
+        said += (
+            f" {few} pairs give no Wilcoxon p below {least:.2g}, and an interval over them holds the true gain in at "
+            f"most {100 * (1 - least):.0f} % of cases."
+        )
     return said
 
 
