@@ -6,6 +6,7 @@ are negated first. What the rows cannot tell is None and never a number: one run
 harmed against, one pair no test, one amount of the budget no ratio.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -318,12 +319,16 @@ def _budget_ratio(runs: Runs, twin: Runs) -> tuple[float | None, int]:
 
 
 def _mean_curve(runs: Runs, cell: Cell) -> list[tuple[float, float]]:
-    points: dict[float, list[float]] = defaultdict(list)
-    for (c, _), run in runs.items():
-        if c == cell:
-            for p in run:
-                points[p.spent].append(p.score)
-    return [(spent, float(np.mean(scores))) for spent, scores in sorted(points.items())]
+    """(spent, mean score of the seeds), from where all have begun; between two amounts a seed keeps its last score."""
+    curves = []
+    for points in (run for (c, _), run in runs.items() if c == cell):
+        at: dict[float, list[float]] = defaultdict(list)
+        for p in points:
+            at[p.spent].append(p.score)
+        curves.append((sorted(at), [float(np.mean(at[spent])) for spent in sorted(at)]))
+    begun = max(amounts[0] for amounts, _ in curves)
+    every = sorted({spent for amounts, _ in curves for spent in amounts if spent >= begun})
+    return [(spent, float(np.mean([s[bisect_right(a, spent) - 1] for a, s in curves]))) for spent in every]
 
 
 def _areas(runs: Runs, twin: Runs, keys, seed: int) -> Interval | None:

@@ -288,6 +288,21 @@ def test_the_ratio_may_follow_a_search_instead_of_the_score():
     assert plain.of("with").budget_ratio is None
 
 
+def test_seeds_of_a_search_need_not_be_asked_at_the_same_amounts():
+    """The twin ends at a mean of .5; 'with' is above it once both of its seeds are, at 30, and was not at 20."""
+    curves = {
+        "none": ([(10, 0.1), (50, 0.4)], [(20, 0.2), (60, 0.6)]),
+        "with": ([(10, 0.4), (30, 0.9)], [(20, 0.3), (60, 0.9)]),
+    }
+    out = [
+        Row(method=method, metric="accuracy", value=value, seed=seed, budget={"queries": spent})
+        for method, seeds in curves.items()
+        for seed, curve in enumerate(seeds)
+        for spent, value in curve
+    ]
+    assert effect(out, metric="accuracy", without="none", unit="queries").of("with").budget_ratio == 30 / 60
+
+
 def test_what_was_never_at_equal_budget_is_named_and_not_compared():
     out = rows(seeds=3, sizes=(16,))
     out += [r.model_copy(update={"method": "gold", "budget": {"train_labels": 500}}) for r in out if r.method == "with"]
