@@ -262,5 +262,5 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     config = ReportConfig(
         title=f"Evolved merge of {len(names)} experts", facts=facts, without=without, budget=form.budget
     )
-    stages = {"evaluated": evaluated, "evolved": evolved, "experts": experts, "subproblems": forms, **aligned}
+    stages = {"evaluated": evaluated, "evolved": evolved, "experts": experts, "subproblems": forms}
     return report_evolution(config, **stages, **quoted(form, names, config.transfer, evaluated))

@@ -37,5 +37,5 @@ def cost_rows(method: str, parts: Iterable[Artifact]) -> list[Row]:
     if not costs or not all(costs):
         return []
     values = {k: sum(c[k] for c in costs) for k in SUMMED} | {LARGEST: max(c[LARGEST] for c in costs)}
-    how = {ENERGY: {ENERGY_SOURCE: ", ".join(sorted({c[ENERGY_SOURCE] for c in costs}))}}
+    how = {ENERGY: {ENERGY_SOURCE: "; ".join(sorted({c[ENERGY_SOURCE] for c in costs}))}}
     return [Row(method=method, metric=k, value=v, settings=how.get(k, {})) for k, v in values.items()]

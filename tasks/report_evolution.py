@@ -39,8 +39,7 @@ EFFECT = (
     "task-examples and are compared as they ended. The budget ratio does not follow test accuracy, which is measured "
     "once, but the best score so far in the search: the smoothed score of validation mini-batches relative to the "
     "experts, corrected by that of the static start. It is a maximum of noisy estimates, so ratios near 1 say nothing. "
-    "Seconds, energy and memory are of all that led to a model: experts, forms, the search, and the alignment of heads "
-    "(of all merges together)."
+    "Seconds, energy and memory are of experts, forms and search."
 )
 
 
@@ -65,7 +64,6 @@ def report_evolution(
     evolved: Mapping[str, Artifact],
     experts: Mapping[str, Artifact],
     subproblems: Artifact,
-    aligned: Artifact | None = None,
     quoted: Artifact | None = None,
 ) -> None:
     """Write the page and hand the rows on."""
@@ -79,8 +77,7 @@ def report_evolution(
     costs = []
     for name, artifact in evolved.items():
         forms = [subproblems] if name == config.transfer else []
-        stages = [*experts.values(), *forms, artifact, *([aligned] if aligned is not None else [])]
-        costs += cost_rows(shown[name], stages)
+        costs += cost_rows(shown[name], [*experts.values(), *forms, artifact])
     effect = effect_of([*rows, *costs], hits, found, shown, config)
     curves = plots.curves_with_bands(
         {n: ([s for s, _ in f["curve"]], [100 * v for _, v in f["curve"]]) for n, f in found.items() if f["curve"]},

@@ -79,8 +79,9 @@ class EffectReport:
     ``curves[method][size]`` is the score with its interval over cells and seeds; empty without a size setting. Scores
     are larger where better; :meth:`measured` gives them the metric's own sign. ``cells``, ``seeds``: how many cells the
     twin has, and its most runs in one of them. ``cost``: the twin's own. ``reached``: the metric whose curve the budget
-    ratios follow. ``energy_source``: how energy came about, as rows say it ("rapl", "nvml", "estimate"); empty where
-    they do not. ``unequal``: methods that were never measured at a budget that the twin reached, too.
+    ratios follow. ``energy_source``: how energy came about, as rows say it ("rapl", "nvml", "estimate", or in words,
+    several joined by "; "); empty where they do not.
+    ``unequal``: methods that were never measured at a budget that the twin reached, too.
     """
 
     metric: str
@@ -399,8 +400,14 @@ def _costs(rows, method) -> dict[str, float]:
 
 
 def _energy_source(rows) -> str:
-    told = [str(r.settings.get(ENERGY_SOURCE, "")) for r in rows if r.metric == ENERGY and r.value is not None]
-    return ", ".join(sorted({way for ways in told for way in ways.split(", ")} - {""}))
+    told = [_origin(r) for r in rows if r.metric == ENERGY and r.value is not None]
+    return "; ".join(sorted({way for ways in told for way in ways.split("; ")} - {""}))
+
+
+def _origin(row: Row) -> str:
+    """How a row says that its energy came about: by its setting, or by an oracle that measured or estimated it."""
+    by_oracle = row.oracle if row.oracle.startswith(("measured", "estimated")) else ""
+    return str(row.settings.get(ENERGY_SOURCE, by_oracle))
 
 
 def _items(correct: Correct | None, method: str, without: str, seed: int) -> dict[str, Any]:

@@ -12,9 +12,9 @@ BESIDE = ("harm", "harm by chance", "budget ratio", "area", "forgetting")
 COLUMNS = ("method", *GAINED, *BESIDE)
 UNITS = {"energy_wh": "energy, Wh", "peak_memory_mb": "peak memory, MB"}
 MEASURED = {
-    "rapl": "measured (the CPU's counter, RAPL)",
-    "nvml": "measured (the GPU's counter, NVML)",
-    "estimate": f"an estimate (CPU seconds times {WATTS_PER_CORE:g} W a core)",
+    "rapl": "measured on the CPU package (RAPL)",
+    "nvml": "measured on the first GPU (NVML), its CPU not counted",
+    "estimate": f"estimated as CPU seconds times {WATTS_PER_CORE:g} W a core",
 }
 FEW = 6  # pairs from which on a two-sided Wilcoxon test can give a p below 5 %
 
@@ -134,8 +134,8 @@ def _costs(report: EffectReport) -> list[Section]:
     if calibration:
         said.append("Calibration errors are differences to the run without transfer (negative: better).")
     if ENERGY in costs:
-        ways = [MEASURED.get(way, way) for way in report.energy_source.split(", ") if way]
-        told = " and ".join(ways) or "measured or estimated, which these rows do not say"
+        ways = [MEASURED.get(way, way) for way in report.energy_source.split("; ") if way]
+        told = " or ".join(ways) or "measured or estimated, which these rows do not say"
         said.append(f"Energy is {told}.")
     shown = [*(f"{k}, difference" for k in calibration), *(UNITS.get(k, k.replace("_", " ")) for k in costs)]
     return [Section("Calibration and cost", " ".join(said), [Table(("method", *shown), rows)])]

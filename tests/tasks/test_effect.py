@@ -100,7 +100,7 @@ def test_costs_of_stages_add_up_and_memory_is_the_largest(tmp_path):
     second = measured(tmp_path / "b", seconds=3.0, energy_wh=0.5, peak_memory_mb=20.0, energy_source="estimate")
     rows = cost_rows("taught", [first, second])
     assert {r.metric: r.value for r in rows} == {"seconds": 5.0, "energy_wh": 1.5, "peak_memory_mb": 30.0}
-    assert {r.metric: r.settings for r in rows}["energy_wh"] == {"energy_source": "estimate, rapl"}
+    assert {r.metric: r.settings for r in rows}["energy_wh"] == {"energy_source": "estimate; rapl"}
     assert first.facts()["budget"] == {"steps": 1}
 
 

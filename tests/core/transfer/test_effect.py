@@ -327,9 +327,12 @@ def test_tasks_weigh_the_same_in_the_gain_over_items():
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("rapl", "Energy is measured (the CPU's counter, RAPL)."),
-        ("estimate", "Energy is an estimate (CPU seconds times 8 W a core)."),
-        ("estimate, nvml", "an estimate (CPU seconds times 8 W a core) and measured (the GPU's counter, NVML)"),
+        ("rapl", "Energy is measured on the CPU package (RAPL)."),
+        ("estimate", "Energy is estimated as CPU seconds times 8 W a core."),
+        (
+            "estimate; rapl",
+            "Energy is estimated as CPU seconds times 8 W a core or measured on the CPU package (RAPL).",
+        ),
         (None, "Energy is measured or estimated, which these rows do not say."),
     ],
 )
@@ -342,6 +345,15 @@ def test_the_page_says_how_energy_came_about(source, words):
     section = effect_page.sections(report)[-1]
     assert words in section.text
     assert [row[-1] for row in section.tables[0].rows] == [2.0, 3.0], "the run without transfer first"
+
+
+def test_an_oracle_that_measured_or_estimated_says_it_too():
+    out = rows(seeds=2, sizes=(16,), tasks=("a",))
+    told = "measured on the first GPU (NVML), its CPU not counted"
+    for oracle, expected in ((told, told), ("test, 40 examples", "")):
+        found = effect([*out, Row(method="none", metric="energy_wh", value=2.0, oracle=oracle)], metric="accuracy",
+                       without="none", size="n")  # fmt: skip
+        assert found.energy_source == expected
 
 
 def test_how_energy_came_about_makes_no_cell():
