@@ -259,7 +259,8 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
         facts["source"] = (
             f"relation graph of run {earlier['source'].run[:8]} (which spent {spent or 'no counted budget'})"
         )
-    config = ReportConfig(title=f"Evolved merge of {len(names)} experts", facts=facts, without=without)
-    return report_evolution(
-        config, evaluated=evaluated, evolved=evolved, **quoted(form, names, config.transfer, evaluated)
+    config = ReportConfig(
+        title=f"Evolved merge of {len(names)} experts", facts=facts, without=without, budget=form.budget
     )
+    stages = {"evaluated": evaluated, "evolved": evolved, "experts": experts, "subproblems": forms}
+    return report_evolution(config, **stages, **quoted(form, names, config.transfer, evaluated))

@@ -232,6 +232,5 @@ def merge(form: MergeForm) -> Artifact:
     facts |= {f"expert of {task}": model for task, model in form.experts.items()}
     config = ReportConfig(title=f"Static merges of {len(names)} experts", facts=facts)
     diagnosed = diagnose_experts(DiagnoseConfig(), base=base, experts=experts)
-    return report_merges(
-        config, evaluated=evaluated, tuned=tuned, diagnosed=diagnosed, **quoted(form, names, best, evaluated)
-    )
+    stages = {"evaluated": evaluated, "tuned": tuned, "diagnosed": diagnosed, "experts": experts, **aligned}
+    return report_merges(config, **stages, **quoted(form, names, best, evaluated))

@@ -15,6 +15,7 @@ from core.merge.suite import objectives
 from core.models.load import load_encoder
 from core.models.score import autocast
 from core.progress import progress
+from tasks.costed import costed
 from tasks.merge_static import best_on_validation, experts_of
 from tasks.stage import Artifact, Output, stage
 
@@ -30,6 +31,7 @@ class AlignConfig(Config):
 
 
 @stage("align-heads", modules=["core.merge.align", "core.merge.suite"])
+@costed
 def align_heads(
     out: Output,
     config: AlignConfig,

@@ -9,6 +9,7 @@ from core.merge.emfto import EmftoConfig, solve_forms
 from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
 from core.merge.relation import RelationGraph
 from core.transfer.budget import Budget
+from tasks.costed import costed
 from tasks.merge_static import experts_of
 from tasks.stage import Artifact, Output, stage
 
@@ -60,6 +61,7 @@ def judged_problem(base: Artifact, experts: Mapping[str, Artifact], config: Prob
 
 
 @stage("build-subproblems", modules=MODULES)
+@costed
 def build_subproblems(
     out: Output,
     config: EvolveConfig,

@@ -7,6 +7,7 @@ from core.config import Config
 from core.distill.study import Study, StudyConfig
 from core.models.prompt import log_softmax
 from core.state import write_json
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 HEAD_ROOM, TEACHERS = "head_room.json", "teachers.npz"
@@ -22,6 +23,7 @@ class SignalsConfig(Config):
 
 
 @stage("cache-signals", modules=["core.distill.study"])
+@costed
 def cache_signals(out: Output, config: SignalsConfig, prompts: Artifact, tuned: Artifact, student: Artifact) -> None:
     """Signals for the methods, the teacher's answers on test, and the head-room check on dev and pool."""
     study = Study(config.study)

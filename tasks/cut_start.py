@@ -13,6 +13,7 @@ from core.config import Config
 from core.data.tasks import load_task
 from core.state import write_json
 from core.transfer.budget import Budget
+from tasks.costed import costed
 from tasks.load_model import ASSET, opened
 from tasks.search_structure import TextsConfig, read_structure
 from tasks.stage import Artifact, Output, stage
@@ -31,6 +32,7 @@ class CutConfig(Config):
 
 
 @stage("cut-start", modules=["core.chain.start", "core.chain.structures"])
+@costed
 def cut_start(
     out: Output, config: CutConfig, base: Artifact, prompts: Mapping[str, Artifact], search: Artifact
 ) -> None:

@@ -5,6 +5,7 @@ from pydantic import Field
 from core.config import Config
 from core.distill.export import export_student
 from core.distill.study import Study, StudyConfig
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 
@@ -16,6 +17,7 @@ class DistilConfig(Config):
 
 
 @stage("distill", modules=["core.distill.study", "core.distill.export"])
+@costed
 def distill(out: Output, config: DistilConfig, signals: Artifact, student: Artifact) -> None:
     """Reads cached signals only: the teacher is not loaded."""
     study = Study(config.study)

@@ -6,6 +6,7 @@ from core.chain.start import load_start
 from core.chain.students import distil_student
 from core.config import Config
 from core.distill.study import StudyConfig
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 
@@ -18,6 +19,7 @@ class DistillStudentConfig(Config):
 
 
 @stage("distill-student", modules=["core.chain.students"])
+@costed
 def distill_student(
     out: Output, config: DistillStudentConfig, start: Artifact, prompts: Artifact, tuned: Artifact
 ) -> None:

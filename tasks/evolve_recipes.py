@@ -9,6 +9,7 @@ from core.merge.relation import RelationGraph
 from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
 from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig, judged_problem
+from tasks.costed import costed
 from tasks.population import ProblemPlace, on_workers
 from tasks.runner import executor
 from tasks.stage import Artifact, Output, stage
@@ -18,6 +19,7 @@ FRONT, CHOICES = "front.ckpt", "front.json"  # the Pareto front, and the recipe 
 
 
 @stage("evolve-recipes", modules=["core.merge.baselines", "core.merge.front", "core.merge.problem"])
+@costed
 def evolve_recipes(
     out: Output,
     config: EvolveConfig,

@@ -17,6 +17,7 @@ from core.models.load import load_encoder
 from core.models.score import resolve_dtype
 from core.state import write_json
 from core.transfer.budget import Budget
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 CHOICE = "choice.json"
@@ -44,6 +45,7 @@ def vectors_of(base: Artifact, experts: list[Expert]) -> TaskVectors:
 
 
 @stage("tune-static-merges", modules=["core.merge.static", "core.merge.suite"])
+@costed
 def tune_static(out: Output, config: StaticConfig, base: Artifact, experts: Mapping[str, Artifact]) -> None:
     """Merge with every operator at several scales and choose each one's scale on validation data."""
     found = experts_of(experts)

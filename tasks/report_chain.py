@@ -14,9 +14,12 @@ from core.evaluate.rows import Row
 from core.evaluate.statistics import Interval, bootstrap_mean
 from core.hashing import code_version
 from core.state import write_bytes
+from core.transfer.effect import CALIBRATION, EffectReport
 from core.transfer.report import Section, Table, render
+from tasks import effect as effects
 from tasks.align_heads import SUFFIX
 from tasks.check_students import CHECKED
+from tasks.costed import cost_rows
 from tasks.evaluate_merges import CEILING, CORRECT, PROBE
 from tasks.merge_static import best_on_validation
 from tasks.normalised import undefined_words
@@ -24,7 +27,7 @@ from tasks.repeatable import repeatable
 from tasks.search_structure import read_structure
 from tasks.stage import Artifact, Output, stage
 
-MODULES = ["core.chain.compare", "core.transfer.report", "core.evaluate.plots"]
+MODULES = ["core.chain.compare", "core.transfer.report", "core.evaluate.plots", *effects.MODULES]
 TEACHERS, STUDENTS, FROZEN = "teachers", "students", "start, frozen"
 MERGED, ALIGNED = "merged", "merged" + SUFFIX
 WORDS = {
@@ -47,6 +50,12 @@ EQUAL = (
     "trained on are given to the first layers as a longer warm-up, so both trained on as many; the search's training "
     "on top of that is judged by a probe, which the first layers do not need. Validation labels chose the structure "
     "and the merge's scale."
+)
+EFFECT = (
+    "The run without transfer is the start of the first layers, frozen, with a probe a task: the same labels, but no "
+    "search, no distillation and no merge. Cells are the tasks. Validation labels, which chose structure and scales, "
+    "are not among the train_labels, and neither are unlabelled texts. Seconds, energy and memory are of all that led "
+    "to a model: teachers, search, start, students and the choice of scales; those of the probes were not measured."
 )
 
 
@@ -89,6 +98,7 @@ def report_chain(
     inputs = {"teacher": teacher.sha256, "base": base.sha256}
     rows = _rows(config, hits, taught, spent, fitting, arms, inputs)
     out.rows(rows + _differences(config, compared, next(iter(spent.values())), next(iter(fitting.values()), {})))
+    effect = effect_of(rows, arms, _costs(arms, students, tuned, search), hits)
     shown = {m: {t: _interval(h[t]) for t in tasks} for m, h in hits.items()}
     figure = plots.bars_with_intervals(
         {m: shown[m] for m in (TEACHERS, *pairs[STUDENTS], *pairs[MERGED], *pairs.get(ALIGNED, ()))},
@@ -100,6 +110,7 @@ def report_chain(
     text += undefined_words([t for t in tasks if not taught[t].any()], "teacher")
     sections = [
         Section("Test accuracy", text, [_accuracies(shown, hits, taught, tasks)], [figure]),
+        *effects.keep_effect(out, effect, EFFECT),
         Section(
             "Searched structure against the first layers",
             EQUAL,
@@ -146,10 +157,50 @@ def _spent(
 def _hits(parts: Mapping[str, Artifact], tasks: list[str]) -> dict[str, dict[str, np.ndarray]]:
     """Model -> task -> which test items were right: frozen start, students, every merge."""
     stored = load_file(parts["evaluated"].folder / CORRECT)
+    return {shown: {t: stored[f"{name}/{t}"] for t in tasks} for shown, name in _models(parts).items()}
+
+
+def _models(parts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Model of an arm -> the name it was evaluated under."""
     names = list(dict.fromkeys(r.method for r in parts["evaluated"].rows()))
     merges = [n for n in names if n not in (PROBE, CEILING, "base with heads") and not n.startswith("expert ")]
-    models = {FROZEN: PROBE, STUDENTS: CEILING, **{n: n for n in merges}}
-    return {shown: {t: stored[f"{name}/{t}"] for t in tasks} for shown, name in models.items()}
+    return {FROZEN: PROBE, STUDENTS: CEILING, **{n: n for n in merges}}
+
+
+def effect_of(
+    rows: list[Row],
+    arms: Mapping[str, Mapping[str, Artifact]],
+    costs: list[Row],
+    hits: Mapping[str, Mapping[str, np.ndarray]],
+) -> EffectReport:
+    """Every model of the chain against the start of the first layers, frozen: no search, distillation or merge."""
+    also = [*costs]
+    for arm, parts in arms.items():
+        shown = {name: f"{arm}: {model}" for model, name in _models(parts).items()}
+        scored = [r for r in parts["evaluated"].rows() if r.method in shown and r.metric in CALIBRATION]
+        also += [r.model_copy(update={"method": shown[r.method]}) for r in scored]
+    right = {f"{m}/{t}": h for m, found in hits.items() for t, h in found.items()}
+    twin = f"{list(arms)[-1]}: {FROZEN}"
+    return effects.over_tasks([*rows, *also], right, [*hits], without=twin, unit="train_labels")
+
+
+def _costs(
+    arms: Mapping[str, Mapping[str, Artifact]],
+    students: Mapping[str, Mapping[str, Artifact]],
+    tuned: Mapping[str, Artifact],
+    search: Artifact,
+) -> list[Row]:
+    """What led to every model: the searched arm, which is the first, also took the search."""
+    rows = cost_rows(TEACHERS, tuned.values())
+    for i, (arm, parts) in enumerate(arms.items()):
+        start = [parts["start"], *([] if i else [search])]
+        taught = [*start, *tuned.values(), *students[arm].values()]
+        for model in _models(parts):
+            fitted = [parts["aligned"]] if model.endswith(SUFFIX) else []
+            merged = [*taught, parts["scales"], *fitted]
+            stages = {FROZEN: start, STUDENTS: taught}.get(model, merged)
+            rows += cost_rows(f"{arm}: {model}", stages)
+    return rows
 
 
 def _interval(hits: np.ndarray) -> Interval:

@@ -11,12 +11,16 @@ from core.config import Config
 from core.evaluate import plots
 from core.evaluate.rows import Row
 from core.evaluate.statistics import Interval, bootstrap_mean
+from core.merge.baselines import SEARCHES
 from core.merge.front import Front
 from core.merge.relation import RelationGraph
 from core.state import write_bytes
+from core.transfer.effect import EffectReport
 from core.transfer.report import Section, Table, render
+from tasks import effect as effects
 from tasks.align_heads import SUFFIX
 from tasks.build_subproblems import GRAPH
+from tasks.costed import cost_rows
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import FRONT, OUTCOME
 from tasks.normalised import undefined_tasks, undefined_words
@@ -30,6 +34,14 @@ TEXT = (
     "expert: 100 is their ceiling. Every search had the same budget of validation examples, its forms included, and "
     "the recipe was selected on validation data."
 )
+SEARCHED, UNIT = "best score so far", "task_examples"
+EFFECT = (
+    "The run without transfer is {without}: {what} Cells are the tasks. All searches were given the same {budget} "
+    "task-examples and are compared as they ended. The budget ratio does not follow test accuracy, which is measured "
+    "once, but the best score so far in the search: the smoothed score of validation mini-batches relative to the "
+    "experts, corrected by that of the static start. It is a maximum of noisy estimates, so ratios near 1 say nothing. "
+    "Seconds, energy and memory are of experts, forms and search."
+)
 
 
 class ReportConfig(Config):
@@ -39,14 +51,20 @@ class ReportConfig(Config):
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
     transfer: str = Field("emfto", description="the method whose gain is reported")
     without: str = Field("cold_cma", description="its twin without transfer")
+    budget: int = Field(description="task-examples that every search was given")
 
 
-@stage("report-evolution", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
+MODULES = ["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics", *effects.MODULES]
+
+
+@stage("report-evolution", modules=MODULES)
 def report_evolution(
     out: Output,
     config: ReportConfig,
     evaluated: Artifact,
     evolved: Mapping[str, Artifact],
+    experts: Mapping[str, Artifact],
+    subproblems: Artifact,
     quoted: Artifact | None = None,
 ) -> None:
     """Write the page and hand the rows on."""
@@ -56,6 +74,12 @@ def report_evolution(
     tasks = sorted({str(r.settings["task"]) for r in rows} - {"mean"})
     methods = [m for m in dict.fromkeys(r.method for r in rows) if not m.startswith("expert ")]
     gain = gain_of(hits, rows, tasks, *(_as_searched(m, methods) for m in (config.transfer, config.without)))
+    shown = {name: _as_searched(name, methods) for name in found}
+    costs = []
+    for name, artifact in evolved.items():
+        forms = [subproblems] if name == config.transfer else []
+        costs += cost_rows(shown[name], [*experts.values(), *forms, artifact])
+    effect = effect_of([*rows, *costs], hits, found, shown, config)
     curves = plots.curves_with_bands(
         {n: ([s for s, _ in f["curve"]], [100 * v for _, v in f["curve"]]) for n, f in found.items() if f["curve"]},
         "task-examples spent",
@@ -76,6 +100,7 @@ def report_evolution(
         },
         [
             Section("Test accuracy", text, [_accuracies(rows, methods, tasks)]),
+            *effects.keep_effect(out, effect, _effect_words(config)),
             Section("Search", _search_words(found), [_spent(found)], [curves]),
             Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
             *_front(evolved[config.transfer]),
@@ -96,6 +121,36 @@ def with_search_budget(row: Row, found: Mapping[str, dict]) -> Row:
     if search not in found:
         return row
     return row.model_copy(update={"budget": {**row.budget, "task_examples": float(found[search]["spent"])}})
+
+
+def _effect_words(config: ReportConfig) -> str:
+    what = SEARCHES.entry(config.without).summary
+    return EFFECT.format(without=config.without, what=what, budget=config.budget)
+
+
+def effect_of(
+    rows: list[Row],
+    hits: Mapping[str, np.ndarray],
+    found: Mapping[str, dict],
+    shown: Mapping[str, str],
+    config: ReportConfig,
+) -> EffectReport:
+    """The searches against the one without transfer. ``shown``: search -> the row's name of what it found.
+
+    A search stops before a candidate that it cannot pay, so a little of its budget may be left: they are compared at
+    what they were given.
+    """
+    given = {UNIT: float(config.budget)}
+    scored = [r.model_copy(update={"budget": given}) for r in rows if r.metric == effects.METRIC]
+    others = [r for r in rows if r.metric != effects.METRIC]
+    seed = next(r.seed for r in scored)
+    for name, outcome in found.items():
+        curve = {"method": shown[name], "metric": SEARCHED, "seed": seed, "settings": {"task": "all"}}
+        others += [Row(value=value, budget={UNIT: spent}, **curve) for spent, value in outcome["curve"]]
+    reached = SEARCHED if all(f["curve"] for f in found.values()) else ""
+    return effects.over_tasks(
+        [*scored, *others], hits, [*shown.values()], without=shown[config.without], unit=UNIT, reached=reached
+    )
 
 
 def _as_searched(name: str, methods: list[str]) -> str:

@@ -1,6 +1,7 @@
 """The report of a merge: table, bars per task, score against scale, paired tests, as one page."""
 
 import json
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 from safetensors.numpy import load_file
@@ -11,8 +12,10 @@ from core.evaluate.rows import Row, frame
 from core.evaluate.statistics import Interval, bootstrap_mean, holm, mcnemar
 from core.state import write_bytes
 from core.transfer.report import Section, Table, render
+from tasks import effect as effects
 from tasks.align_heads import SUFFIX
-from tasks.evaluate_merges import CEILING, CORRECT
+from tasks.costed import cost_rows
+from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.merge_static import CHOICE, best_on_validation
 from tasks.normalised import undefined_tasks, undefined_words
 from tasks.quote_mistakes import sections as quotes
@@ -27,7 +30,13 @@ TEXT = (
     "validation texts."
 )
 
-
+EFFECT = (
+    "The run without transfer is the frozen base with a probe a task: what the same training labels give without the "
+    "experts' weights. Cells are the tasks. The individual experts stand beside as the ceiling: one model a task "
+    "instead of one for all. Validation texts, by which scales are chosen and heads aligned, are not among the "
+    "train_labels. Seconds, energy and memory are of all that led to a model: its experts, the choice of scales and "
+    "the alignment of heads, which merges share. Those of the probes were not measured."
+)
 INTERFERENCE = (
     "Measured on the task vectors before merging, means over all pairs of experts (or over experts) and the whole "
     "model: cosines near zero and little overlap say the experts hardly touch each other; a sign conflict of one half "
@@ -42,13 +51,18 @@ class ReportConfig(Config):
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
 
 
-@stage("report-merges", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
+MODULES = ["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics", *effects.MODULES]
+
+
+@stage("report-merges", modules=MODULES)
 def report_merges(
     out: Output,
     config: ReportConfig,
     evaluated: Artifact,
     tuned: Artifact,
     diagnosed: Artifact,
+    experts: Mapping[str, Artifact],
+    aligned: Artifact | None = None,
     quoted: Artifact | None = None,
 ) -> None:
     """Write the page and hand the rows on."""
@@ -64,6 +78,9 @@ def report_merges(
     figure = plots.bars_with_intervals(shown, "test accuracy, %", "Accuracy by task, 95 % interval over test items")
     curves = json.loads((tuned.folder / CHOICE).read_text())
     lines = {n: ([x for x, _ in c["curve"]], [100 * y for _, y in c["curve"]]) for n, c in curves.items()}
+    made = _made_by([m for m in merged if m not in (PROBE, BASE)], [*experts.values()], tuned, aligned)
+    costs = [r for m, stages in made.items() for r in cost_rows(m, stages)]
+    found = effects.over_tasks([*rows, *costs], hits, [PROBE, *made], without=PROBE, unit="train_labels")
     scales = plots.curves_with_bands(lines, "scale", "mean validation accuracy, %", "Score against scale")
     text = TEXT + undefined_words(undefined_tasks(rows))
     page = render(
@@ -74,12 +91,8 @@ def report_merges(
             **repeatable(),
         },
         [
-            Section(
-                "Test accuracy",
-                text,
-                [_accuracies(rows, methods, tasks)],
-                [figure],
-            ),
+            Section("Test accuracy", text, [_accuracies(rows, methods, tasks)], [figure]),
+            *effects.keep_effect(out, found, EFFECT),
             Section("Scale", "The smallest scale among equals is taken.", [_scales(curves)], [scales]),
             Section("Paired tests", _test_words(best), [_paired(hits, best, methods, tasks)]),
             Section("Interference", INTERFERENCE, [_interference(diagnosed)]),
@@ -96,6 +109,17 @@ def report_merges(
 
 def _relative(normalised: float | None) -> str:
     return "no expert got a test item right" if normalised is None else f"{normalised:.1f} % of the individual experts"
+
+
+def _made_by(
+    merged: Iterable[str], experts: list[Artifact], tuned: Artifact, aligned: Artifact | None
+) -> dict[str, list[Artifact]]:
+    """Model -> the stages that it took, merges first."""
+    fitted = [] if aligned is None else [aligned]
+    return {
+        **{m: [*experts, tuned, *(fitted if m.endswith(SUFFIX) else [])] for m in merged},
+        CEILING: experts,
+    }
 
 
 def _percent(interval: Interval) -> Interval:

@@ -9,11 +9,15 @@ from pydantic import Field
 from core.config import Config
 from core.distill.methods import METHODS
 from core.evaluate import plots
+from core.evaluate.rows import Row
 from core.evaluate.statistics import bootstrap_mean, holm, mcnemar
 from core.state import write_bytes
+from core.transfer.effect import EffectReport, effect
 from core.transfer.report import Section, Table, render
+from tasks import effect as effects
 from tasks.build_prompts import exchanged_words
 from tasks.cache_signals import HEAD_ROOM
+from tasks.costed import cost_rows
 from tasks.evaluate_students import CORRECT
 from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
@@ -34,6 +38,14 @@ GATE = (
 )
 
 
+EFFECT = (
+    "The run without transfer is the student fine-tuned alone on the same labels. Dev rows, which the gate reads, are "
+    "not among the train_labels. Seconds, energy and memory are of all that led to a model: for a taught student also "
+    "of tuning its teacher and caching signals, which taught students share."
+)
+LABELS = "train_labels"
+
+
 class ReportConfig(Config):
     """What the page says at its top."""
 
@@ -42,7 +54,10 @@ class ReportConfig(Config):
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
 
 
-@stage("report-students", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
+MODULES = ["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics", *effects.MODULES]
+
+
+@stage("report-students", modules=MODULES)
 def report_students(
     out: Output,
     config: ReportConfig,
@@ -73,6 +88,7 @@ def report_students(
     )
     told = Table(["method", "what it is"], [[n, METHODS[n].summary] for n in intervals if n in METHODS])
     checks = Table(["head-room check", "value"], [[k, v] for k, v in (room | taught).items()])
+    costs = [r for m, parts in _made_by(signals, students, tuned).items() for r in cost_rows(m, parts)]
     page = render(
         config.title,
         {
@@ -83,6 +99,7 @@ def report_students(
         },
         [
             Section("Accuracy", TEXT, [Table(columns, lines), told], [figure]),
+            *effects.keep_effect(out, effect_of(rows, hits, costs), EFFECT),
             Section("Gate", GATE, [checks]),
             *quotes(quoted),
         ],
@@ -90,8 +107,20 @@ def report_students(
     write_bytes(out.folder / "report.html", page.encode())
     write_bytes(out.folder / "accuracy.png", plots.png(figure))
     out.rows(rows)
-    out.metrics({f"gain/{n}": intervals[n].mean - intervals[BASELINE].mean for n in others})
     out.budget(together([tuned, *students.values()]))
+
+
+def effect_of(rows: list[Row], hits: Mapping[str, np.ndarray], costs: list[Row]) -> EffectReport:
+    """Every method and the teacher against the student alone, on the same labels."""
+    seed = next(r.seed for r in rows)
+    correct = {(method, seed): right for method, right in hits.items()}
+    return effect([*rows, *costs], metric="accuracy", without=BASELINE, unit=LABELS, correct=correct)
+
+
+def _made_by(signals: Artifact, students: Mapping[str, Artifact], tuned: Artifact) -> dict[str, list[Artifact]]:
+    """Model -> the stages that it took."""
+    teaching = {m: [tuned, signals] if METHODS[m].kind == "distill" else [] for m in students}
+    return {TEACHER: [tuned], **{m: [*teaching[m], student] for m, student in students.items()}}
 
 
 def _gained(method: str, intervals: dict, p: dict, room: dict) -> dict[str, str]:

@@ -15,7 +15,6 @@ from core.evaluate import plots
 from core.evaluate.metrics import higher_is_better
 from core.evaluate.rows import Row
 from core.state import write_bytes, write_json
-from core.transfer import effect_page
 from core.transfer.effect import EffectReport, effect
 from core.transfer.energy import ENERGY
 from core.transfer.experience import Experience
@@ -24,6 +23,7 @@ from core.transfer.history import Comparison, cell_name, comparable, compared, r
 from core.transfer.recommend import TOLERANCE, Forecast, Recommendation, reference_of, regret
 from core.transfer.report import Section, Table, render
 from tasks.adapt import CORRECT, WHY
+from tasks.effect import keep_effect
 from tasks.quote_mistakes import sections as quotes
 from tasks.rank_sources import CHANGES, FOUND, RANKING
 from tasks.repeatable import repeatable
@@ -62,8 +62,8 @@ def report_transfer(
     rows = [r for a in runs.values() for r in a.rows()]
     ranked = json.loads((ranking.folder / RANKING).read_text())
     best_source = ranked["ranked"][0][0]
-    report = effect(rows, metric=config.metric, without=config.without, unit=LABELS, size="n",
-                    correct=_correct(runs, best_source))  # fmt: skip
+    by_source = {s: _effect(rows, runs, s, config) for s, _ in ranked["ranked"]}
+    report = by_source[best_source]
     means = _means(rows, config)
     advice = _advice(ranked["sources"][best_source]["advice"])
     history = Path(config.history)
@@ -72,7 +72,7 @@ def report_transfer(
         record(history, experiences, _advice(ranked["sources"][source]["advice"]))
     past = compared(history)
     sections = [
-        *effect_page.sections(report),
+        *keep_effect(out, report, _of_sources(by_source)),
         _choice(advice, means[best_source], happened[best_source], ranked, past, config),
         *_sources(ranked, means, config),
         _why(runs, best_source, advice, config, [max(means[best_source], key=means[best_source].get), config.without]),
@@ -81,12 +81,29 @@ def report_transfer(
     ]
     facts = config.facts | _headline(report, advice, config) | _energy(rows) | repeatable()
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())
-    write_json(out.folder / "effect.json", report.as_dict())
     write_json(out.folder / "predicted_and_realised.json", [asdict(c) for c in past])
     out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
-    out.metrics({f"gain/{m.method}": m.gain.mean for m in report.methods})
     of_sources = {f"source_{unit}": amount for unit, amount in together((trained or {}).values()).items()}
     out.budget(together(runs.values()) | of_sources)
+
+
+def _effect(rows: list[Row], runs: Mapping[str, Artifact], source: str, config: ReportTransferConfig) -> EffectReport:
+    """The effect of transfers from one source: its runs and its test items, so that all columns are of the same."""
+    mine = [r for r in rows if r.settings["source"] == source]
+    correct = _correct(runs, source)
+    return effect(mine, metric=config.metric, without=config.without, unit=LABELS, size="n", correct=correct)
+
+
+def _of_sources(effects: Mapping[str, EffectReport]) -> str:
+    """Which source the effect is of, and the gains from the others, best first; empty where there is one only."""
+    if len(effects) < 2:
+        return ""
+    first, *others = effects
+    told = []
+    for source in others:
+        gains = sorted(effects[source].methods, key=lambda m: -m.gain.mean)
+        told.append(f"{source} ({', '.join(f'{m.method} {m.gain.mean:+.4g}' for m in gains)})")
+    return f"All of this is of {first}, the source ranked first. Gains from the others: {'; '.join(told)}."
 
 
 def _gains(rows: list[Row], source: str, config: ReportTransferConfig) -> list[Row]:

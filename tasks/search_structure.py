@@ -19,6 +19,7 @@ from core.nas.search import incumbent, search_architectures
 from core.nas.searchers import Knowledge, get_searcher
 from core.state import Cache, write_json
 from core.transfer.budget import Budget
+from tasks.costed import costed
 from tasks.load_model import opened
 from tasks.stage import Artifact, Output, stage
 
@@ -51,6 +52,7 @@ class SearchStructureConfig(Config):
 
 
 @stage("search-structure", modules=MODULES)
+@costed
 def search_structure(
     out: Output, config: SearchStructureConfig, base: Artifact, prompts: Mapping[str, Artifact]
 ) -> None:

@@ -26,6 +26,7 @@ from core.merge.one_base import POOLER, Descent
 from core.models.load import Source, load_encoder
 from core.models.quiet import quietly
 from core.state import write_json
+from tasks.costed import costed
 from tasks.load_model import opened
 from tasks.plain_encoder import WEIGHTS
 from tasks.stage import Artifact, Output, stage
@@ -43,6 +44,7 @@ class TakeExpertConfig(Config):
 
 
 @stage("take-expert", modules=["core.merge.experts"])
+@costed
 def take_expert(out: Output, config: TakeExpertConfig, model: Artifact, base: Artifact, data: Artifact) -> None:
     """Write the model as an expert of the base; one that a flow made before keeps its head and its labels.
 

@@ -8,6 +8,7 @@ from core.merge.experts import TASK, ExpertConfig, load_expert
 from core.merge.experts import train_expert as fine_tune
 from core.models.load import Source
 from core.state import write_json
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 
@@ -19,6 +20,7 @@ class TrainExpertConfig(Config):
 
 
 @stage("train-expert", modules=["core.merge.experts"])
+@costed
 def train_expert(out: Output, config: TrainExpertConfig, base: Artifact, data: Artifact) -> None:
     """Fine-tune a copy of the base on a task's training examples."""
     folder = fine_tune(config.task, Source(base.name, base.folder, base.sha256), config.expert)

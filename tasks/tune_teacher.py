@@ -10,6 +10,7 @@ from core.config import Config
 from core.distill.study import Study, StudyConfig
 from core.distill.teachers import split_shown
 from core.state import MANIFEST, write_json
+from tasks.costed import costed
 from tasks.stage import Artifact, Output, stage
 
 KIND = "teachers"  # of the cache's folders in which tuned weights lie
@@ -29,6 +30,7 @@ class TuneConfig(Config):
 
 
 @stage("tune-teacher", modules=["core.distill.study"])
+@costed
 def tune_teacher(out: Output, config: TuneConfig, prompts: Artifact, teacher: Artifact) -> None:
     """Its weights stay in the cache under the hash that this stage writes down; where they are, it is not loaded."""
     study = Study(config.study)

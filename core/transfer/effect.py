@@ -2,11 +2,13 @@
 
 A pure function of rows. A *cell* is what two methods are compared on: all settings except the ones that grow along a
 curve (budget, training size). Inside a cell runs are paired by seed. Larger is better; metrics where smaller is better
-are negated first.
+are negated first. What the rows cannot tell is None and never a number: one run without transfer has no spread to be
+harmed against, one pair no test, one amount of the budget no ratio.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -23,12 +25,15 @@ from core.evaluate.statistics import (
     mcnemar,
     paired_wilcoxon,
     percentile_harm,
+    stratified_bootstrap,
 )
 
 Cell = tuple[tuple[str, Any], ...]
 COSTS = ("seconds", "trained_parameters", "trained_share", "peak_memory_mb", "energy_wh")
 CALIBRATION = ("ece", "brier")
 BEFORE, AFTER = "source_before", "source_after"
+ENERGY, ENERGY_SOURCE = "energy_wh", "energy_source"  # the setting that says how a row's energy came about
+Correct = Mapping[tuple[str, Hashable], np.ndarray | Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,13 @@ class MethodEffect:
     ``score``, ``gain``, ``harm``: at the largest size and budget that both reached; what smaller sizes gave is in the
     curves and in ``area``. ``gain``: mean score difference, interval over cells and seeds (a run that spends
     none of the budget's unit is compared at whatever the other spent, and costs 0 in ``budget_ratio``). ``gain_items``:
-    the same in accuracy with its interval over test items, where they are known (mean over seeds). ``harm``: share of
-    runs below the 5th percentile of the twin's runs in the same cell; ``harm_chance`` is what luck alone gives: 5 %
-    with many twin runs, more with few, whose percentile is uncertain. ``budget_ratio``: median over cells of cost to
-    reach the twin's final mean score, over the twin's own cost of it (below 1: cheaper; cells that never reach it are
-    counted in ``not_reached``). ``area``: difference of the areas under the curves score against log size.
+    the same in accuracy with its interval over test items, where they are known (mean over seeds; tasks weigh the
+    same). ``p_wilcoxon``: paired by cell and seed, from two pairs on. ``harm``: share of
+    runs below the 5th percentile of the twin's runs in the same cell, over cells with at least two of those;
+    ``harm_chance`` is what luck alone gives: 5 % with many twin runs, more with few, whose percentile is uncertain.
+    ``budget_ratio``: median over cells of cost to reach the twin's final mean score, over the twin's own cost of it
+    (below 1: cheaper; cells that never reach it are counted in ``not_reached``); None where the method was measured at
+    one amount of the budget only. ``area``: difference of the areas under the curves score against log size.
     ``forgetting``: source score before less after. ``calibration``: metric -> difference to the twin (negative:
     better). ``cost``: mean of each cost metric.
     """
@@ -51,10 +58,10 @@ class MethodEffect:
     pairs: int
     score: Interval
     gain: Interval
-    p_wilcoxon: float
-    p_holm: float
-    harm: float
-    harm_chance: float
+    p_wilcoxon: float | None = None
+    p_holm: float | None = None
+    harm: float | None = None
+    harm_chance: float | None = None
     budget_ratio: float | None = None
     not_reached: int = 0
     area: Interval | None = None
@@ -70,7 +77,11 @@ class EffectReport:
     """Effects of all methods against ``without``, and the curves behind them.
 
     ``curves[method][size]`` is the score with its interval over cells and seeds; empty without a size setting. Scores
-    are larger where better; :meth:`measured` gives them the metric's own sign.
+    are larger where better; :meth:`measured` gives them the metric's own sign. ``cells``, ``seeds``: how many cells the
+    twin has, and its most runs in one of them. ``cost``: the twin's own. ``reached``: the metric whose curve the budget
+    ratios follow. ``energy_source``: how energy came about, as rows say it ("rapl", "nvml", "estimate", or in words,
+    several joined by "; "); empty where they do not.
+    ``unequal``: methods that were never measured at a budget that the twin reached, too.
     """
 
     metric: str
@@ -79,6 +90,12 @@ class EffectReport:
     baseline: Interval
     methods: Sequence[MethodEffect]
     curves: Mapping[str, Mapping[float, Interval]]
+    cells: int
+    seeds: int
+    cost: Mapping[str, float] = field(default_factory=dict)
+    reached: str = ""
+    energy_source: str = ""
+    unequal: Sequence[str] = ()
 
     def measured(self, score: Interval) -> Interval:
         """A score as the metric says it: an error is no negative number."""
@@ -109,7 +126,8 @@ def effect(
     unit: str = "train_labels",
     size: str | None = None,
     ignore: Sequence[str] = (),
-    correct: Mapping[tuple[str, int], np.ndarray] | None = None,
+    correct: Correct | None = None,
+    reached: str = "",
     seed: int = 0,
 ) -> EffectReport:
     """Compare every method in ``rows`` with the method ``without`` transfer.
@@ -119,28 +137,54 @@ def effect(
         unit: budget unit of "equal budget" and of the budget ratio (``Row.budget[unit]``).
         size: setting along which data-efficiency curves run (such as ``"n"``).
         ignore: settings that do not distinguish cells (a method's own hyper-parameters).
-        correct: (method, seed) -> per test example whether it was right (the same examples for all), for McNemar (an
-            item counts once, for whom it was right in more seeds) and the interval over items.
+        correct: (method, seed) -> per test example whether it was right (the same examples for all), or this by task,
+            for McNemar (an item counts once, for whom it was right in more seeds) and the interval over items.
+        reached: metric whose rows give the budget ratio instead, such as a search's best score against what it spent.
 
     Raises:
-        ValueError: no rows of the metric, or none of the twin, or no pair of a method with it.
+        ValueError: no rows of the metric, or none of the twin, or no method that shares a cell, a seed and a budget
+            with it.
     """
-    sign = 1.0 if metric not in METRICS or higher_is_better(metric) else -1.0
-    skip = {*ignore, *([size] if size else ())}
-    runs = _runs(rows, metric, unit, sign, skip, size)
+    skip = {*ignore, ENERGY_SOURCE, *([size] if size else ())}
+    runs = _runs(rows, metric, unit, skip, size)
     if without not in runs:
         raise ValueError(f"no rows of {without!r} with metric {metric!r}; methods there: {', '.join(sorted(runs))}")
     twin = runs[without]
     names = [m for m in runs if m != without]
-    raw = [_one(m, runs[m], twin, rows, without, unit, skip, seed) for m in names]
-    adjusted = holm([r["p_wilcoxon"] for r in raw]) if raw else []
-    methods = []
-    for values, p in zip(raw, adjusted):
-        values |= _items(correct, values["method"], without, seed)
-        methods.append(MethodEffect(**values, p_holm=p))
-    base = hierarchical_bootstrap(_by_cell(twin, lambda points: points[-1].score), seed)
-    curves = {m: _curve(r, seed) for m, r in runs.items()} if size else {}
-    return EffectReport(metric, without, unit, base, methods, curves)
+    pairs = {m: _pairs(m, runs[m], without, twin) for m in names}
+    unequal = [m for m in names if not pairs[m]]
+    if names and len(unequal) == len(names):
+        raise ValueError(
+            f"{', '.join(map(repr, names))} and {without!r} were never measured at a common size and budget ({unit})"
+        )
+    followed = _runs(rows, reached, unit, skip, size) if reached else runs
+    raw = []
+    for m in names:
+        if pairs[m]:
+            values = _compared(pairs[m], seed) | _told(m, rows, without, skip, seed)
+            values["budget_ratio"], values["not_reached"] = _budget_ratio(
+                followed.get(m, {}), followed.get(without, {})
+            )
+            raw.append({"method": m, **values, "area": _areas(runs[m], twin, pairs[m], seed)})
+    adjusted = _holm({r["method"]: r["p_wilcoxon"] for r in raw})
+    methods = [
+        MethodEffect(**r, p_holm=adjusted.get(r["method"]), **_items(correct, r["method"], without, seed)) for r in raw
+    ]
+    by_cell = _by_cell(twin, lambda points: points[-1].score)
+    return EffectReport(
+        metric,
+        without,
+        unit,
+        baseline=hierarchical_bootstrap(by_cell, seed),
+        methods=methods,
+        curves={m: _curve(r, seed) for m, r in runs.items()} if size else {},
+        cells=len(by_cell),
+        seeds=max(map(len, by_cell.values())),
+        cost=_costs(rows, without),
+        reached=reached or metric,
+        energy_source=_energy_source(rows),
+        unequal=unequal,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,8 +199,9 @@ class _Point:
 Runs = dict[tuple[Cell, int], list[_Point]]
 
 
-def _runs(rows, metric, unit, sign, skip, size) -> dict[str, Runs]:
+def _runs(rows, metric, unit, skip, size) -> dict[str, Runs]:
     """method -> (cell, seed) -> points in order of size, then budget."""
+    sign = 1.0 if metric not in METRICS or higher_is_better(metric) else -1.0
     out: dict[str, Runs] = defaultdict(lambda: defaultdict(list))
     for r in rows:
         if r.metric == metric and r.value is not None:
@@ -174,35 +219,47 @@ def _cell(row: Row, skip: set[str]) -> Cell:
     return tuple(sorted((k, str(v)) for k, v in row.settings.items() if k not in skip))
 
 
-def _one(method, runs: Runs, twin: Runs, rows, without, unit, skip, seed) -> dict[str, Any]:
+def _pairs(method: str, runs: Runs, without: str, twin: Runs) -> dict[tuple[Cell, int], list[tuple[float, float]]]:
+    """(cell, seed) -> both scores at equal budget by size; empty where they have no budget in common.
+
+    Raises:
+        ValueError: they have no cell and seed in common.
+    """
     shared = sorted(runs.keys() & twin.keys())
     if not shared:
         raise ValueError(f"{method!r} and {without!r} share no cell and seed; settings of the method go into ignore")
     pairs = {key: _equal_budget(runs[key], twin[key]) for key in shared}
-    pairs = {key: p for key, p in pairs.items() if p}
-    if not pairs:
-        raise ValueError(f"{method!r} and {without!r} were never measured at a common size and budget ({unit})")
-    ours, base = ({k: p[-1][i] for k, p in pairs.items()} for i in (0, 1))  # at the largest common size
-    gains: dict[Cell, list[float]] = defaultdict(list)
-    for key in pairs:
-        gains[key[0]].append(float(ours[key] - base[key]))
-    ratio, missed = _budget_ratio(runs, twin)
-    areas = {k: _area(runs[k]) - _area(twin[k]) for k in pairs if _has_curve(runs[k], twin[k])}
+    return {key: p for key, p in pairs.items() if p}
+
+
+def _compared(pairs: Mapping[tuple[Cell, int], list[tuple[float, float]]], seed: int) -> dict[str, Any]:
+    """Score, gain, test and harm, at the largest common size."""
+    ours, base = ({key: p[-1][i] for key, p in pairs.items()} for i in (0, 1))
+    gains = _group({key: ours[key] - base[key] for key in pairs})
+    harm, chance = _harm(_group(ours), _group(base))
+    tested = len(pairs) > 1  # the test of one pair has no other p than 1
     return {
-        "method": method,
         "pairs": len(pairs),
         "score": hierarchical_bootstrap(_group(ours), seed),
         "gain": hierarchical_bootstrap(gains, seed),
-        "p_wilcoxon": paired_wilcoxon(list(ours.values()), list(base.values())),
-        "harm": _harm(ours, base),
-        "harm_chance": float(np.mean([_chance(len(g)) for g in _group(base).values()])),
-        "budget_ratio": ratio,
-        "not_reached": missed,
-        "area": hierarchical_bootstrap(_group(areas), seed) if areas else None,
+        "p_wilcoxon": paired_wilcoxon(list(ours.values()), list(base.values())) if tested else None,
+        "harm": harm,
+        "harm_chance": chance,
+    }
+
+
+def _told(method: str, rows: Sequence[Row], without: str, skip: set[str], seed: int) -> dict[str, Any]:
+    """What rows of other metrics say."""
+    return {
         "forgetting": _forgetting(rows, method, skip, seed),
         "calibration": _differences(rows, method, without, skip),
         "cost": _costs(rows, method),
     }
+
+
+def _holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    known = {m: p for m, p in p_values.items() if p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True)) if known else {}
 
 
 def _equal_budget(ours: Sequence[_Point], twin: Sequence[_Point]) -> list[tuple[float, float]]:
@@ -221,10 +278,16 @@ def _equal_budget(ours: Sequence[_Point], twin: Sequence[_Point]) -> list[tuple[
     return out
 
 
-def _harm(ours: Mapping, base: Mapping) -> float:
-    """Mean over cells of the share of runs below the twin's 5th percentile; cells weigh the same."""
-    with_, without = _group(ours), _group(base)
-    return float(np.mean([percentile_harm(with_[c], without[c]) for c in with_]))
+def _harm(ours: Mapping[Cell, list[float]], base: Mapping[Cell, list[float]]) -> tuple[float | None, float | None]:
+    """Mean over cells of the share of runs below the twin's 5th percentile, and of what chance gives.
+
+    Cells weigh the same. A single run of the twin has no percentile but itself: such cells tell nothing.
+    """
+    cells = [c for c in ours if len(base[c]) > 1]
+    if not cells:
+        return None, None
+    shares = [percentile_harm(ours[c], base[c]) for c in cells]
+    return float(np.mean(shares)), float(np.mean([_chance(len(base[c])) for c in cells]))
 
 
 @cache
@@ -235,11 +298,17 @@ def _chance(runs: int) -> float:
 
 
 def _budget_ratio(runs: Runs, twin: Runs) -> tuple[float | None, int]:
-    """Median over cells of the mean curves' cost of the twin's final score, and in how many it was never reached."""
+    """Median over cells of the mean curves' cost of the twin's final score, and in how many it was never reached.
+
+    A method that was measured at one amount only, as much as the twin spent, could have no other ratio than 1: its cell
+    is left out. One that spends nothing costs 0 wherever it was measured.
+    """
     ratios, missed = [], 0
     cells = {c for c, _ in runs} & {c for c, _ in twin}
     for cell in sorted(cells):
         ours, base = _mean_curve(runs, cell), _mean_curve(twin, cell)
+        if len(ours) == 1 and ours[0][0] > 0:
+            continue
         goal = base[-1][1]
         cost = next((spent for spent, score in ours if score >= goal), None)
         own = next(spent for spent, score in base if score >= goal)
@@ -251,12 +320,22 @@ def _budget_ratio(runs: Runs, twin: Runs) -> tuple[float | None, int]:
 
 
 def _mean_curve(runs: Runs, cell: Cell) -> list[tuple[float, float]]:
-    points: dict[float, list[float]] = defaultdict(list)
-    for (c, _), run in runs.items():
-        if c == cell:
-            for p in run:
-                points[p.spent].append(p.score)
-    return [(spent, float(np.mean(scores))) for spent, scores in sorted(points.items())]
+    """(spent, mean score of the seeds), from where all have begun; between two amounts a seed keeps its last score."""
+    curves = []
+    for points in (run for (c, _), run in runs.items() if c == cell):
+        at: dict[float, list[float]] = defaultdict(list)
+        for p in points:
+            at[p.spent].append(p.score)
+        curves.append((sorted(at), [float(np.mean(at[spent])) for spent in sorted(at)]))
+    begun = max(amounts[0] for amounts, _ in curves)
+    every = sorted({spent for amounts, _ in curves for spent in amounts if spent >= begun})
+    return [(spent, float(np.mean([s[bisect_right(a, spent) - 1] for a, s in curves]))) for spent in every]
+
+
+def _areas(runs: Runs, twin: Runs, keys, seed: int) -> Interval | None:
+    """Difference of the areas under both curves, where there are two on the same sizes."""
+    found = {k: _area(runs[k]) - _area(twin[k]) for k in keys if _has_curve(runs[k], twin[k])}
+    return hierarchical_bootstrap(_group(found), seed) if found else None
 
 
 def _has_curve(ours: Sequence[_Point], twin: Sequence[_Point]) -> bool:
@@ -320,12 +399,31 @@ def _costs(rows, method) -> dict[str, float]:
     return {m: float(np.mean(v)) for m, v in values.items()}
 
 
-def _items(correct, method, without, seed) -> dict[str, Any]:
+def _energy_source(rows) -> str:
+    told = [_origin(r) for r in rows if r.metric == ENERGY and r.value is not None]
+    return "; ".join(sorted({way for ways in told for way in ways.split("; ")} - {""}))
+
+
+def _origin(row: Row) -> str:
+    """How a row says that its energy came about: by its setting, or by an oracle that measured or estimated it."""
+    by_oracle = row.oracle if row.oracle.startswith(("measured", "estimated")) else ""
+    return str(row.settings.get(ENERGY_SOURCE, by_oracle))
+
+
+def _items(correct: Correct | None, method: str, without: str, seed: int) -> dict[str, Any]:
     """McNemar's p-value and the interval of the gain over test items."""
-    seeds = sorted({s for m, s in correct or {} if m == method} & {s for m, s in correct or {} if m == without})
+    known = correct or {}
+    seeds = sorted({s for m, s in known if m == method} & {s for m, s in known if m == without})
     if not seeds:
         return {}
-    ours, base = (np.stack([correct[m, s] for s in seeds]) for m in (method, without))
-    difference = ours.mean(axis=0) - base.mean(axis=0)
+    ours, base = ([_by_task(known[m, s]) for s in seeds] for m in (method, without))
     # Seeds share the test items: joined they would count an item that is hard for one of the two several times.
-    return {"mcnemar_p": mcnemar(difference > 0, difference < 0), "gain_items": bootstrap_mean(difference, seed)}
+    gained = {t: np.mean([a[t] - b[t] for a, b in zip(ours, base, strict=True)], axis=0) for t in ours[0]}
+    items = np.concatenate(list(gained.values()))
+    interval = bootstrap_mean(items, seed) if len(gained) == 1 else stratified_bootstrap(gained, seed)
+    return {"mcnemar_p": mcnemar(items > 0, items < 0), "gain_items": interval}
+
+
+def _by_task(correct: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tasks = correct if isinstance(correct, Mapping) else {"": correct}
+    return {task: np.asarray(right, dtype=float) for task, right in tasks.items()}

@@ -4,6 +4,7 @@ Each flow runs once at its smallest size on real assets; a second call must find
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from mlflow.artifacts import download_artifacts
 from core.evaluate.rows import read_rows
 from core.hashing import sha256_file
 from core.state import MANIFEST, verify
+from core.transfer.effect import EffectReport
 from flows.runtime import FLOWS
 from tasks import spool
 from tasks.lineage import trace
 from tasks.tracking import row_metric
 
+WITH_EFFECT = ("distill", "merge", "evolve-merge", "transfer")
 NAMES = [n for n in FLOWS.names() if FLOWS.entry(n).facts["level"] != "operation"]
 SIX = ("S", "T", "K", "D", "F", "budget")
 
@@ -101,3 +104,20 @@ def test_the_report_is_one_self_contained_page(ran):
     for outside in ('src="http', "src='http", '<link rel="stylesheet"', "<script src"):
         assert outside not in page
     assert "torch does not promise trained weights that are equal" in page
+
+
+def test_the_effect_is_reported_in_the_same_form(ran):
+    flow, summary, _ = ran
+    file = Path(summary.artifact.path) / "effect.json"
+    if not file.exists():
+        assert flow.name not in WITH_EFFECT
+        pytest.skip(f"{flow.name} has no effect report")
+    found = json.loads(file.read_text())
+    assert "ransfer effect" in (file.parent / "report.html").read_text()
+    if flow.name not in WITH_EFFECT:  # one effect a target
+        assert all(effect.keys() == {f.name for f in fields(EffectReport)} for effect in found.values())
+        return
+    assert found.keys() == {f.name for f in fields(EffectReport)}
+    report = next(r for r in runs_of(summary)[1] if r.data.tags["output.sha256"] == summary.artifact.sha256)
+    logged = {k.removeprefix("gain/") for k in report.data.metrics if k.startswith("gain/")}
+    assert logged == {m["method"] for m in found["methods"]} != set()

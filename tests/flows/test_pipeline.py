@@ -95,6 +95,21 @@ def test_both_arms_are_reported_with_an_interval(ran):
     assert "validation labels" in page
 
 
+def test_the_effect_is_over_the_first_layers_without_search_distillation_and_merge(ran):
+    found = json.loads((Path(ran.artifact.path) / "effect.json").read_text())
+    assert (found["without"], found["unit"], found["cells"]) == ("first layers: start, frozen", "train_labels", 2)
+    effects = {m["method"]: m for m in found["methods"]}
+    base = value(ran.rows, found["without"], "accuracy")
+    for method in ("teachers", "searched: students", "searched: average", "first layers: students"):
+        gain = value(ran.rows, method, "accuracy") - base
+        assert effects[method]["gain"]["mean"] == pytest.approx(gain)
+        assert effects[method]["gain_items"]["mean"] == pytest.approx(gain)
+        assert effects[method]["harm"] is None
+    searched, first = (effects[f"{arm}: students"]["cost"]["seconds"] for arm in ARMS)
+    assert min(searched, first) > 0
+    assert "ece" in effects["searched: average"]["calibration"]
+
+
 def test_budgets_are_equal(ran):
     spent = {r.method.partition(":")[0]: r.budget for r in ran.rows if ":" in r.method}
     searched, first = spent["searched"], spent["first layers"]

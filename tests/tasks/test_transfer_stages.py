@@ -243,6 +243,26 @@ def test_what_the_advice_rests_on_is_shown_largest_first():
     assert _why({}, "s", advice, config, []).tables[0].rows == [("b", -0.2), ("c", 0.1), ("a", 0.01)]
 
 
+def test_of_several_sources_gain_and_items_are_of_the_first_ranked(place, task, model, trained, data):
+    history = place / "two.jsonl"
+    sources = {"tiny": model, "up": trained}
+    ranking = run(rank, place / "rank-two", rank_config(task, history), sources=sources, data=data)
+    runs = {}
+    for name, source in sources.items():
+        for s in ("share", "scratch"):
+            config = adapt_config(task, s, source=name, sizes=(40,))
+            runs[f"{name} / {s}"] = run(adapt, place / f"two-{name}-{s}", config, source=source, data=data)
+    config = ReportTransferConfig(target="toy", metric="accuracy", without="scratch", examples=40, history=str(history))
+    artifact = run(report_transfer, place / "report-two", config, ranking=ranking, runs=runs)
+    found = json.loads((artifact.folder / "effect.json").read_text())["methods"][0]
+    assert found["pairs"] == 2, "two seeds of one source, not of both"
+    assert found["gain"]["mean"] == pytest.approx(found["gain_items"]["mean"])
+    row = next(r for r in artifact.rows() if r.metric == "gain over scratch")
+    assert (row.settings["source"], row.value) == ("up", pytest.approx(found["gain"]["mean"]))
+    page = (artifact.folder / "report.html").read_text()
+    assert "All of this is of up, the source ranked first. Gains from the others: tiny (share" in page
+
+
 def test_trained_source_comes_back_with_head_and_forgets(place, task, trained, data):
     source = opened(trained, "text", 16)
     assert source.name.startswith("tiny + ")

@@ -221,3 +221,148 @@ def test_an_error_is_shown_as_it_is_measured():
 def test_one_size_is_no_curve(sizes, drawn):
     report = effect(rows(seeds=3, sizes=sizes), metric="accuracy", without="none", size="n")
     assert ("Data efficiency" in [section.title for section in effect_page.sections(report)]) is drawn
+
+
+def single(seeds=1, tasks=("a",), **settings):
+    """One size, so that what is known rests on seeds and tasks alone."""
+    return effect(rows(seeds=seeds, sizes=(16,), tasks=tasks), metric="accuracy", without="none", **settings)
+
+
+def test_one_run_of_each_gives_a_difference_and_nothing_else():
+    rng = np.random.default_rng(0)
+    correct = {(m, 0): rng.uniform(size=50) < p for m, p in (("none", 0.5), ("with", 0.6))}
+    report = single(correct=correct)
+    m = report.of("with")
+    assert (report.cells, report.seeds, m.pairs) == (1, 1, 1)
+    assert (m.p_wilcoxon, m.p_holm, m.harm, m.harm_chance, m.budget_ratio) == (None,) * 5
+    assert m.gain.low is None
+    assert m.gain_items.low < m.gain_items.mean < m.gain_items.high
+    text = effect_page.sections(report)[0].text
+    assert "One seed: no interval over seeds, no Wilcoxon test and no harm" in text
+    assert "Harm is the share" not in text
+    assert "the budget ratio is undefined" in text
+
+
+def test_one_seed_over_tasks_has_an_interval_over_tasks_but_no_harm():
+    report = single(tasks=("a", "b", "c"))
+    m = report.of("with")
+    assert (report.cells, report.seeds, m.pairs) == (3, 1, 3)
+    assert m.p_wilcoxon == pytest.approx(0.25)
+    assert (m.harm, m.harm_chance) == (None, None)
+    text = effect_page.sections(report)[0].text
+    assert "do not say what another seed would give" in text
+    assert "3 pairs give no Wilcoxon p below 0.25" in text
+    assert "an interval over them holds the true gain in at most 75 % of cases" in text
+    assert "pairs give" not in effect_page.sections(single(seeds=6))[0].text
+
+
+def test_cells_of_a_single_run_do_not_dilute_harm():
+    """Task b has one run a method, far below its twin: nothing says how the twin spreads there."""
+    out = [*rows(seeds=3, sizes=(16,), tasks=("a",), noise=0), *rows(-0.3, seeds=1, sizes=(16,), tasks=("b",))]
+    m = effect(out, metric="accuracy", without="none", size="n").of("with")
+    assert m.harm == 0
+    assert m.harm_chance == effect(out[:6], metric="accuracy", without="none", size="n").of("with").harm_chance
+
+
+def test_one_amount_of_the_budget_gives_no_ratio():
+    for gain in (0.1, -0.1):
+        m = effect(rows(gain=gain, seeds=4, sizes=(16,)), metric="accuracy", without="none", size="n").of("with")
+        assert (m.budget_ratio, m.not_reached) == (None, 0), "it could only be 1, or not reached"
+    free = effect(list(free_and_trained(0.5, sizes=(24,))), metric="accuracy", without="trained", size="n")
+    assert free.of("as_it_is").budget_ratio == 0
+
+
+def test_the_ratio_may_follow_a_search_instead_of_the_score():
+    """Accuracy is measured once a search; 'with' is at 40 queries where 'none' ends, which was there at 80."""
+    curves = {"with": [(20, 0.3), (40, 0.6), (100, 0.8)], "none": [(20, 0.1), (80, 0.5), (100, 0.5)], "other": []}
+    out = []
+    for method, curve in curves.items():
+        out.append(Row(method=method, metric="accuracy", value=0.9, settings={"task": "a"}, budget={"queries": 100}))
+        out += [Row(method=method, metric="best so far", value=v, budget={"queries": spent}) for spent, v in curve]
+    report = effect(out, metric="accuracy", without="none", unit="queries", reached="best so far")
+    assert report.of("with").budget_ratio == pytest.approx(40 / 80)
+    assert report.of("with").gain.mean == 0
+    assert report.of("other").budget_ratio is None, "it has no curve"
+    assert "the final best so far of 'none'" in effect_page.sections(report)[0].text
+    plain = effect(out, metric="accuracy", without="none", unit="queries")
+    assert plain.of("with").budget_ratio is None
+
+
+def test_seeds_of_a_search_need_not_be_asked_at_the_same_amounts():
+    """The twin ends at a mean of .5; 'with' is above it once both of its seeds are, at 30, and was not at 20."""
+    curves = {
+        "none": ([(10, 0.1), (50, 0.4)], [(20, 0.2), (60, 0.6)]),
+        "with": ([(10, 0.4), (30, 0.9)], [(20, 0.3), (60, 0.9)]),
+    }
+    out = [
+        Row(method=method, metric="accuracy", value=value, seed=seed, budget={"queries": spent})
+        for method, seeds in curves.items()
+        for seed, curve in enumerate(seeds)
+        for spent, value in curve
+    ]
+    assert effect(out, metric="accuracy", without="none", unit="queries").of("with").budget_ratio == 30 / 60
+
+
+def test_what_was_never_at_equal_budget_is_named_and_not_compared():
+    out = rows(seeds=3, sizes=(16,))
+    out += [r.model_copy(update={"method": "gold", "budget": {"train_labels": 500}}) for r in out if r.method == "with"]
+    report = effect(out, metric="accuracy", without="none")
+    assert [m.method for m in report.methods] == ["with"]
+    assert report.unequal == ["gold"]
+    assert "Not at equal train_labels, so not compared: gold." in effect_page.sections(report)[0].text
+    only = [r for r in out if r.method != "with"]
+    with pytest.raises(ValueError, match="'gold' and 'none' were never measured at a common size and budget"):
+        effect(only, metric="accuracy", without="none")
+
+
+def test_tasks_weigh_the_same_in_the_gain_over_items():
+    """All ten items of the small task gained, none of the ninety of the other."""
+    right = {"small": np.ones(10, bool), "large": np.zeros(90, bool)}
+    wrong = {task: np.zeros_like(values) for task, values in right.items()}
+    m = single(tasks=("small", "large"), correct={("with", 0): right, ("none", 0): wrong}).of("with")
+    assert m.gain_items.mean == pytest.approx(0.5)
+    assert m.mcnemar_p == pytest.approx(2 / 2**10)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("rapl", "Energy is measured on the CPU package (RAPL)."),
+        ("estimate", "Energy is estimated as CPU seconds times 8 W a core."),
+        (
+            "estimate; rapl",
+            "Energy is estimated as CPU seconds times 8 W a core or measured on the CPU package (RAPL).",
+        ),
+        (None, "Energy is measured or estimated, which these rows do not say."),
+    ],
+)
+def test_the_page_says_how_energy_came_about(source, words):
+    settings = {} if source is None else {"energy_source": source}
+    out = rows(seeds=2, sizes=(16,), tasks=("a",))
+    out += [Row(method=m, metric="energy_wh", value=v, settings=settings) for m, v in (("none", 2.0), ("with", 3.0))]
+    report = effect(out, metric="accuracy", without="none", size="n")
+    assert report.energy_source == (source or "")
+    section = effect_page.sections(report)[-1]
+    assert words in section.text
+    assert [row[-1] for row in section.tables[0].rows] == [2.0, 3.0], "the run without transfer first"
+
+
+def test_an_oracle_that_measured_or_estimated_says_it_too():
+    out = rows(seeds=2, sizes=(16,), tasks=("a",))
+    told = "measured on the first GPU (NVML), its CPU not counted"
+    for oracle, expected in ((told, told), ("test, 40 examples", "")):
+        found = effect([*out, Row(method="none", metric="energy_wh", value=2.0, oracle=oracle)], metric="accuracy",
+                       without="none", size="n")  # fmt: skip
+        assert found.energy_source == expected
+
+
+def test_how_energy_came_about_makes_no_cell():
+    out = [r.model_copy(update={"settings": r.settings | {"energy_source": r.method}}) for r in rows(seeds=3)]
+    assert effect(out, metric="accuracy", without="none", size="n").of("with").pairs == 6
+
+
+def test_a_twin_alone_is_said_to_be_alone():
+    report = effect([r for r in rows(seeds=3) if r.method == "none"], metric="accuracy", without="none")
+    section = effect_page.sections(report)[0]
+    assert section.text == "Only 'none' was run: there is nothing to compare it with."
+    assert "Transfer effect" in render("effect", {}, [section])
