@@ -328,13 +328,18 @@ def _is_final(error: Exception, op: dict, ids: dict[str, str]) -> bool:
         raise NotDelivered(_told(unknown)) from unknown
     if stage == "deleted":
         raise NotDelivered(
-            f"MLflow run {run} was deleted; restore it (mlflow runs restore --run-id {run}) and the rest arrives"
+            f"MLflow run {run} was deleted; restore it and the rest arrives: {_restore('runs', '--run-id', run)}"
         )
     return True
 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _restore(*what: str) -> str:
+    """The command that restores what was deleted."""
+    return f"MLFLOW_TRACKING_URI={_here()} mlflow {what[0]} restore {' '.join(what[1:])}"
 
 
 def _here() -> str:
@@ -399,8 +404,10 @@ def experiment_id(name: str) -> str:
     found = client().get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage == "deleted":
-            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-            raise NotDelivered(f"experiment {name!r} was deleted in MLflow; restore it ({restore}) and its runs arrive")
+            raise NotDelivered(
+                f"experiment {name!r} was deleted in MLflow; restore it and its runs arrive: "
+                f"{_restore('experiments', '--experiment-id', found.experiment_id)}"
+            )
         return found.experiment_id
     uri = os.environ["MLFLOW_TRACKING_URI"]
     location = (home().resolve() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite") else None

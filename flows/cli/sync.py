@@ -13,11 +13,9 @@ def sync(
     from flows.cli.show import console
     from tasks import spool
 
-    done, left = spool.deliver_all()
     if retry:
         console.print(f"{spool.retry_refused()} refused records are offered again")
-        more, left = spool.deliver_all()
-        done += more
+    done, left = spool.deliver_all()
     console.print(f"{done} runs delivered, {left} records still waiting")
     lost = [(folder.name, entry) for folder in spool.folders() for entry in spool.refused(folder)]
     for run, entry in lost:

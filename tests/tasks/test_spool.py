@@ -237,7 +237,8 @@ def test_a_run_of_a_deleted_experiment_waits_until_it_is_restored(home, caplog):
     assert f"MLflow run {mlflow_id} was deleted; restore it" in caplog.text
     with tracking.start("test", name, PROBLEM, None, {}) as other:
         pass
-    assert f"experiment {name!r} was deleted in MLflow; restore it (mlflow experiments restore" in caplog.text
+    assert f"experiment {name!r} was deleted in MLflow; restore it and its runs arrive: MLFLOW_TR" in caplog.text
+    assert f" mlflow experiments restore --experiment-id {experiment}" in caplog.text
     assert not spool.refused(run.spool.folder) + spool.refused(other.spool.folder)
     spool.client().restore_experiment(experiment)
     assert spool.deliver_all() == (2, 0)
