@@ -155,7 +155,7 @@ class TransferFlow(Flow):
             "mlflow.note.content": f"{self.title}\n\n`transferopt run {self.name}`",
             "prefect.flow_run_id": str(flow_run.id or ""),
             "prefect.url": prefect_page(),
-            "config": parameters.model_dump_json(),
+            **split("config", parameters.model_dump(mode="json")),
         }
 
     def _recorded(self, run: tracking.Run, parameters: Form) -> Artifact:

@@ -1,6 +1,5 @@
 """Runs beside each other: what differs in their configuration, and paired statistics of their rows."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from core.evaluate.statistics import bootstrap_mean, holm, paired_wilcoxon
 from core.hashing import content_key
 from tasks import spool
 from tasks.addresses import without_password
+from tasks.long_tags import joined
 from tasks.tracking import flatten
 
 
@@ -55,7 +55,7 @@ def load(run: str) -> Loaded:
         where = without_password(spool.client().tracking_uri)
         raise ValueError(f"no finished flow run {run!r} with rows in {where}") from None
     tags = found.data.tags
-    config = {k: str(v) for k, v in flatten(json.loads(tags.get("config", "{}"))).items()}
+    config = {k: str(v) for k, v in flatten(joined("config", tags, {})).items()}
     return Loaded(mlflow_id, f"{tags.get('flow', found.info.run_name)} {mlflow_id[:6]}", config, read_rows(path))
 
 

@@ -18,6 +18,16 @@ from tasks.prepared import place
 
 # As Prefect starts its own: no UI, and the settings of the environment are final.
 SERVER = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+# Meant for a server that others use: its password, which no client here would send, its database and its broker.
+SHARED = (
+    "PREFECT_SERVER_API_",
+    "PREFECT_SERVER_DATABASE_",
+    "PREFECT_API_DATABASE_",
+    "PREFECT_SERVER_DOCKET_",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
+    "PREFECT_SERVER_EVENTS_MESSAGING_",
+    "PREFECT_MESSAGING_",
+)
 APPLICATION, HOST = "prefect.server.api.server:create_app", "127.0.0.1"
 STOP_S = 5.0
 _process: subprocess.Popen | None = None
@@ -39,12 +49,17 @@ def begin() -> None:
     # A session of its own: Ctrl-C is for the flow, which still tells the server how it ended.
     _process = subprocess.Popen(
         [sys.executable, "-c", f"from tasks.embedded import serve; serve({port})"],
-        env=os.environ | SERVER,
+        env=environment(),
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     atexit.register(stop)
+
+
+def environment() -> dict[str, str]:
+    """Of the server: this process's, without what is meant for a shared one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SHARED)} | SERVER
 
 
 def serve(port: int) -> None:

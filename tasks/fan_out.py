@@ -19,7 +19,7 @@ from core.transfer.problem import Problem
 from tasks import tracking
 from tasks.runner import RETRIES, configured, gpus_per_task
 from tasks.spool import now_ms
-from tasks.stage import Artifact, Stage
+from tasks.stage import Artifact, Stage, of_size, size
 
 K = TypeVar("K", bound=Hashable)
 LOST_WORKER = (
@@ -39,6 +39,7 @@ class Remote:
             experiment=self.run.experiment,
             folder=str(self.run.spool.folder),
             problem=self.run.problem.model_dump(),
+            size=size(),
         )
         with _options():
             self.future = stage.prefect_task(on_worker).submit(stage, config, dict(inputs), parent)
@@ -86,6 +87,7 @@ class ParentRun(Config):
     experiment: str
     folder: str
     problem: dict[str, Any]
+    size: str = ""
 
 
 class Records:
@@ -102,7 +104,7 @@ def on_worker(stage: Stage, config: Config, inputs: dict[str, Any], parent: Pare
     """Run a stage below its flow's run; the artifact and what was recorded."""
     records = Records(Path(parent.folder))
     run = tracking.Run(parent.id, parent.name, parent.experiment, records, Problem(**parent.problem))
-    with tracking.inside(run):
+    with tracking.inside(run), of_size(parent.size):
         artifact = stage.compute(config, inputs)
     return artifact, records.kept
 

@@ -4,18 +4,24 @@ A flow runs here while its process holds its spool. What it has used since it be
 that is told from the clock, not from the tracking store, which hears of it later or not at all.
 """
 
+import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 
 from core.state import MANIFEST, Cache
 from tasks import spool
 from tasks.lineage import trace
 
+log = logging.getLogger(__name__)
 CLOCK_S = 2.0  # file systems keep times in coarse steps
 
 
@@ -39,7 +45,7 @@ def entries(caches: Sequence[Cache]) -> list[Entry]:
             if not (folder.is_dir() and ((folder / MANIFEST).exists() or folder.suffix == ".part")):
                 continue
             size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            why, used = needed.get(str(folder), ""), folder.stat().st_mtime
+            why, used = needed.get(folder.resolve(), ""), folder.stat().st_mtime
             if since is not None and used >= since - CLOCK_S:
                 why = why or "a running flow"
             if held(folder.with_name(folder.name.removesuffix(".part"))):
@@ -48,24 +54,53 @@ def entries(caches: Sequence[Cache]) -> list[Entry]:
     return sorted(found, key=lambda e: -e.age_s)
 
 
-def protected() -> dict[str, str]:
-    """Folder -> what needs it: registered models with all they were made from, and what running flows began with."""
-    needed: dict[str, str] = {}
+def protected() -> dict[Path, str]:
+    """Folder (resolved: a home may be reached by several paths) -> what needs it.
+
+    That are registered models with all they were made from, what running flows began with, and files whose records
+    still wait for MLflow.
+    """
+    needed: dict[Path, str] = {}
     client = spool.client()
-    for model in client.search_registered_models():
-        for version in client.search_model_versions(f"name='{model.name}'"):
-            if version.run_id:
-                for node in trace(version.run_id).walk():
-                    if node.path:
-                        needed[node.path] = f"model {model.name} v{version.version}"
+    for model in _all(client.search_registered_models):
+        for version in _all(partial(client.search_model_versions, f"name='{model.name}'")):
+            needed |= dict.fromkeys(_behind(version.run_id), f"model {model.name} v{version.version}")
     alive = {folder.name for folder in running()}
-    experiments = [e.experiment_id for e in client.search_experiments()] if alive else []
-    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'") if experiments else []:
+    experiments = [e.experiment_id for e in _all(client.search_experiments)] if alive else []
+    going_on = partial(client.search_runs, experiments, "attributes.status = 'RUNNING'")
+    for run in _all(going_on) if experiments else []:
         if run.data.tags.get(spool.LOCAL_ID) in alive:
-            for node in trace(run.info.run_id).walk():
-                if node.path:
-                    needed[node.path] = f"run {run.info.run_name}"
+            needed |= dict.fromkeys(_behind(run.info.run_id), f"run {run.info.run_name}")
+    for folder in spool.folders():
+        for path in map(Path.resolve, spool.waiting_paths(folder)):
+            # a record may name a file in the folder
+            needed |= dict.fromkeys([path, *path.parents], f"records of run {folder.name[:12]}, which wait for MLflow")
     return needed
+
+
+def _all(search: Callable[..., PagedList]) -> Iterator[Any]:
+    """What an MLflow search finds, page by page."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _behind(run: str | None) -> list[Path]:
+    """Folders that a run, and all it was made from, read; none of a run that was removed from MLflow for good."""
+    if not run:
+        return []
+    try:
+        spool.client().get_run(run)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # nobody knows what it needs
+            raise
+        log.info("what run %s was made from is no longer known to MLflow: %s", run, error.message)
+        return []
+    return [Path(node.path).resolve() for node in trace(run).walk() if node.path]
 
 
 def running() -> list[Path]:

@@ -20,6 +20,10 @@ from core.state import exclusive, home, write_bytes
 
 STOP_S = 10
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # bound to all addresses: the one at which our own processes ask
+HOSTS = "MLFLOW_SERVER_ALLOWED_HOSTS"
+ACCOUNT = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+ADMINISTRATOR = "MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD"
 
 
 class ServeConfig(Config):
@@ -37,11 +41,18 @@ class ServeConfig(Config):
 
     @property
     def mlflow_url(self) -> str:
-        return f"http://{self.host}:{self.mlflow_port}"
+        """Where processes of this machine reach MLflow."""
+        return f"http://{self._name}:{self.mlflow_port}"
 
     @property
     def prefect_url(self) -> str:
-        return f"http://{self.host}:{self.prefect_port}/api"
+        """Where processes of this machine reach Prefect's API."""
+        return f"http://{self._name}:{self.prefect_port}/api"
+
+    @property
+    def _name(self) -> str:
+        host = EVERYWHERE.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
 
 
 def read_config(project: Path, **overrides: object) -> ServeConfig:
@@ -77,8 +88,8 @@ def check(config: ServeConfig) -> None:
     """Refuse what cannot work or is not safe, before anything starts.
 
     Raises:
-        ValueError: a port is taken (by whom, if it is an earlier server of ours), or a public address without
-            authentication.
+        ValueError: a port is taken (by whom, if it is an earlier server of ours), a public address without
+            authentication, or no account of MLflow for the worker.
     """
     for name, port, health in (
         ("Prefect", config.prefect_port, f"{config.prefect_url}/health"),
@@ -94,6 +105,11 @@ def check(config: ServeConfig) -> None:
             raise ValueError(
                 f"{config.host} can be reached from outside, so authentication must be on: set {' and '.join(missing)} "
                 "(Prefect: user:password; MLflow: path of a basic-auth configuration), or bind 127.0.0.1"
+            )
+        if not _account():
+            raise ValueError(
+                f"the worker needs an account of MLflow: set {' and '.join(ACCOUNT)}, or "
+                f"{' and '.join(ADMINISTRATOR)}, with which MLflow makes its first account"
             )
 
 
@@ -116,7 +132,15 @@ class Servers:
         if auth := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
             values["PREFECT_API_AUTH_STRING"] = auth
         if self.config.host not in LOOPBACK:
-            values["MLFLOW_FLASK_SERVER_SECRET_KEY"] = _form_secret()
+            values |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": _form_secret(), **_account()}
+            if not os.environ.get("PREFECT_SERVER_UI_API_URL"):
+                # else the page would send browsers of other machines to PREFECT_API_URL, which is this machine's own
+                values["PREFECT_UI_API_URL"] = os.environ.get("PREFECT_UI_API_URL") or "/api"
+        # MLflow answers to these names alone, and to those of loopback and of private networks when none is given
+        allowed = os.environ.get(HOSTS)
+        if allowed or self.config.host not in (*LOOPBACK, *EVERYWHERE):
+            ours = self.config.mlflow_url.removeprefix("http://")
+            values[HOSTS] = f"{allowed},{ours}" if allowed else ours
         # MLflow's own background jobs: nothing here uses them, and they are two more processes
         return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, **values}
 
@@ -237,15 +261,15 @@ def register(c: ServeConfig, environment: Mapping[str, str]) -> None:
         if "concurrency_limit" in pool:
             call("work-pool", "set-concurrency-limit", pool["name"], str(pool["concurrency_limit"]))
     for entry in c.global_limits:
-        _limit(environment["PREFECT_API_URL"], entry["name"], entry["limit"])
+        _limit(environment["PREFECT_API_URL"], entry["name"], entry["limit"], _auth(environment))
     call("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
 
 
-def _limit(api: str, name: str, limit: int) -> None:
+def _limit(api: str, name: str, limit: int, headers: Mapping[str, str]) -> None:
     body = {"name": name, "limit": limit, "active": True}
-    reply = httpx.post(f"{api}/v2/concurrency_limits/", json=body, headers=_auth(), timeout=30)
+    reply = httpx.post(f"{api}/v2/concurrency_limits/", json=body, headers=headers, timeout=30)
     if reply.status_code == 409:
-        reply = httpx.patch(f"{api}/v2/concurrency_limits/{name}", json=body, headers=_auth(), timeout=30)
+        reply = httpx.patch(f"{api}/v2/concurrency_limits/{name}", json=body, headers=headers, timeout=30)
     reply.raise_for_status()
 
 
@@ -253,11 +277,20 @@ def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def _auth() -> Mapping[str, str]:
+def _auth(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """What a client of Prefect sends; without a variable of its own, what the server on this machine asks for."""
     import base64
 
-    text = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    text = environment.get("PREFECT_API_AUTH_STRING") or environment.get("PREFECT_SERVER_API_AUTH_STRING")
     return {"Authorization": f"Basic {base64.b64encode(text.encode()).decode()}"} if text else {}
+
+
+def _account() -> dict[str, str]:
+    """What clients of MLflow show it: an account of their own, else its first administrator's; empty without either."""
+    for names in (ACCOUNT, ADMINISTRATOR):
+        if all(os.environ.get(name) for name in names):
+            return {mine: os.environ[name] for mine, name in zip(ACCOUNT, names, strict=True)}
+    return {}
 
 
 def _taken(host: str, port: int) -> bool:

@@ -3,8 +3,10 @@
 Every record is first appended to ``<spool>/<run>/ops.jsonl``; a thread delivers records in order and stores how far it
 came. What could not be delivered (server down, database locked) is delivered later by the same run, by the next run, or
 by ``transferopt sync``. Repeating a delivery is harmless: runs are found by their own id, parameters, tags and files
-are overwritten with equal content, and MLflow keeps one copy of equal metric points. What MLflow refuses for good (a
-value it does not take) is kept in ``<spool>/<run>/refused.jsonl``, counted and listed, and does not hold up the rest.
+are overwritten with equal content, and MLflow keeps one copy of equal metric points. A record whose values MLflow can
+never take is kept in ``<spool>/<run>/refused.jsonl``, counted and listed, and does not hold up the rest; ``transferopt
+sync --retry-refused`` offers it again. Every other answer (a fault of the database or of a proxy, a deleted experiment,
+a server that is not the one the run was begun at) may change, so the run's records wait in order.
 """
 
 import errno
@@ -32,7 +34,9 @@ BATCH = {"metrics": 800, "params": 100, "tags": 100}
 RETRY_S = 2.0
 GATHER_S = 0.2  # how long a record waits for others, to be delivered with them
 
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")  # a repetition changes nothing
+# The one answer that a repetition does not change. MLflow says BAD_REQUEST of most faults of its database, and its
+# client of a proxy's bare 400; RESOURCE_DOES_NOT_EXIST is what another server says of a run.
+REFUSAL = "INVALID_PARAMETER_VALUE"
 
 
 class NotDelivered(Exception):
@@ -133,6 +137,12 @@ def folders() -> list[Path]:
     return sorted(found, key=lambda f: ((f / "ops.jsonl").stat().st_ctime_ns, f.name))
 
 
+def waiting_paths(folder: Path) -> Iterator[Path]:
+    """Files and folders that undelivered and refused records of a run name: MLflow gets them from there."""
+    records = [op for _, op in _undelivered(folder)] + [entry["record"] for entry in refused(folder)]
+    yield from (Path(op["path"]) for op in records if "path" in op)
+
+
 def deliver_all() -> tuple[int, int]:
     """Deliver the spools of all earlier runs: (runs fully delivered, records still pending).
 
@@ -161,19 +171,21 @@ def deliver(folder: Path, fresh: bool = False) -> None:
         fresh: no delivery was broken off before, so MLflow holds nothing of what is undelivered.
 
     Raises:
-        NotDelivered: the server refused or is away; the position is kept.
+        NotDelivered: the server is away, another than the run's, or does not take a record now; the position is kept.
         StateError: another process delivers this spool.
     """
     if pending(folder) == 0:
         return
     with exclusive(folder / "delivery", wait_s=0):
         ids = _read(folder / "runs.json", {})
+        _at_home(folder, ids)
         for group in _groups(_undelivered(folder)):
             known = dict(ids)
             _hand_over(folder, group, ids, fresh)
             fresh = True  # only where an earlier delivery stopped can a record be there already
             if ids != known:
                 write_json(folder / "runs.json", ids)
+                write_json(folder / "server.json", _here())
             write_json(folder / "delivered.json", group[-1][0])
 
 
@@ -188,14 +200,16 @@ def _hand_over(folder: Path, group: list[tuple[int, dict]], ids: dict[str, str],
     """Apply a group; when MLflow refuses it, its records one by one."""
     try:
         _apply(_joined([op for _, op in group]), ids, fresh)
-    except Exception as error:  # MLflow raises many kinds: HTTP, SQL, OS; all mean "not now"
-        if not _is_refusal(error):
-            raise NotDelivered(f"{type(error).__name__}: {_first_line(error)}") from error
-        if len(group) > 1:
+    except NotDelivered:
+        raise
+    except Exception as error:  # MLflow raises many kinds: HTTP, SQL, OS; nearly all mean "not now"
+        if len(group) > 1 and _is_refusal(error):
             for one in group:
                 _hand_over(folder, [one], ids, fresh)
             return
         end, op = group[0]
+        if not _is_final(error, op, ids):
+            raise NotDelivered(_told(error)) from error
         log.error("MLflow refused a record of %s (transferopt sync lists it): %s", op["run"], error)
         _keep_refused(folder, end, op, _first_line(error))
 
@@ -229,6 +243,30 @@ def forget_refused() -> None:
     """Drop what MLflow refused, of all runs."""
     for folder in folders():
         (folder / "refused.jsonl").unlink(missing_ok=True)
+
+
+def retry_refused() -> int:
+    """Put what MLflow refused behind the undelivered records of its run, in order; the number of records.
+
+    A run that is going on keeps its own.
+    """
+    again = 0
+    for folder in folders():
+        entries = refused(folder)
+        if not entries:
+            continue
+        try:
+            with exclusive(folder / "run"), exclusive(folder / "delivery"), open(folder / "ops.jsonl", "ab") as f:
+                # the line that a kill tore ends here, lest it swallow the first of these
+                f.write(b"\n" + b"".join(json.dumps(e["record"], sort_keys=True).encode() + b"\n" for e in entries))
+                f.flush()
+                os.fsync(f.fileno())
+                (folder / "refused.jsonl").unlink()
+        except StateError as busy:
+            log.info("%s: %s", folder.name, busy)
+        else:
+            again += len(entries)
+    return again
 
 
 def _keep_refused(folder: Path, at: int, record: dict, error: str) -> None:
@@ -265,10 +303,65 @@ def _read(path: Path, default: Any) -> Any:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """An answer that a repetition would not change (bad value), as against a server that is away."""
+    """An answer about the values of a record, as against one about the server or the run."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, Refused) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)
+    return isinstance(error, Refused) or (isinstance(error, MlflowException) and error.error_code == REFUSAL)
+
+
+def _is_final(error: Exception, op: dict, ids: dict[str, str]) -> bool:
+    """Whether MLflow can never take this record: its values are wrong, and the run that they are for is there.
+
+    A run that cannot begin waits, whatever the reason: without it all its records would be lost.
+
+    Raises:
+        NotDelivered: the run was deleted, which looks the same; or it cannot be asked for.
+    """
+    if isinstance(error, Refused):
+        return True
+    if op["op"] == "start" or not _is_refusal(error):
+        return False
+    run = ids[op["run"]]
+    try:
+        stage = client().get_run(run).info.lifecycle_stage
+    except Exception as unknown:
+        raise NotDelivered(_told(unknown)) from unknown
+    if stage == "deleted":
+        raise NotDelivered(
+            f"MLflow run {run} was deleted; restore it and the rest arrives: {_restore('runs', '--run-id', run)}"
+        )
+    return True
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _restore(*what: str) -> str:
+    """The command that restores what was deleted."""
+    return f"MLFLOW_TRACKING_URI={_here()} mlflow {what[0]} restore {' '.join(what[1:])}"
+
+
+def _here() -> str:
+    return without_password(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def _at_home(folder: Path, ids: dict[str, str]) -> None:
+    """See that a run's records go on to where it was begun: under another address its store may still be the same.
+
+    Raises:
+        NotDelivered: it is another store.
+    """
+    begun = _read(folder / "server.json", _here())
+    if begun == _here() or not ids:
+        return
+    try:
+        client().get_run(next(iter(ids.values())))
+    except Exception as error:
+        raise NotDelivered(
+            f"the run was begun at {begun}, and {_here()} does not show it ({_told(error)}); call transferopt sync "
+            "with MLFLOW_TRACKING_URI as it was"
+        ) from error
 
 
 @cache
@@ -303,9 +396,18 @@ def open_early() -> None:
 
 @cache
 def experiment_id(name: str) -> str:
-    """Id of the experiment, created on first use; artifacts lie under TRANSFEROPT_HOME for the embedded store."""
+    """Id of the experiment, created on first use; artifacts lie under TRANSFEROPT_HOME for the embedded store.
+
+    Raises:
+        NotDelivered: it was deleted; MLflow takes no new one of its name.
+    """
     found = client().get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise NotDelivered(
+                f"experiment {name!r} was deleted in MLflow; restore it and its runs arrive: "
+                f"{_restore('experiments', '--experiment-id', found.experiment_id)}"
+            )
         return found.experiment_id
     uri = os.environ["MLFLOW_TRACKING_URI"]
     location = (home().resolve() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite") else None
@@ -337,13 +439,23 @@ def _apply(op: dict, ids: dict[str, str], fresh: bool) -> None:
 
 
 def _start(op: dict, ids: dict[str, str]) -> None:
-    tags = {LOCAL_ID: op["run"], **op["tags"]}
+    from mlflow.exceptions import MlflowException
+
+    tags = {LOCAL_ID: op["run"], **_cut(op["tags"])}
     if op.get("parent"):
         tags["mlflow.parentRunId"] = ids[op["parent"]]
-    created = client().create_run(
-        experiment_id(op["experiment"]), start_time=op["time"], tags=tags, run_name=op["name"]
-    )
+    begun = {"start_time": op["time"], "tags": tags, "run_name": op["name"]}
+    try:
+        created = client().create_run(experiment_id(op["experiment"]), **begun)
+    except MlflowException:
+        experiment_id.cache_clear()  # it may have been deleted since it was found: then this says so
+        experiment_id(op["experiment"])
+        raise
     ids[op["run"]] = created.info.run_id
+
+
+def _cut(tags: dict[str, str]) -> dict[str, str]:
+    return {k: str(v)[:5000] for k, v in tags.items()}
 
 
 def _values(op: dict, ids: dict[str, str]) -> None:
@@ -352,7 +464,7 @@ def _values(op: dict, ids: dict[str, str]) -> None:
     values = {
         "metrics": [Metric(key, value, time_ms, step) for key, value, time_ms, step in op.get("metrics", [])],
         "params": [Param(k, str(v)[:6000]) for k, v in op.get("params", {}).items()],
-        "tags": [RunTag(k, str(v)[:5000]) for k, v in op.get("tags", {}).items()],
+        "tags": [RunTag(k, v) for k, v in _cut(op.get("tags", {})).items()],
     }
     for i in range(max(math.ceil(len(v) / BATCH[kind]) for kind, v in values.items())):
         batch = {kind: v[i * BATCH[kind] : (i + 1) * BATCH[kind]] for kind, v in values.items()}
@@ -361,13 +473,20 @@ def _values(op: dict, ids: dict[str, str]) -> None:
 
 def _artifact(op: dict, ids: dict[str, str]) -> None:
     path = Path(op["path"])
-    if not path.exists():
-        client().set_tag(ids[op["run"]], f"missing.{path.name}", f"{path} was removed before it could be logged")
+    if _is_gone(path, ids[op["run"]]):
         return
     if path.is_dir():
         client().log_artifacts(ids[op["run"]], str(path), op.get("at") or None)
     else:
         client().log_artifact(ids[op["run"]], str(path), op.get("at") or None)
+
+
+def _is_gone(path: Path, run: str) -> bool:
+    """Whether files were removed before they could be logged; the run then says so."""
+    if path.exists():
+        return False
+    client().set_tag(run, f"missing.{path.name}", f"{path} was removed before it could be logged")
+    return True
 
 
 def _dataset(op: dict, ids: dict[str, str]) -> None:
@@ -387,7 +506,9 @@ def _dataset(op: dict, ids: dict[str, str]) -> None:
 def _model(op: dict, ids: dict[str, str]) -> None:
     from tasks.serving import log_model
 
-    log_model(ids[op["run"]], Path(op["path"]), op["name"], op["alias"], op.get("tags", {}))
+    package = Path(op["path"])
+    if not _is_gone(package, ids[op["run"]]):
+        log_model(ids[op["run"]], package, op["name"], op["alias"], op.get("tags", {}))
 
 
 def _lineage(op: dict, ids: dict[str, str]) -> None:

@@ -140,6 +140,11 @@ def of_size(size: str) -> Iterator[None]:
         _size.reset(token)
 
 
+def size() -> str:
+    """The size of the flow that this code runs for; empty outside any."""
+    return _size.get()
+
+
 def is_planning() -> bool:
     return _plan.get() is not None
 
@@ -354,7 +359,7 @@ def _remember(name: str, key: str, seconds: float, folder: Path) -> None:
     disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     taken = {"seconds": seconds, "memory_mb": memory, "disk_mb": disk}
-    line = json.dumps({"stage": name, "key": key, "size": _size.get(), **taken})
+    line = json.dumps({"stage": name, "key": key, "size": size(), **taken})
     path = home() / "history.jsonl"
     with open(path, "a") as f:
         f.write(line + "\n")
@@ -370,7 +375,7 @@ def history(name: str) -> dict[str, float]:
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
-            if entry["stage"] == name and entry.get("size", "") == _size.get():
+            if entry["stage"] == name and entry.get("size", "") == size():
                 found.append([float(entry[key]) for key in wanted])
         except (ValueError, KeyError, TypeError):  # torn by a kill; it only held times
             continue

@@ -11,8 +11,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from core.evaluate.rows import Row, read_rows, write_rows
 from core.evaluate.verify import DisagreementError, compared
 from core.hashing import code_version
 from core.progress import track
-from core.state import write_bytes, write_json
+from core.state import exclusive, write_bytes, write_json
 
 RESULTS = Path("docs/results")
 SIZES = ("smoke", "default", "full")
@@ -111,6 +112,9 @@ class Benchmark:
     ) -> None:
         """Compute missing cells (at most about ``minutes``), append their rows, rewrite page and goals.
 
+        Another process may work on the same table: rows are added to what is stored by then, and those of a cell that
+        it has measured meanwhile stand once.
+
         Args:
             prune: first drop the rows of older code, which count for nothing. Only where the data of every cell are: a
                 cell whose inputs are missing has another key.
@@ -125,15 +129,13 @@ class Benchmark:
         """
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
-        path = folder / f"{self.name}.jsonl"
-        rows = read_rows(path)
+        rows = read_rows(self._path(folder))
         if carry and before is not None:
             self._carry_beside(rows, carry, folder, Checkout(before, self.name))
         elif carry:
             rows = self._carry(rows, carry, folder)
         if prune:
-            rows = self.current(rows, folder)
-            write_rows(path, rows)
+            rows = self._store(folder, lambda stored: self.current(stored, folder))
         cells = list(self.cells(size))
         known = self._counted(rows, folder).keys()
         todo = [c for c in cells if _key(c) not in known]
@@ -144,8 +146,8 @@ class Benchmark:
             for cell in todo:
                 if stop is not None and time.monotonic() > stop:
                     break
-                rows = [*rows, *self.measure(cell)]
-                write_rows(path, rows)
+                made = self.measure(cell)
+                rows = self._store(folder, partial(_with, made, cell.row("", None)))
                 bar.advance()
         self.render(rows, folder)
 
@@ -170,6 +172,16 @@ class Benchmark:
             lines.append(f"| {g.goal} | {g.target} | {value} | {interval} | {'yes' if g.holds else 'no'} |")
         body = self.page(current, folder)
         write_bytes(folder / f"{self.name}.md", ("\n".join(lines) + "\n\n" + body.strip() + "\n").encode())
+
+    def _path(self, folder: Path) -> Path:
+        return folder / f"{self.name}.jsonl"
+
+    def _store(self, folder: Path, change: Callable[[list[Row]], list[Row]]) -> list[Row]:
+        """Change the rows as they are stored now, which another process may have done since they were read."""
+        with exclusive(self._path(folder), wait_s=-1):
+            rows = change(read_rows(self._path(folder)))
+            write_rows(self._path(folder), rows)
+        return rows
 
     def _counted(self, rows: Sequence[Row], folder: Path) -> dict[str, list[Row]]:
         return by_cell(rows, self._carried(folder), self.timing_metrics)
@@ -216,7 +228,7 @@ class Benchmark:
 
         A run that is stopped in between keeps what it measured, and the next one goes on from there.
         """
-        findings, path = self._carried(folder), folder / f"{self.name}.jsonl"
+        findings = self._carried(folder)
         for (old, new), found in self._older(rows, findings).items():
             both = [(cell, before, after) for cell, before, after in found if after]
             rest = [(cell, before) for cell, before, after in found if not after]
@@ -226,16 +238,14 @@ class Benchmark:
                 cell, before = rest[i]
                 after = list(self.measure(cell))
                 self._compare(cell, before, after)
-                rows = [*rows, *after]
-                write_rows(path, rows)
+                self._store(folder, partial(_with, after, cell.row("", None)))
                 both.append((cell, before, after))
-            gone = {id(r) for _, before, _ in both for r in before}
-            rows = [r for r in rows if id(r) not in gone]
+            gone = {r.model_dump_json() for _, before, _ in both for r in before}
             count = sum(len(before) for _, before, _ in found)
             told = [f"{c.method} {dict(c.settings)} seed {c.seed}" for c, _, _ in both]
             findings.append(Carried(old=old, new=new, commit=commit(), rows=count, cells=told))
             write_carried(folder / f"{self.name}.carried.json", findings)
-            write_rows(path, rows)
+            rows = self._store(folder, partial(_without, gone))
             print(f"{count} rows of {len(found)} cells of code {old[:8]} count for {new[:8]}")
         return rows
 
@@ -309,6 +319,18 @@ class Benchmark:
 
 def _key(cell: Cell) -> str:
     return cell.row("", None).key()
+
+
+def _with(made: Sequence[Row], cell: Row, stored: list[Row]) -> list[Row]:
+    """``stored`` and what a cell gave, unless the same cell is there already."""
+    # a key is a hash, so it is asked of few rows
+    alike = (r for r in stored if (r.method, r.seed, r.version) == (cell.method, cell.seed, cell.version))
+    return stored if any(r.key() == cell.key() for r in alike) else [*stored, *made]
+
+
+def _without(gone: Set[str], stored: list[Row]) -> list[Row]:
+    """``stored`` but for rows that read, as JSON, like one of ``gone``."""
+    return [r for r in stored if r.model_dump_json() not in gone]
 
 
 def main(benchmark: Benchmark) -> None:

@@ -1,5 +1,6 @@
 """``transferopt resume RUN``"""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,14 @@ def resume(
     from flows.cli.show import console, show_summary
     from flows.runtime import FLOWS
     from tasks import spool
+    from tasks.long_tags import joined
 
     spool.deliver_all()
     mlflow_id = spool.find_run(run) or run
     found = _tags(mlflow_id)
+    _refuse_running(mlflow_id)
     flow = FLOWS.get(found["flow"])
-    parameters = flow.form.model_validate_json(found["config"])
+    parameters = flow.form.model_validate_json(json.dumps(joined("config", found, {})))
     spool.client().set_tag(mlflow_id, "resumed", "yes")
     if spool.client().get_run(mlflow_id).info.status == "RUNNING":
         spool.client().set_terminated(mlflow_id, status="KILLED")
@@ -37,6 +40,26 @@ def resume(
     show_summary(summary, flow.headline)
     if json_file is not None:
         write_bytes(json_file, (summary.model_dump_json(indent=1) + "\n").encode())
+
+
+def _refuse_running(mlflow_id: str) -> None:
+    """See that no process of this home works on the run: a second one would wait for its stages, and it be told dead.
+
+    Raises:
+        StateError: one does.
+    """
+    from core.state import StateError
+    from tasks import spool
+    from tasks.pruning import held
+
+    outermost = mlflow_id  # of a flow inside a flow it is the outer one that holds the records
+    while parent := spool.client().get_run(outermost).data.tags.get("mlflow.parentRunId"):
+        outermost = parent
+    lock = spool.spool_root() / spool.client().get_run(outermost).data.tags.get(spool.LOCAL_ID, "") / "run"
+    if held(lock):
+        owner = lock.with_name("run.owner")
+        who = owner.read_text().strip() if owner.exists() else "another process"
+        raise StateError(f"run {mlflow_id[:12]} is still running in {who}; wait for it, or stop it and resume then")
 
 
 def _tags(mlflow_id: str) -> dict[str, str]:

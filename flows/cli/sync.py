@@ -7,11 +7,14 @@ import typer
 
 def sync(
     forget: Annotated[bool, typer.Option("--forget-refused", help="drop the records that MLflow refused")] = False,
+    retry: Annotated[bool, typer.Option("--retry-refused", help="offer MLflow once more what it refused")] = False,
 ) -> None:
     import tasks  # noqa: F401
     from flows.cli.show import console
     from tasks import spool
 
+    if retry:
+        console.print(f"{spool.retry_refused()} refused records are offered again")
     done, left = spool.deliver_all()
     console.print(f"{done} runs delivered, {left} records still waiting")
     lost = [(folder.name, entry) for folder in spool.folders() for entry in spool.refused(folder)]
@@ -28,8 +31,13 @@ def sync(
         spool.forget_refused()
         console.print(f"{len(lost)} refused records dropped")
     elif lost:
-        console.print(f"{len(lost)} records were refused for good and are kept; --forget-refused drops them")
+        console.print(
+            f"{len(lost)} records were refused and are kept; --retry-refused offers them again, "
+            "--forget-refused drops them",
+            soft_wrap=True,
+        )
     if left:
         raise RuntimeError(
-            "MLflow does not take everything yet; check MLFLOW_TRACKING_URI and call `transferopt sync` again"
+            "MLflow does not take everything yet, for the reasons above; mend them and call `transferopt sync` again "
+            f"(a run whose folder in {spool.spool_root()} is removed gives up what it still has to say)"
         )

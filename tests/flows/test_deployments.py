@@ -1,11 +1,15 @@
 """Every flow is a deployment whose form shows each parameter with description, default, choices and bounds."""
 
+import base64
 import importlib
 import socket
+import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
 from prefect.utilities.callables import parameter_schema
 
 from flows.runtime import FLOWS, TransferFlow
@@ -70,8 +74,79 @@ def test_loopback_is_the_default_and_authentication_opens_another_address(monkey
     with pytest.raises(ValueError, match="set MLFLOW_AUTH_CONFIG_PATH"):
         servers.check(config)
     monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", "auth.ini")
+    with pytest.raises(ValueError, match="the worker needs an account of MLflow: set MLFLOW_TRACKING_USERNAME and"):
+        servers.check(config)
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "s3cret")
     servers.check(config)
     assert servers.mlflow_command(config)[-2:] == ["--app-name", "basic-auth"]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_own_processes_reach_the_servers_wherever_they_are_bound(host, address, home, monkeypatch):
+    """MLflow answers only to names it was told, and a wildcard is no address to ask."""
+    home.mkdir()
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "name:5000,localhost:*")
+    config = servers.read_config(ROOT, host=host)
+    own = servers.Servers(config).environment()
+    assert own["MLFLOW_TRACKING_URI"] == f"http://{address}:5000"
+    assert own["PREFECT_API_URL"] == f"http://{address}:4200/api"
+    assert httpx.URL(own["MLFLOW_TRACKING_URI"]).port == 5000
+    allowed = own["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert is_allowed_host_header(allowed, f"{address}:5000")
+    assert allowed[:2] == ["name:5000", "localhost:*"]
+    assert servers.mlflow_command(config)[2:4] == ["--host", host]
+    monkeypatch.delenv("MLFLOW_SERVER_ALLOWED_HOSTS")
+    own = servers.Servers(config).environment().get("MLFLOW_SERVER_ALLOWED_HOSTS")
+    assert is_allowed_host_header(own.split(",") if own else get_default_allowed_hosts(), f"{address}:5000")
+
+
+def test_behind_passwords_the_worker_and_other_machines_browsers_get_in(home, monkeypatch):
+    home.mkdir()
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_UI_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "first")
+    outside = servers.Servers(servers.read_config(ROOT, host="0.0.0.0"))
+    own = outside.environment()
+    assert (own["MLFLOW_TRACKING_USERNAME"], own["MLFLOW_TRACKING_PASSWORD"]) == ("admin", "first")
+    assert own["PREFECT_UI_API_URL"] == "/api"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "worker")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "its own")
+    monkeypatch.setenv("PREFECT_UI_API_URL", "https://prefect.example/api")
+    own = outside.environment()
+    assert (own["MLFLOW_TRACKING_USERNAME"], own["MLFLOW_TRACKING_PASSWORD"]) == ("worker", "its own")
+    assert own["PREFECT_UI_API_URL"] == "https://prefect.example/api"
+
+
+@pytest.mark.parametrize(
+    ("variables", "sent"),
+    [
+        ({"PREFECT_API_AUTH_STRING": "me:client"}, "me:client"),  # a container that only registers
+        ({"PREFECT_API_AUTH_STRING": "me:client", "PREFECT_SERVER_API_AUTH_STRING": "me:server"}, "me:client"),
+        ({"PREFECT_SERVER_API_AUTH_STRING": "me:server"}, "me:server"),
+    ],
+)
+def test_limits_are_told_with_the_password_of_a_client(variables, sent, monkeypatch):
+    asked = []
+
+    def post(url, **values):
+        asked.append((url, base64.b64decode(values["headers"]["Authorization"].removeprefix("Basic ")).decode()))
+        return httpx.Response(201, request=httpx.Request("POST", url))
+
+    monkeypatch.setattr(servers.httpx, "post", post)
+    monkeypatch.setattr(servers.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    servers.register(servers.read_config(ROOT), {"PREFECT_API_URL": "http://prefect:4200/api", **variables})
+    assert asked == [("http://prefect:4200/api/v2/concurrency_limits/", sent)]
 
 
 def test_outside_a_project_serve_says_so(tmp_path):

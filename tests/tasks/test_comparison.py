@@ -1,15 +1,21 @@
 """Two runs are compared over what both measured, and the table fits a terminal."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
-from core.evaluate.rows import Row
+from core.evaluate.rows import Row, write_rows
+from core.transfer.problem import Problem
 from flows.cli import compare as command
 from flows.cli import show
-from tasks import comparison
+from tasks import comparison, tracking
 from tasks.comparison import Loaded, compare
+from tasks.long_tags import split
+
+PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
+LONG = [f"/a/folder/of/many/tasks/number-{i}.yaml" for i in range(400)]
 
 
 def run(name, values):
@@ -56,3 +62,14 @@ def test_the_table_names_method_and_metric_whole(monkeypatch, others):
     assert max(map(len, printed.splitlines())) <= 80
     assert "accuracy" in printed
     assert "…" not in printed
+
+
+@pytest.mark.parametrize("tags", [split("config", {"tasks": LONG, "seed": 1}), {"config": json.dumps({"seed": 1})}])
+def test_a_run_is_loaded_with_its_configuration_of_any_length(home, tmp_path, tags):
+    write_rows(tmp_path / "rows.jsonl", FIRST.rows)
+    with tracking.start("merge", "system", PROBLEM, None, {"flow": "merge", **tags}) as made:
+        made.artifact(tmp_path / "rows.jsonl")
+    loaded = comparison.load(made.id)
+    assert loaded.config["seed"] == "1"
+    assert loaded.config.get("tasks", json.dumps(LONG)) == json.dumps(LONG)
+    assert loaded.rows == FIRST.rows

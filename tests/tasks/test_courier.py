@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from core.transfer.problem import Problem
-from tasks import courier, prepared, spool, tracking
+from tasks import courier, embedded, prepared, spool, tracking
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
 
@@ -41,6 +41,32 @@ def test_a_lost_one_costs_nothing(home, begun):
     courier._process.kill()
     record()
     assert not courier.running()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+        "PREFECT_API_DATABASE_CONNECTION_URL",
+        "PREFECT_SERVER_DATABASE_HOST",
+        "PREFECT_MESSAGING_BROKER",
+        "PREFECT_SERVER_DOCKET_URL",
+    ],
+)
+def test_the_embedded_server_is_not_the_one_that_others_use(home, monkeypatch, name):
+    """Neither its password, which nobody here would send, nor a database where that server works already."""
+    begun = []
+    monkeypatch.setenv(name, "of another server")
+    monkeypatch.setattr(embedded.subprocess, "Popen", lambda *_, **given: begun.append(given["env"]))
+    monkeypatch.setattr(embedded.atexit, "register", lambda _: None)
+    monkeypatch.setattr(embedded, "_process", None)
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    embedded.begin()
+    (environment,) = begun
+    assert name not in environment
+    assert environment["PREFECT_HOME"] == os.environ["PREFECT_HOME"]
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
 def test_the_embedded_server_ends_with_its_owner(home):

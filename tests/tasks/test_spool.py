@@ -7,6 +7,8 @@ import time
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
 from core.state import StateError, exclusive
 from core.transfer.problem import Problem
@@ -14,6 +16,7 @@ from flows.cli import sync
 from tasks import health, spool, tracking
 from tasks.addresses import choose_prefect, link_base, without_password
 from tasks.links import mlflow_url
+from tasks.prepared import prepared
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
 
@@ -147,22 +150,138 @@ def test_what_mlflow_refuses_is_kept_counted_and_listed_and_the_rest_arrives(hom
     (refused,) = spool.refused(run.spool.folder)
     assert refused["record"]["params"] == {"rate": "2"}
     assert spool.pending(run.spool.folder) == 0
-    sync.sync(forget=False)
+    sync.sync(forget=False, retry=False)
     shown = capsys.readouterr().out
     assert "0 records still waiting" in shown
     assert f"refused  {run.id[:12]}  values rate" in shown
     assert health.undelivered().found == "0 records wait, 1 were refused"
-    sync.sync(forget=True)
+    sync.sync(forget=True, retry=False)
     assert not spool.refused(run.spool.folder)
 
 
-def test_what_belongs_to_a_refused_run_is_refused_with_it(home):
-    twice = {"mlflow.runName": "another"}  # MLflow refuses a run of two names
-    with tracking.start("test", "system", PROBLEM, None, twice) as run, tracking.nested("stage", None, {}) as stage:
-        stage.metrics({"x": 1.0})
-    records = [entry["record"] for entry in spool.refused(run.spool.folder)]
-    assert [(r["op"], r["run"]) for r in records[:2]] == [("start", run.id), ("start", stage.id)]
+def test_a_run_that_mlflow_does_not_begin_waits_whole(home, caplog):
+    twice = {"mlflow.runName": "another"}  # MLflow refuses a run of two names, as it does one of a deleted experiment
+    with tracking.start("test", "system", PROBLEM, None, twice) as run:
+        run.metrics({"x": 1.0})
+    assert not spool.refused(run.spool.folder)
+    assert spool.pending(run.spool.folder) == 3
+    assert "Both 'run_name' argument and 'mlflow.runName' tag are specified" in caplog.text
+    (run.spool.folder / "ops.jsonl").unlink()
+
+
+@pytest.fixture
+def saying(monkeypatch):
+    """Let methods of the MLflow client raise: name -> error."""
+    real, errors = spool.client, {}
+
+    class Client:
+        def __getattr__(self, name):
+            if name in errors:
+                raise errors[name]
+            return getattr(real(), name)
+
+    monkeypatch.setattr(spool, "client", Client)
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        ("create_run", BAD_REQUEST),  # a proxy, or SQLAlchemy's TimeoutError of a full pool of connections
+        ("create_run", INVALID_PARAMETER_VALUE),
+        ("log_batch", BAD_REQUEST),
+        ("log_batch", RESOURCE_DOES_NOT_EXIST),
+        ("set_terminated", BAD_REQUEST),
+    ],
+)
+def test_what_may_change_is_waited_for(home, saying, method, code):
+    saying[method] = MlflowException("not now", code)
+    run = record(4.0)
+    assert spool.pending(run.spool.folder) > 0
+    assert not spool.refused(run.spool.folder)
+    del saying[method]
+    assert spool.deliver_all() == (1, 0)
+    found = spool.client().get_run(spool.find_run(run.id))
+    assert (found.info.status, found.data.params["a.b"]) == ("FINISHED", "1")
+    assert len(spool.client().get_metric_history(found.info.run_id, "loss")) == 50
+
+
+def test_refused_records_are_offered_again_in_order(home, saying, capsys):
+    saying["log_batch"] = MlflowException("a name that it does not take", INVALID_PARAMETER_VALUE)
+    run = record(6.0)
+    assert len(spool.refused(run.spool.folder)) == 2
+    sync.sync(forget=False, retry=False)
+    assert "2 records were refused and are kept; --retry-refused offers them again" in capsys.readouterr().out
+    with open(run.spool.folder / "ops.jsonl", "a") as f:
+        f.write('{"op": "val')  # torn by a kill
+    del saying["log_batch"]
+    sync.sync(forget=False, retry=True)
+    assert "2 refused records are offered again\n1 runs delivered, 0 records still waiting" in capsys.readouterr().out
+    assert not spool.refused(run.spool.folder)
+    found = spool.client().get_run(spool.find_run(run.id))
+    assert found.data.params["a.b"] == "1"
+    assert len(spool.client().get_metric_history(found.info.run_id, "loss")) == 50
+
+
+def test_a_run_of_a_deleted_experiment_waits_until_it_is_restored(home, caplog):
+    name = "soon-deleted"
+    with tracking.start("test", name, PROBLEM, None, {}) as run:
+        while spool.pending(run.spool.folder):
+            time.sleep(0.01)
+        experiment = spool.client().get_experiment_by_name(name).experiment_id
+        spool.client().delete_experiment(experiment)
+        run.metrics({"x": 1.0})
+        with tracking.nested("stage", None, {}):
+            pass
+    mlflow_id = json.loads((run.spool.folder / "runs.json").read_text())[run.id]
+    assert f"MLflow run {mlflow_id} was deleted; restore it" in caplog.text
+    with tracking.start("test", name, PROBLEM, None, {}) as other:
+        pass
+    assert f"experiment {name!r} was deleted in MLflow; restore it and its runs arrive: MLFLOW_TR" in caplog.text
+    assert f" mlflow experiments restore --experiment-id {experiment}" in caplog.text
+    assert not spool.refused(run.spool.folder) + spool.refused(other.spool.folder)
+    spool.client().restore_experiment(experiment)
+    assert spool.deliver_all() == (2, 0)
+    assert spool.client().get_run(mlflow_id).data.metrics == {"x": 1.0}
+    assert spool.client().get_run(spool.find_run(other.id)).info.status == "FINISHED"
+
+
+def test_a_run_goes_on_where_it_was_begun(home, away, tmp_path, monkeypatch):
+    """Under another address its store may be the same; another store is told, and gets nothing of it."""
+    away["down"] = False
+    with tracking.start("test", "system", PROBLEM, None, {}) as run:
+        while spool.pending(run.spool.folder):
+            time.sleep(0.01)
+        away["down"] = True
+        run.metrics({"x": 1.0})
+        with tracking.nested("stage", None, {}):
+            pass
+    begun, there = os.environ["MLFLOW_TRACKING_URI"], spool.client
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    if prepared("mlflow").exists():  # else MLflow migrates one, for seconds
+        (tmp_path / "other.db").write_bytes(prepared("mlflow").read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    monkeypatch.setattr(spool, "client", lambda: mlflow.MlflowClient(other))
+    with pytest.raises(spool.NotDelivered, match=f"was begun at {begun}, and {other} does not show it"):
+        spool.deliver(run.spool.folder)
+    assert not spool.refused(run.spool.folder)
+    assert not spool.client().search_runs([e.experiment_id for e in spool.client().search_experiments()])
+
+    away["down"] = False
+    monkeypatch.setattr(spool, "client", there)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{begun}?")  # as one server may have two names
+    spool.deliver(run.spool.folder)
+    assert spool.client().get_run(spool.find_run(run.id)).data.metrics == {"x": 1.0}
+
+
+def test_a_model_whose_files_are_gone_is_told_and_holds_nothing_up(home, tmp_path):
+    with tracking.start("test", "system", PROBLEM, None, {}) as run:
+        run.spool.append("model", run.id, path=str(tmp_path / "pruned"), name="m", alias="challenger", tags={})
+        run.metrics({"after": 1.0})
     assert spool.pending(run.spool.folder) == 0
+    data = spool.client().get_run(spool.find_run(run.id)).data
+    assert data.metrics == {"after": 1.0}
+    assert data.tags["missing.pruned"] == f"{tmp_path / 'pruned'} was removed before it could be logged"
 
 
 def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(home):

@@ -1,7 +1,10 @@
 """Stages and flows on a real embedded store: what was written equals what MLflow holds."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.artifacts import download_artifacts
@@ -10,6 +13,7 @@ from core.config import Config
 from core.evaluate.rows import Row, read_rows
 from core.transfer.problem import Problem
 from tasks import lineage, spool, tracking
+from tasks.fan_out import gather
 from tasks.lineage import Node, graph_html, trace
 from tasks.stage import of_size, planning, stage
 
@@ -145,3 +149,19 @@ def test_a_failing_stage_says_why_in_its_run(home):
 def test_only_artifacts_enter_a_stage(run):
     with pytest.raises(TypeError, match="a stage takes Artifacts"):
         double(Settings(), counted="a path")
+
+
+def test_what_a_stage_took_on_a_worker_is_foretold_for_flows_of_its_size(run, monkeypatch):
+    monkeypatch.setenv("TRANSFEROPT_RUNNER", "processes:1")
+    with ThreadPoolExecutor(1) as worker:  # like a process, it inherits no context
+        elsewhere = lambda body: SimpleNamespace(submit=partial(worker.submit, body))  # noqa: E731
+        monkeypatch.setattr(count, "prefect_task", elsewhere)
+        with of_size("smoke"):
+            gather({1: count.submit(Settings(x=77))})
+    foretold = {}
+    for size in ("smoke", "full"):
+        with planning() as plan, of_size(size):
+            count(Settings(x=78))
+        foretold[size] = plan[0].seconds
+    assert foretold["smoke"] is not None
+    assert foretold["full"] is None
