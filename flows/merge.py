@@ -1,7 +1,7 @@
 """Merge experts with static operators: the first of the flows, and the example for all others."""
 
-from collections.abc import Iterable
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -109,15 +109,28 @@ def _suite(form: MergeForm) -> list[str]:
     return load_suite(form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive")
 
 
-def task_names(form: MergeForm) -> list[str]:
-    """The tasks of a run, checked to be text classification."""
+def as_headed_tasks(names: Sequence[str]) -> None:
+    """Refuse what is no text classification, and names that no head can have.
+
+    Raises:
+        ValueError: naming the task, and what to do.
+    """
+    from torch.nn import ModuleDict
+
+    for path, task in zip(names, as_tasks(names), strict=True):
+        if "." in task.name or hasattr(ModuleDict, task.name):
+            raise ValueError(f"a head cannot be called {task.name!r} in torch; rename the task file {path}")
+
+
+def task_names(form: MergeForm, check: Callable[[Sequence[str]], Any] = as_headed_tasks) -> list[str]:
+    """The tasks of a run, each another one; ``check`` refuses those that its experts are not for."""
     _distinct(form.experts)
     names = list(form.tasks)
     named = {load_task(n).name for n in names}
     names += [n for n in form.experts if load_task(n).name not in named]
     if not names:
         names = _suite(form)[: form.most_tasks]
-    as_tasks(names)
+    check(names)
     _distinct(names)
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
@@ -125,20 +138,16 @@ def task_names(form: MergeForm) -> list[str]:
 
 
 def _distinct(given: Iterable[str]) -> None:
-    """Refuse two files of one name, and names that no head can have.
+    """Refuse two files of one name.
 
     Raises:
         ValueError: naming them, and what to do.
     """
-    from torch.nn import ModuleDict
-
     seen: dict[str, str] = {}
     for path in given:
         name = load_task(path).name
         if seen.setdefault(name, path) != path:
             raise ValueError(f"{seen[name]} and {path} are both the task {name!r}; rename one of the files")
-        if "." in name or hasattr(ModuleDict, name):
-            raise ValueError(f"a head cannot be called {name!r} in torch; rename the task file {path}")
 
 
 def check_methods(form: MergeForm, names: list[str]) -> None:

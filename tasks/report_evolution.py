@@ -17,17 +17,24 @@ from core.state import write_bytes
 from core.transfer.report import Section, Table, render
 from tasks.align_heads import SUFFIX
 from tasks.build_subproblems import GRAPH
+from tasks.evaluate_language import BASE as UNMERGED
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import FRONT, OUTCOME
 from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
-TEXT = (
+SEARCHED = (
+    "Normalised accuracy is test accuracy relative to each task's own expert: 100 is their ceiling. Every search had "
+    "the same budget of validation examples, its forms included, and the recipe was selected on validation data."
+)
+ENCODERS = (
     "One encoder with the experts' heads, or with heads aligned to it: fitted to the experts' answers to unlabelled "
-    "texts, as searches score their candidates. Normalised accuracy is test accuracy relative to each task's own "
-    "expert: 100 is their ceiling. Every search had the same budget of validation examples, its forms included, and "
-    "the recipe was selected on validation data."
+    f"texts, as searches score their candidates. {SEARCHED}"
+)
+LANGUAGE = (
+    "One language model for all tasks: classes are answered by the label word of highest likelihood, free answers "
+    f"count where they match the right text exactly. {SEARCHED}"
 )
 
 
@@ -38,6 +45,8 @@ class ReportConfig(Config):
     facts: dict[str, str] = Field(default_factory=dict, description="what a reader must know at once")
     transfer: str = Field("emfto", description="the method whose gain is reported")
     without: str = Field("cold_cma", description="its twin without transfer")
+    warm: bool = Field(False, description="whether `transfer` started from an earlier run, its twin afresh")
+    about: str = Field(ENCODERS, description="what was tested, above the table of accuracies")
 
 
 @stage("report-evolution", modules=["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics"])
@@ -71,10 +80,11 @@ def report_evolution(
             **config.facts,
             "what transfer gained": f"{gain.mean:+.2f} normalised points over {config.without} at the same budget "
             f"(95 % interval over test items {gain.low:+.2f} to {gain.high:+.2f})",
+            **_reached(config, found),
             **repeatable(),
         },
         [
-            Section("Test accuracy", TEXT, [_accuracies(rows, methods, tasks)]),
+            Section("Test accuracy", config.about, [_accuracies(rows, methods, tasks)]),
             Section("Search", _search_words(found), [_spent(found)], [curves]),
             Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
             *_front(evolved[config.transfer]),
@@ -107,9 +117,22 @@ def gain_of(hits: Mapping[str, np.ndarray], rows: list[Row], tasks: list[str], f
     values = []
     for t in tasks:
         difference = hits[f"{first}/{t}"].astype(float) - hits[f"{second}/{t}"].astype(float)
-        values.append(100 * difference / individual[t])
+        values.append(100 * difference / max(individual[t], 1 / len(difference)))
     weight = np.mean([len(v) for v in values])
     return bootstrap_mean(np.concatenate([v * weight / len(v) for v in values]))
+
+
+def _reached(config: ReportConfig, found: Mapping[str, dict]) -> dict[str, str]:
+    """What a search that started from an earlier run spent until it was as good as its fresh twin at its end."""
+    if not config.warm or config.without == config.transfer or not found[config.without]["curve"]:
+        return {}
+    spent, final = found[config.without]["curve"][-1]
+    needed = next((s for s, score in found[config.transfer]["curve"] if score >= final), None)
+    told = "did not reach it" if needed is None else f"reached it after {needed:g} task-examples"
+    return {
+        "re-optimised against fresh": f"{config.without} from a fresh start ended at {100 * final:.1f} % (best "
+        f"mini-batch score) after {spent:g} task-examples; {config.transfer} {told}"
+    }
 
 
 def _front(evolved: Artifact) -> list[Section]:
@@ -132,7 +155,8 @@ def _value(rows: list[Row], method: str, task: str, metric: str) -> float:
 
 
 def _accuracies(rows: list[Row], methods: list[str], tasks: list[str]) -> Table:
-    order = sorted(methods, key=lambda m: (m not in (PROBE, BASE, CEILING), _value(rows, m, "mean", "normalised")))
+    unmerged = (PROBE, BASE, UNMERGED, CEILING)
+    order = sorted(methods, key=lambda m: (m not in unmerged, _value(rows, m, "mean", "normalised")))
     lines = [
         [m, *(100 * _value(rows, m, t, "accuracy") for t in tasks), _value(rows, m, "mean", "normalised")]
         for m in order

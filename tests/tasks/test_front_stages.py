@@ -26,8 +26,7 @@ def world(tmp_path_factory):
 def run(world, tmp_path, monkeypatch):
     """Calls a stage's body on the tiny experts: (stage, name of the folder, configuration, inputs) -> artifact."""
     for module in (build_subproblems, evolve_recipes):
-        monkeypatch.setattr(module, "merge_problem", lambda *_: te.problem(world))
-        monkeypatch.setattr(module, "experts_of", lambda _: [])
+        monkeypatch.setattr(module, "problem_of", lambda *_: te.problem(world))
 
     def call(stage, name, config, **inputs):
         out = Output(tmp_path / name)
