@@ -1,5 +1,7 @@
 """Train an adapter of a causal language model on one task: an expert of a few megabytes."""
 
+import warnings
+
 from pydantic import Field
 
 from core.config import Config
@@ -10,6 +12,9 @@ from core.merge.experts import TASK, load_expert
 from core.state import write_json
 from tasks.load_model import opened
 from tasks.stage import Artifact, Output, stage
+
+# peft reads it of every transformers model; it tells the user nothing
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 class TrainAdapterConfig(Config):

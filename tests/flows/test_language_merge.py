@@ -122,3 +122,25 @@ def test_an_adapter_of_another_base_is_refused_before_training(given, tmp_path):
         FLOW.run(form((other, *given[1:])))
     with pytest.raises(ValueError, match="is no adapter"):
         FLOW.run(form((*given[:2], given[0])))
+
+
+def test_a_function_of_ones_own_is_searched_for_instead(done, given, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n\n\n"
+        "def score(model, tokenizer):\n"
+        '    """Probability that five texts go on with "bright"."""\n'
+        '    ids = torch.tensor(tokenizer(["the scene was"] * 5)["input_ids"])\n'
+        '    word = tokenizer("bright")["input_ids"][-1]\n'
+        "    with torch.inference_mode():\n"
+        "        return model(ids).logits[:, -1].float().softmax(-1)[:, word].numpy()\n"
+    )
+    own = FLOW.run(form(given, fitness=f"{file}:score", searches=("emfto",), budget=150))
+    spent = next(r.budget for r in own.rows if r.method == "emfto")["task_examples"]
+    assert 0 < spent <= 150
+    assert spent % 5 == 0, "every call is charged with all five"
+    assert value(own.rows, "average") == value(done.rows, "average"), "tested on the tasks as ever"
+    with pytest.raises(ValueError, match="give module:function"):
+        FLOW.plan(form(given, fitness="score"))
+    with pytest.raises(ValueError, match="front is over tasks"):
+        form(given, fitness=f"{file}:score", front=3)
