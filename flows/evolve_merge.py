@@ -1,7 +1,7 @@
 """Evolve a merge: multi-form transfer of merge recipes, beside the static operators and the search without transfer."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,29 +16,19 @@ from core.merge.solver import SolverConfig, scales_of, start_cost
 from core.merge.static import STATIC
 from core.merge.task_vectors import LAYER, read_tensors
 from core.transfer.problem import Problem
-from flows.merge import (
-    MergeForm,
-    align_config,
-    check_methods,
-    load_base,
-    make_experts,
-    merge_statically,
-    quoted,
-    taken_from,
-    task_names,
-)
+from flows.families import family_of
+from flows.merge import MergeForm, check_methods, merge_statically, quoted, taken_from
 from flows.runtime import transfer_flow
-from tasks.align_heads import SUFFIX, align_heads
+from tasks.assemble import own_fitness
 from tasks.build_subproblems import EvolveConfig, build_subproblems
 from tasks.choose_recipe import ChooseConfig, choose_recipe
 from tasks.earlier import LATEST, latest, made_from
-from tasks.evaluate_merges import EvaluateConfig, evaluate_merges, hits_of
+from tasks.earlier_experts import compare
 from tasks.evolve_recipes import evolve_recipes
 from tasks.execute_recipe import ExecuteConfig, execute_recipe
 from tasks.fan_out import gather
-from tasks.load_model import given_path, load_model
-from tasks.package_merge import PackageConfig, package_merge
-from tasks.register_model import register_model
+from tasks.language_base import is_language
+from tasks.load_model import given_path
 from tasks.report_evolution import ReportConfig, report_evolution
 from tasks.stage import Artifact, is_planning
 
@@ -78,7 +68,59 @@ class EvolveMergeForm(MergeForm):
             "budget": 100_000,
         },
     }
+    # of a causal language model, which reads about ten short texts a second and core (SmolLM2-135M)
+    language_sizes: ClassVar = {
+        "smoke": sizes["smoke"],
+        "default": {
+            "examples": 400,
+            "max_length": 30,
+            "epochs": 2,
+            "validation_examples": 40,
+            "test_examples": 100,
+            "most_tasks": 3,
+            "methods": ("task_arithmetic", "tsv_m"),
+            "basis": "tsv_m",
+            "budget": 2500,
+        },
+        "full": {
+            "examples": 3000,
+            "max_length": 40,
+            "epochs": 2,
+            "validation_examples": 240,
+            "test_examples": 100_000,
+            "most_tasks": 99,
+            "methods": tuple(STATIC),
+            "basis": "tsv_m",
+            "budget": 50_000,
+        },
+    }
 
+    base: str = Field(
+        "all-minilm-l6-v2",
+        description="what all experts start from, asset, folder or hub name: an encoder (experts with heads) or a "
+        "causal language model (experts are LoRA adapters), told by its configuration",
+    )
+    suite: str = Field(
+        "auto",
+        description="auto (eight with local data, else archive; language for a language model), eight, archive, "
+        "language, or a YAML file",
+    )
+    experts: dict[str, str] = Field(
+        default_factory=dict,
+        description="models fine-tuned elsewhere from the base: {task: folder or hub name}; of a language model its "
+        "LoRA adapters; other tasks are trained, and none but these where no task is named",
+    )
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        le=512,
+        description="longest text in tokens, for a language model in words (empty: by size)",
+    )
+    align: bool = Field(
+        True,
+        description="fit the heads to the merged encoder, on the experts' answers to unlabelled validation texts (a "
+        "language model has none)",
+    )
     methods: tuple[str, ...] | None = Field(None, description="static operators to compare (empty: by size)")
     budget: int | None = Field(None, ge=1, description="validation task-examples a search may spend (empty: by size)")
     basis: Literal[*BASES.names()] | None = Field(
@@ -94,6 +136,11 @@ class EvolveMergeForm(MergeForm):
         description="latest: start from the relation graph of the latest finished run with this base, basis and "
         "granularity",
     )
+    fitness: str = Field(
+        "",
+        description="a function of yours that the searches maximise instead of the tasks' scores, module:function or "
+        "file.py:function: score(model, tokenizer) -> one score in [0, 1] for each of its examples",
+    )
     front: int = Field(
         0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget of emfto (0: no front)"
     )
@@ -104,11 +151,26 @@ class EvolveMergeForm(MergeForm):
     )
     searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
 
+    def resolved(self) -> Self:
+        """With a language model as base, empty fields are filled from its own sizes."""
+        form = self
+        if is_language(self.base):
+            preset = self.language_sizes[self.size] | {"suite": "language"}
+            empty = [k for k in preset if getattr(self, k) in (None, "auto")]
+            form = self.model_copy(update={k: preset[k] for k in empty} | {"align": False})
+        return super(EvolveMergeForm, form).resolved()
+
     @field_validator("granularity")
     @classmethod
     def _known_granularity(cls, granularity: str) -> str:
         granularity_filters(granularity, layers=10**4)  # of how many layers the base is, it says itself
         return granularity
+
+    @model_validator(mode="after")
+    def _front_is_over_tasks(self) -> "EvolveMergeForm":
+        if self.fitness and self.front:
+            raise ValueError("front is over tasks, fitness is one function of yours; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _preference_needs_a_front(self) -> "EvolveMergeForm":
@@ -119,14 +181,15 @@ class EvolveMergeForm(MergeForm):
 
 def problem(form: EvolveMergeForm) -> Problem:
     """What this search transfers."""
-    names = task_names(form)
+    family = family_of(form.base)
+    names = family.task_names(form)
     experts = f"{len(names)} experts of {form.base}{taken_from(form)}"
     return Problem(
         source=f"sub-problems of {experts}: pairs and larger sets, context kept",
-        target=f"one {form.base} encoder with {len(names)} heads",
+        target=f"one {form.base} {family.target.format(len(names))}",
         knowledge="merge coefficients, their covariance, model-task relations",
         domain=", ".join(names),
-        objective="mean normalised validation score selects the recipe, test accuracy is reported",
+        objective=f"{form.fitness or 'mean normalised validation score'} selects the recipe, test accuracy is reported",
         budget=f"{form.budget} task_examples, forms included",
     )
 
@@ -169,8 +232,8 @@ def check_budget(form: EvolveMergeForm, names: Sequence[str]) -> None:
         )
 
 
-def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
-    """The stage configuration of one search."""
+def evolve_config(form: EvolveMergeForm, method: str, replaced: Sequence[str] = ()) -> EvolveConfig:
+    """The stage configuration of one search; ``replaced``: experts of its source that are others now."""
     return EvolveConfig(
         problem=ProblemConfig(
             space=SpaceConfig(basis=form.basis, granularity=form.granularity),
@@ -180,11 +243,17 @@ def evolve_config(form: EvolveMergeForm, method: str) -> EvolveConfig:
             align=form.align,
             seed=form.seed,
         ),
-        search=EmftoConfig(forms_share=form.forms_share, solver=SolverConfig(finalists=2)),
+        # all examples of a function are scored at every call: a race in pieces would run it once a piece
+        search=EmftoConfig(
+            forms_share=form.forms_share,
+            solver=SolverConfig(finalists=2, **({"racing_parts": 1} if form.fitness else {})),
+        ),
+        fitness=own_fitness(form.fitness),
         method=SEARCHES.entry(method).name,
         budget=form.budget,
         front=form.front if method == "emfto" else 0,
         seed=form.seed,
+        replaced=tuple(replaced),
     )
 
 
@@ -213,24 +282,29 @@ def earlier_graph(form: EvolveMergeForm, base: Artifact) -> Artifact:
     headline=("accuracy", "normalised"),
 )
 def evolve_merge(form: EvolveMergeForm) -> Artifact:
-    names = task_names(form)
+    family = family_of(form.base)
+    names = family.task_names(form)
     preference_weights(tuple(load_task(n).name for n in names), form.preference)  # a wrong name is refused now
     check_methods(form, names)
-    base = load_base(form)
+    base = family.load_base(form)
     check_depth(form, base)
-    if not is_planning():  # which may not have the tasks' data yet
+    if not is_planning() and not form.fitness:  # a plan may not have the data, a function says its size when called
         check_budget(form, names)
-    experts = make_experts(form, names, base)
-    earlier = {}
+    experts = family.make_experts(form, names, base)
+    earlier, mix = {}, None
     if form.source == LATEST:
         earlier = {"source": earlier_graph(form, base)}
-    forms = build_subproblems(evolve_config(form, "emfto"), base=base, experts=experts, **earlier)
+        if not any(e.planned for e in experts.values()):
+            mix = compare(earlier["source"], experts)
+    configs = {m: evolve_config(form, m) for m in dict.fromkeys(("emfto", *form.searches))}
+    configs["emfto"] = evolve_config(form, "emfto", mix.replaced if mix else ())
+    forms = build_subproblems(configs["emfto"], base=base, experts=experts, **earlier)
     tuned, merged = merge_statically(form, base, experts)  # after what refuses experts that nothing can be relative to
     known = {"emfto": {"subproblems": forms, **earlier}}
     evolved = gather(
         {
-            m: evolve_recipes.submit(evolve_config(form, m), base=base, experts=experts, **known.get(m, {}))
-            for m in dict.fromkeys(("emfto", *form.searches))
+            m: evolve_recipes.submit(config, base=base, experts=experts, **known.get(m, {}))
+            for m, config in configs.items()
         }
     )
     recipes = dict(evolved)
@@ -238,29 +312,25 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
         recipes["preferred"] = choose_recipe(ChooseConfig(preference=form.preference), evolved=evolved["emfto"])
     merged |= gather({m: execute_recipe.submit(ExecuteConfig(), evolved=r) for m, r in recipes.items()})
     searches = {m: evolved.get(m, evolved["emfto"]) for m in recipes}
-    test = EvaluateConfig(test_examples=form.test_examples, max_length=form.max_length, seed=form.seed)
-    aligned = {}
-    if form.align:
-        aligned["aligned"] = align_heads(align_config(form), experts=experts, merged=merged)
     spent = {**dict.fromkeys(merged, tuned), **searches}
-    evaluated = evaluate_merges(test, base=base, experts=experts, merged=merged, spent=spent, **aligned)
     best = "preferred" if form.preference else "emfto"
-    packing = PackageConfig(max_length=form.max_length, method=best)
-    also = {"also": [load_model(m) for m in form.experts.values()]} if form.experts else {}
-    package = package_merge(packing, base=base, experts=experts, merged=merged, **also, **aligned)
-    if not is_planning():
-        served = best + (SUFFIX if form.align else "")
-        register_model("evolved-encoder", package, evaluated, served, hits_of(evaluated, served))
+    evaluated, delivered = family.deliver(form, base, experts, merged, spent, best)
     without = next((m for m in evolved if m != "emfto"), "emfto")
     facts = {"base": form.base, "tasks": ", ".join(names), "budget": f"{form.budget} task-examples", "size": form.size}
-    facts |= {f"expert of {task}": model for task, model in form.experts.items()}
+    facts |= {f"expert of {task}": model for task, model in form.experts.items()} | delivered
     if earlier:
         spent = ", ".join(f"{v:g} {k}" for k, v in earlier["source"].facts().get("budget", {}).items())
         facts["source"] = (
             f"relation graph of run {earlier['source'].run[:8]} (which spent {spent or 'no counted budget'})"
         )
+        facts["experts since that run"] = str(mix or "")
     config = ReportConfig(
-        title=f"Evolved merge of {len(names)} experts", facts=facts, without=without, budget=form.budget
+        title=f"Evolved merge of {len(names)} experts",
+        facts=facts,
+        without=without,
+        budget=form.budget,
+        about=family.about,
+        warm=bool(earlier),
     )
     stages = {"evaluated": evaluated, "evolved": evolved, "experts": experts, "subproblems": forms}
     return report_evolution(config, **stages, **quoted(form, names, config.transfer, evaluated))

@@ -1,6 +1,7 @@
 """Merge experts with static operators: the first of the flows, and the example for all others."""
 
-from typing import ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -13,7 +14,7 @@ from core.models.train import TrainConfig
 from core.transfer.problem import Problem
 from flows.forms import Form
 from flows.runtime import transfer_flow
-from flows.task_names import check_heads
+from flows.task_names import check_distinct, check_heads
 from tasks.align_heads import SUFFIX, AlignConfig, align_heads
 from tasks.diagnose import DiagnoseConfig, diagnose_experts
 from tasks.evaluate_merges import EvaluateConfig, evaluate_merges, hits_of
@@ -109,16 +110,26 @@ def _suite(form: MergeForm) -> list[str]:
     return load_suite(form.suite if form.suite != "auto" else "eight" if find_local("text") else "archive")
 
 
-def task_names(form: MergeForm) -> list[str]:
-    """The tasks of a run, checked to be text classification."""
-    check_heads(form.experts)
+def as_headed_tasks(names: Sequence[str]) -> None:
+    """Refuse what is no text classification, and names that no head can have.
+
+    Raises:
+        ValueError: naming the task, and what to do.
+    """
+    as_tasks(names)
+    check_heads(names)
+
+
+def task_names(form: MergeForm, check: Callable[[Sequence[str]], Any] = as_headed_tasks) -> list[str]:
+    """The tasks of a run, each another one; ``check`` refuses those that its experts are not for."""
+    check_distinct(form.experts)
     names = list(form.tasks)
     named = {load_task(n).name for n in names}
     names += [n for n in form.experts if load_task(n).name not in named]
     if not names:
         names = _suite(form)[: form.most_tasks]
-    as_tasks(names)
-    check_heads(names)
+    check(names)
+    check_distinct(names)
     if len(names) < 2:
         raise ValueError(f"a merge needs at least two tasks, got {', '.join(names)}")
     return names

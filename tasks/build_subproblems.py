@@ -6,15 +6,22 @@ from pydantic import Field
 
 from core.config import Config
 from core.merge.emfto import EmftoConfig, solve_forms
-from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
+from core.merge.problem import ProblemConfig
 from core.merge.relation import RelationGraph
+from core.merge.replaced import without_replaced
 from core.transfer.budget import Budget
+from tasks.assemble import OwnFitness, problem_of
 from tasks.costed import costed
-from tasks.merge_static import experts_of
 from tasks.stage import Artifact, Output, stage
 
 GRAPH, PICTURE, FORMS = "graph.ckpt", "graph.png", "forms.ckpt"
-MODULES = ["core.merge.emfto", "core.merge.problem"]
+MODULES = [
+    "core.merge.emfto",
+    "core.merge.problem",
+    "core.merge.language",
+    "core.merge.replaced",
+    "core.merge.own_fitness",
+]
 
 
 class EvolveConfig(Config):
@@ -26,6 +33,10 @@ class EvolveConfig(Config):
     budget: int = Field(100_000, ge=1, description="task-examples, everything included")
     front: int = Field(0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget")
     seed: int = Field(0, description="of the search")
+    fitness: OwnFitness | None = Field(None, description="a user's function that is searched for instead of the tasks")
+    replaced: tuple[str, ...] = Field(
+        (), description="experts of the source whose weights are others now; what it knows of them is not used"
+    )
 
     def searched(self, price: int) -> int:
         """What the search may spend: the budget without the points of the front, ``price`` task-examples each.
@@ -42,22 +53,9 @@ class EvolveConfig(Config):
         return self.budget - kept
 
 
-def judged_problem(base: Artifact, experts: Mapping[str, Artifact], config: ProblemConfig) -> MergeProblem:
-    """The search problem of the experts.
-
-    Raises:
-        ValueError: an expert that got no validation example right. Scores are relative to it, so that a single right
-            answer on its task would count for more than all other tasks together.
-    """
-    problem = merge_problem(base.folder, experts_of(experts), config)
-    for name, task in problem.fitness.objectives.items():
-        if task.reference < 1 / task.size:  # less than one answer
-            raise ValueError(
-                f"the expert of {name!r} got none of its {task.size} validation examples right, and a search scores "
-                "every merge relative to it; give it more examples or epochs, or leave the task out (flow merge "
-                "reports such a task beside the others)"
-            )
-    return problem
+def graph_of(source: Artifact, config: EvolveConfig) -> RelationGraph:
+    """What an earlier run learned, without what it learned of experts that were replaced since."""
+    return without_replaced(RelationGraph.load(source.folder / GRAPH), config.replaced)
 
 
 @stage("build-subproblems", modules=MODULES)
@@ -70,9 +68,9 @@ def build_subproblems(
     source: Artifact | None = None,
 ) -> None:
     """Solve forms until their share of the budget is spent; write the relation graph and its picture."""
-    problem = judged_problem(base, experts, config.problem)
+    problem = problem_of(base, experts, config.problem, config.fitness)
     budget = Budget("task_examples", config.searched(problem.fitness.validation_size))
-    known = None if source is None else RelationGraph.load(source.folder / GRAPH)
+    known = None if source is None else graph_of(source, config)
     state = solve_forms(
         problem.fitness,
         problem.space,

@@ -69,7 +69,8 @@ def evaluate_merges(
     rows: list[Row] = []
     for method, r in results.items():
         facts = {"seed": config.seed, "oracle": "test", "version": code_version(MODULES)}
-        facts["budget"] = _labels(method, found) | (spent[source[method]].facts()["budget"] if method in source else {})
+        chosen = spent[source[method]].facts()["budget"] if method in source else {}
+        facts["budget"] = labels_behind(method, found) | chosen
         facts["budget"] |= texts_read(aligned) if method.endswith(SUFFIX) else {}
         facts["inputs"] = {"model": merged[source[method]].sha256} if method in source else {"base": base.sha256}
         rows += normalised_rows(method, r, individual, **facts)
@@ -77,7 +78,7 @@ def evaluate_merges(
     hits = {f"{m}/{t}": p.correct.astype(np.uint8) for m, r in results.items() for t, p in r.items()}
     save_file(hits, out.folder / CORRECT)
     keep_answers(out.folder, {(m, t): p.probabilities for m in source for t, p in results[m].items()})
-    out.facts["items"] = {e.task: _tested(e, config).sha256 for e in found}
+    out.facts["items"] = {e.task: tested(e, config).sha256 for e in found}
     out.budget({"task_examples": float(sum(h.size for h in hits.values()))})
 
 
@@ -101,13 +102,13 @@ def _of(
     ]
 
 
-def _tested(expert: Expert, config: EvaluateConfig) -> Examples:
+def tested(expert: Expert, config: EvaluateConfig) -> Examples:
     """The test examples of an expert's task, as :func:`core.merge.suite.objectives` draws them."""
     test = expert.definition.splits().test
     return test if config.test_examples is None else test.sample(config.test_examples, config.seed)
 
 
-def _labels(method: str, experts: list[Expert]) -> dict[str, float]:
+def labels_behind(method: str, experts: list[Expert]) -> dict[str, float]:
     """Training labels behind a method: those of the experts it uses."""
     used = [e for e in experts if method == f"expert {e.task}"] or experts
     return {"train_labels": float(sum(e.card["train_labels"] for e in used))}

@@ -5,20 +5,27 @@ from collections.abc import Mapping
 from core.merge.baselines import SEARCHES
 from core.merge.front import pareto_front
 from core.merge.recipe import write_recipe
-from core.merge.relation import RelationGraph
 from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
-from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig, judged_problem
+from tasks.assemble import problem_of
+from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig, graph_of
 from tasks.costed import costed
 from tasks.population import ProblemPlace, on_workers
 from tasks.runner import executor
 from tasks.stage import Artifact, Output, stage
 
+MODULES = [
+    "core.merge.baselines",
+    "core.merge.front",
+    "core.merge.problem",
+    "core.merge.language",
+    "core.merge.own_fitness",
+]
 RECIPE, OUTCOME = "recipe.yaml", "outcome.json"
 FRONT, CHOICES = "front.ckpt", "front.json"  # the Pareto front, and the recipe of each of its points
 
 
-@stage("evolve-recipes", modules=["core.merge.baselines", "core.merge.front", "core.merge.problem"])
+@stage("evolve-recipes", modules=MODULES)
 @costed
 def evolve_recipes(
     out: Output,
@@ -29,14 +36,14 @@ def evolve_recipes(
     source: Artifact | None = None,
 ) -> None:
     """Spend the budget with one search method, from the sub-problems' state where it has one."""
-    problem = judged_problem(base, experts, config.problem)
-    place = ProblemPlace(base=base, experts=dict(experts), config=config.problem)
+    problem = problem_of(base, experts, config.problem, config.fitness)
+    place = ProblemPlace(base=base, experts=dict(experts), config=config.problem, fitness=config.fitness)
     fitness = on_workers(problem.fitness, place, executor())
     budget = Budget("task_examples", config.searched(fitness.validation_size))
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
         write_bytes(forms, (subproblems.folder / FORMS).read_bytes())
-    known = None if source is None else RelationGraph.load(source.folder / GRAPH)
+    known = None if source is None else graph_of(source, config)
     outcome = SEARCHES.get(config.method)(
         fitness,
         problem.space,

@@ -24,11 +24,12 @@ class ModelConfig(Config):
     identity: str = Field(description="hash of the pinned archive, or of the folder's content")
 
 
-def load_model(name: str, reads_text: bool = True) -> Artifact:
+def load_model(name: str, reads_text: bool = True, adapter: bool = False) -> Artifact:
     """The artifact of a model: a name as of :func:`core.data.assets.resolve`, or any path of a folder or file.
 
     Args:
         reads_text: the model needs a tokenizer.
+        adapter: an adapter will do, which is no whole model.
 
     Raises:
         AssetError: nothing at the path, an adapter, or a folder whose model or tokenizer cannot work.
@@ -39,10 +40,11 @@ def load_model(name: str, reads_text: bool = True) -> Artifact:
         if not path.exists():
             raise AssetError(f"{path} does not exist; give the folder or file of a model")
         if path.is_dir():
-            check_whole(path)
+            if not adapter:
+                check_whole(path)
             check_card(path)
             check_readable(path)
-            if reads_text:
+            if reads_text and not adapter:
                 check_tokenizer(path)
                 check_vocabulary(path)
         if not name.startswith(PATH_SIGNS):

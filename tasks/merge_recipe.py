@@ -9,7 +9,7 @@ from core.config import Config
 from core.merge.engine import merge
 from core.merge.recipe import write_recipe
 from core.merge.static import STATIC
-from tasks.merge_static import CHOICE, experts_of
+from tasks.merge_static import CHOICE, are_adapters, experts_of
 from tasks.stage import Artifact, Output, stage
 
 RECIPE, MODEL = "recipe.yaml", "model"
@@ -27,7 +27,9 @@ def merge_recipe(
     out: Output, config: MergeConfig, base: Artifact, experts: Mapping[str, Artifact], tuned: Artifact
 ) -> None:
     """Merge at the chosen scale, streaming, into a model that transformers opens."""
-    folders = [e.folder for e in experts_of(experts)]
+    found = experts_of(experts)
+    below = f"{base.folder}+" if are_adapters(found) else ""  # an adapter is named with the base it belongs to
+    folders = [f"{below}{e.folder}" for e in found]
     scale = json.loads((tuned.folder / CHOICE).read_text())[config.method]["scale"]
     recipe = STATIC[config.method].recipe(scale, base.folder, folders) | {"seed": config.seed}
     write_recipe(out.folder / RECIPE, recipe)

@@ -10,10 +10,11 @@ from pydantic import Field
 from core.config import Config
 from core.merge.align import Head
 from core.merge.fitness import Clock, Fitness
+from core.merge.language import LanguageFitness
 from core.merge.objectives import Scored
 from core.merge.population import PopulationFitness
-from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
-from tasks.merge_static import experts_of
+from core.merge.problem import MergeProblem, ProblemConfig
+from tasks.assemble import OwnFitness, problem_of
 from tasks.runner import Executor, Here
 from tasks.stage import Artifact
 
@@ -24,6 +25,7 @@ class ProblemPlace(Config):
     base: Artifact
     experts: dict[str, Artifact]
     config: ProblemConfig = Field(description="recipe space and fitness")
+    fitness: OwnFitness | None = Field(None, description="a user's function in place of the tasks' own scores")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def _opened(place: str) -> MergeProblem:
     """The problem, opened once a worker process; a call is one candidate, so none are scored together."""
     known = ProblemPlace.model_validate_json(place)
     alone = known.config.model_copy(update={"together": 1})
-    return merge_problem(known.base.folder, experts_of(known.experts), alone)
+    return problem_of(known.base, known.experts, alone, known.fitness)
 
 
 def score(place: str, piece: Piece) -> tuple[list[dict[str, Scored]], Clock]:
@@ -71,8 +73,13 @@ class OnWorkers:
         return [scored for scored, _ in answers]
 
 
+class LanguagePopulation(LanguageFitness, PopulationFitness):
+    """Generations of a language model's recipes; what is scored one by one is scored as a language model."""
+
+
 def on_workers(fitness: Fitness, place: ProblemPlace, executor: Executor) -> Fitness:
     """The fitness with its generations scored by ``executor``; itself where that is this process."""
     if isinstance(executor, Here):
         return fitness
-    return PopulationFitness.of(fitness, OnWorkers(place.model_dump_json(), executor))
+    kind = LanguagePopulation if isinstance(fitness, LanguageFitness) else PopulationFitness
+    return kind.of(fitness, OnWorkers(place.model_dump_json(), executor))

@@ -21,6 +21,7 @@ from tasks import effect as effects
 from tasks.align_heads import SUFFIX
 from tasks.build_subproblems import GRAPH
 from tasks.costed import cost_rows
+from tasks.evaluate_language import BASE as UNMERGED
 from tasks.evaluate_merges import BASE, CEILING, CORRECT, PROBE
 from tasks.evolve_recipes import FRONT, OUTCOME
 from tasks.normalised import undefined_tasks, undefined_words
@@ -28,13 +29,19 @@ from tasks.quote_mistakes import sections as quotes
 from tasks.repeatable import repeatable
 from tasks.stage import Artifact, Output, stage
 
-TEXT = (
-    "One encoder with the experts' heads, or with heads aligned to it: fitted to the experts' answers to unlabelled "
-    "texts, as searches score their candidates. Normalised accuracy is test accuracy relative to each task's own "
-    "expert: 100 is their ceiling. Every search had the same budget of validation examples, its forms included, and "
-    "the recipe was selected on validation data."
+SEARCHED = (
+    "Normalised accuracy is test accuracy relative to each task's own expert: 100 is their ceiling. Every search had "
+    "the same budget of validation examples, its forms included, and the recipe was selected on validation data."
 )
-SEARCHED, UNIT = "best score so far", "task_examples"
+ENCODERS = (
+    "One encoder with the experts' heads, or with heads aligned to it: fitted to the experts' answers to unlabelled "
+    f"texts, as searches score their candidates. {SEARCHED}"
+)
+LANGUAGE = (
+    "One language model for all tasks: classes are answered by the label word of highest likelihood, free answers "
+    f"count where they match the right text exactly. {SEARCHED}"
+)
+BEST, UNIT = "best score so far", "task_examples"
 EFFECT = (
     "The run without transfer is {without}: {what} Cells are the tasks. All searches were given the same {budget} "
     "task-examples and are compared as they ended. The budget ratio does not follow test accuracy, which is measured "
@@ -52,6 +59,8 @@ class ReportConfig(Config):
     transfer: str = Field("emfto", description="the method whose gain is reported")
     without: str = Field("cold_cma", description="its twin without transfer")
     budget: int = Field(description="task-examples that every search was given")
+    warm: bool = Field(False, description="whether `transfer` started from an earlier run, its twin afresh")
+    about: str = Field(ENCODERS, description="what was tested, above the table of accuracies")
 
 
 MODULES = ["core.transfer.report", "core.evaluate.plots", "core.evaluate.statistics", *effects.MODULES]
@@ -90,12 +99,13 @@ def report_evolution(
     synergy = plots.heat_map(
         graph.matrix("synergy"), graph.experts, graph.experts, "Synergy of experts", diverging=True
     )
-    text = TEXT + undefined_words(undefined_tasks(rows))
+    text = config.about + undefined_words(undefined_tasks(rows))
     page = render(
         config.title,
         {
             **config.facts,
             "what transfer gained": _gain_words(gain, config.without),
+            **_reached(config, found),
             **repeatable(),
         },
         [
@@ -145,9 +155,9 @@ def effect_of(
     others = [r for r in rows if r.metric != effects.METRIC]
     seed = next(r.seed for r in scored)
     for name, outcome in found.items():
-        curve = {"method": shown[name], "metric": SEARCHED, "seed": seed, "settings": {"task": "all"}}
+        curve = {"method": shown[name], "metric": BEST, "seed": seed, "settings": {"task": "all"}}
         others += [Row(value=value, budget={UNIT: spent}, **curve) for spent, value in outcome["curve"]]
-    reached = SEARCHED if all(f["curve"] for f in found.values()) else ""
+    reached = BEST if all(f["curve"] for f in found.values()) else ""
     return effects.over_tasks(
         [*scored, *others], hits, [*shown.values()], without=shown[config.without], unit=UNIT, reached=reached
     )
@@ -171,7 +181,7 @@ def gain_of(
         return None
     for t in known:
         difference = hits[f"{first}/{t}"].astype(float) - hits[f"{second}/{t}"].astype(float)
-        values.append(100 * difference / individual[t])
+        values.append(100 * difference / max(individual[t], 1 / len(difference)))
     weight = np.mean([len(v) for v in values])
     return bootstrap_mean(np.concatenate([v * weight / len(v) for v in values]))
 
@@ -183,6 +193,19 @@ def _gain_words(gain: Interval | None, without: str) -> str:
         f"{gain.mean:+.2f} normalised points over {without} at the same budget (95 % interval over test items "
         f"{gain.low:+.2f} to {gain.high:+.2f})"
     )
+
+
+def _reached(config: ReportConfig, found: Mapping[str, dict]) -> dict[str, str]:
+    """What a search that started from an earlier run spent until it was as good as its fresh twin at its end."""
+    if not config.warm or config.without == config.transfer or not found[config.without]["curve"]:
+        return {}
+    spent, final = found[config.without]["curve"][-1]
+    needed = next((s for s, score in found[config.transfer]["curve"] if score >= final), None)
+    told = "did not reach it" if needed is None else f"reached it after {needed:g} task-examples"
+    return {
+        "re-optimised against fresh": f"{config.without} from a fresh start ended at {100 * final:.1f} % (best "
+        f"mini-batch score) after {spent:g} task-examples; {config.transfer} {told}"
+    }
 
 
 def _front(evolved: Artifact) -> list[Section]:
@@ -205,7 +228,8 @@ def _value(rows: list[Row], method: str, task: str, metric: str) -> float | None
 
 
 def _accuracies(rows: list[Row], methods: list[str], tasks: list[str]) -> Table:
-    order = sorted(methods, key=lambda m: (m not in (PROBE, BASE, CEILING), _value(rows, m, "mean", "normalised") or 0))
+    unmerged = (PROBE, BASE, UNMERGED, CEILING)
+    order = sorted(methods, key=lambda m: (m not in unmerged, _value(rows, m, "mean", "normalised") or 0))
     lines = [
         [m, *(100 * _value(rows, m, t, "accuracy") for t in tasks), _value(rows, m, "mean", "normalised")]
         for m in order

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
-from core.data.tasks import Task, parse_task
+from core.data.tasks import Task, load_task
 from core.merge.adapter_experts import AdapterConfig, train_adapter
 from core.merge.experts import Expert, load_expert
 from core.models.train import TrainConfig
@@ -38,6 +39,11 @@ def base_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
 
 def task(folder: Path, name: str) -> Task:
     """Which of two words is in the text: answered by a label word, or (light) written out."""
+    return load_task(task_file(folder, name))
+
+
+def task_file(folder: Path, name: str) -> str:
+    """The file of a task, its rows beside it."""
     rng = np.random.default_rng([*map(ord, name)])
     lines = ["text,label"]
     for _ in range(240):
@@ -57,7 +63,9 @@ def task(folder: Path, name: str) -> Task:
     }
     if name != "light":
         content |= {"labels": list(SIGNS[name]), "label_words": [["bad", "good"], ["story", "actor"]][name == "part"]}
-    return parse_task(content, name)
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
 
 
 @dataclass

@@ -21,6 +21,7 @@ def predict(
     from core.data.encoded import read_text
     from core.data.tables import read_table, strings
     from core.distill.export import STUDENT, load_student
+    from core.merge import language_package
     from core.models.classifier import CARD, TextClassifier
     from core.state import write_bytes
     from flows.cli.parameters import writable_file
@@ -69,6 +70,8 @@ def predict(
     folder = _folder(model)
     if (folder / STUDENT).is_file() and not (folder / CARD).is_file():  # a language model that answers a prompt
         answers = load_student(folder).predict(texts, pairs)
+    elif (folder / language_package.CARD).is_file():
+        answers = language_package.LanguagePackage(folder).predict(texts, pairs, task)
     else:
         answers = TextClassifier(folder).predict(texts, pairs, task)
     table = pd.DataFrame(

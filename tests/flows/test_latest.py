@@ -17,6 +17,7 @@ from core.transfer.problem import Problem
 from flows.runtime import FLOWS
 from tasks import earlier, serving, spool, tracking
 from tasks.build_subproblems import GRAPH
+from tasks.earlier_experts import compare
 from tasks.lineage import trace
 from tasks.stage import stage
 from tests.tiny_experts import base_folder
@@ -138,3 +139,24 @@ def test_an_evolved_merge_is_packaged_with_its_heads_and_registered(form, home):
         r.settings["task"]: r.value for r in done.rows if r.method == version.tags["method"] and r.metric == "accuracy"
     }
     assert json.loads(version.tags["accuracies"]) == {task: tested[task] for task in ("one", "two")}
+
+
+def test_experts_are_kept_added_replaced_or_removed_by_their_content(form, home, tmp_path):
+    """A replaced expert has the name of the old one (its task's): only its hash tells."""
+    flow, (one, two) = FLOWS.get("evolve-merge"), form.tasks
+    flow.run(form)
+    rows = pd.read_csv(tmp_path / "two.csv")
+    rows.assign(label=rows.label.map({"yes": "no", "no": "yes"})).to_csv(tmp_path / "two.csv", index=False)
+    for end in ("csv", "yaml"):
+        text = (tmp_path / f"one.{end}").read_text()
+        (tmp_path / f"three.{end}").write_text(text.replace("one.csv", "three.csv"))
+    again = {"source": "latest", "tasks": (one, two, str(tmp_path / "three.yaml")), "budget": 600}
+    done = flow.run(form.model_copy(update=again | {"searches": ("emfto", "cold_cma")}))
+    page = (done.artifact.folder / "report.html").read_text()
+    assert "kept one; added three; replaced two" in page
+    assert "from a fresh start ended at" in page
+    found = earlier.latest("evolve-merge", "evolve-recipes", {"base": form.base}, method="emfto")
+    params = spool.client().get_run(spool.find_run(found.run)).data.params
+    assert json.loads(params["replaced"]) == ["two"]
+    mix = compare(found, {"one": found, "four": found})
+    assert (mix.kept, mix.added, mix.replaced, mix.removed) == ((), ("four",), ("one",), ("three", "two"))

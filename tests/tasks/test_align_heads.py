@@ -32,7 +32,7 @@ def run(world, tmp_path, monkeypatch):
     for module in (align_heads, evaluate_merges):
         monkeypatch.setattr(module, "objectives", objectives)
         monkeypatch.setattr(module, "experts_of", lambda _: [load_expert(f) for f in world.folders.values()])
-    monkeypatch.setattr(evaluate_merges, "_tested", lambda expert, _: Examples([expert.task], None, [0]))
+    monkeypatch.setattr(evaluate_merges, "tested", lambda expert, _: Examples([expert.task], None, [0]))
 
     def call(stage, name, config, flip=(), **inputs):
         flipped[:] = flip

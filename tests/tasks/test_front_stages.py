@@ -9,7 +9,7 @@ from core.merge.emfto import EmftoConfig
 from core.merge.front import Front
 from core.merge.recipe import load_recipe
 from core.merge.solver import SolverConfig
-from tasks import build_subproblems, choose_recipe, evolve_recipes
+from tasks import assemble, build_subproblems, choose_recipe, evolve_recipes
 from tasks.stage import Artifact, Output
 from tests import tiny_experts as te
 
@@ -25,8 +25,8 @@ def world(tmp_path_factory):
 @pytest.fixture
 def run(world, tmp_path, monkeypatch):
     """Calls a stage's body on the tiny experts: (stage, name of the folder, configuration, inputs) -> artifact."""
-    monkeypatch.setattr(build_subproblems, "merge_problem", lambda *_: te.problem(world))
-    monkeypatch.setattr(build_subproblems, "experts_of", lambda _: [])
+    for module in (build_subproblems, evolve_recipes):
+        monkeypatch.setattr(module, "problem_of", lambda *_: te.problem(world))
 
     def call(stage, name, config, **inputs):
         out = Output(tmp_path / name)
@@ -72,7 +72,11 @@ def test_a_front_that_the_budget_does_not_pay_is_refused_before_the_search(run):
 def test_an_expert_that_is_always_wrong_is_refused_by_name_before_the_search(world, run, monkeypatch, stage):
     hopeless = te.problem(world)
     hopeless.fitness.objectives["plot"].reference = 1e-6  # as merge_problem sets it
-    monkeypatch.setattr(build_subproblems, "merge_problem", lambda *_: hopeless)
+    monkeypatch.setattr(assemble, "merge_problem", lambda *_: hopeless)
+    monkeypatch.setattr(assemble, "experts_of", lambda _: [])
+    monkeypatch.setattr(assemble, "are_adapters", lambda _: False)
+    for module in (build_subproblems, evolve_recipes):
+        monkeypatch.setattr(module, "problem_of", assemble.problem_of)
     config = build_subproblems.EvolveConfig(search=SEARCH, budget=3200)
     with pytest.raises(ValueError, match=r"the expert of 'plot' got none of its 60 validation examples right"):
         run(stage, "refused", config, base=NOWHERE, experts={})

@@ -5,6 +5,8 @@ import pytest
 
 from core.merge.baselines import plain_search
 from core.merge.emfto import EmftoConfig, emfto
+from core.merge.language import LanguageFitness
+from core.merge.objectives import Scored
 from core.merge.population import PopulationFitness
 from core.merge.problem import ProblemConfig
 from core.merge.solver import SolverConfig
@@ -70,3 +72,32 @@ def test_this_process_needs_no_detour(world):
     own = te.problem(world).fitness
     place = population.ProblemPlace(base=Artifact(name="b", path="", sha256=""), experts={}, config=ProblemConfig())
     assert population.on_workers(own, place, Here()) is own
+
+
+class Asked:
+    """A task of a language model: hits are asked for only where they decide."""
+
+    reference, size = 1.0, 8
+
+    def __init__(self):
+        self.asked = []
+
+    def judge(self, model, indices, hits=True):
+        self.asked.append(hits)
+        return Scored(np.ones(len(indices)) if hits else np.full(len(indices), np.nan), np.full(len(indices), 0.25))
+
+
+def test_a_language_model_is_scored_as_one_beside_its_workers():
+    class Model:
+        def write(self, coefficients):
+            return coefficients
+
+    task, place = (
+        Asked(),
+        population.ProblemPlace(base=Artifact(name="b", path="", sha256=""), experts={}, config=ProblemConfig()),
+    )
+    fitness = population.on_workers(LanguageFitness(Model(), {"t": task}, batch=4), place, Elsewhere())
+    assert isinstance(fitness, PopulationFitness)
+    assert fitness.evaluate(np.zeros((1, 1)), 0).mean == 0.25, "by smooth values, nothing is written"
+    assert fitness.full(np.zeros((1, 1))).mean == 1.0, "finalists by hits"
+    assert task.asked == [False, True]

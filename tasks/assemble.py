@@ -1,0 +1,67 @@
+"""The merge problem of a base and its experts: an encoder with heads, or a causal language model with adapters."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from core.config import Config
+from core.hashing import sha256_file
+from core.merge.language import language_problem
+from core.merge.own_fitness import load_function, place_of, scored_by
+from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
+from tasks.load_model import opened
+from tasks.merge_static import are_adapters, experts_of
+from tasks.stage import Artifact
+
+
+class OwnFitness(Config):
+    """A user's function in place of the tasks' own scores."""
+
+    name: str = Field(description="module:function or file.py:function")
+    sha256: str = Field(description="of its file")
+
+
+def own_fitness(name: str) -> OwnFitness | None:
+    """The function called ``name`` as its file is now; None for no name.
+
+    Raises:
+        ValueError: no such file or module.
+    """
+    return OwnFitness(name=name, sha256=sha256_file(place_of(name)[0])) if name else None
+
+
+def problem_of(
+    base: Artifact, experts: Mapping[str, Artifact], config: ProblemConfig, fitness: OwnFitness | None = None
+) -> MergeProblem:
+    """What every search and form works on, whichever kind of model the base is.
+
+    Raises:
+        ValueError: experts of different bases, of one task, or not matching the base; one that answers nothing rightly.
+    """
+    found = experts_of(experts)
+    if are_adapters(found):
+        problem = language_problem(opened(base), found, config)
+        tokenizer = next(iter(problem.fitness.objectives.values())).tokenizer
+    else:
+        problem = judged(merge_problem(base.folder, found, config))
+        tokenizer = problem.fitness.model.model.tokenizer
+    if fitness is None:
+        return problem
+    return scored_by(problem, fitness.name, load_function(fitness.name), tokenizer, config.seed)
+
+
+def judged(problem: MergeProblem) -> MergeProblem:
+    """The problem, when every task can be scored relative to its expert.
+
+    Raises:
+        ValueError: an expert that got no validation example right. A single right answer on its task would count for
+            more than all other tasks together.
+    """
+    for name, task in problem.fitness.objectives.items():
+        if task.reference < 1 / task.size:  # less than one answer
+            raise ValueError(
+                f"the expert of {name!r} got none of its {task.size} validation examples right, and a search scores "
+                "every merge relative to it; give it more examples or epochs, or leave the task out (flow merge "
+                "reports such a task beside the others)"
+            )
+    return problem
