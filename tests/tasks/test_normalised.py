@@ -44,7 +44,7 @@ def evaluated(world, tmp_path, monkeypatch):
     monkeypatch.setattr(
         evaluate_merges, "_of", lambda model, e, c, *heads: [own if model.path in folders else other] * len(heads)
     )
-    monkeypatch.setattr(evaluate_merges, "_tested", lambda expert, _: te.tasks((expert.task,))[0].splits().test)
+    monkeypatch.setattr(evaluate_merges, "tested", lambda expert, _: te.tasks((expert.task,))[0].splits().test)
     monkeypatch.setattr(Artifact, "facts", lambda self: {"budget": {}})
     experts = {t: Artifact(name="train-expert", path=str(f), sha256=t) for t, f in world.folders.items()}
     base = Artifact(name="load-model", path=str(world.base), sha256="base")
@@ -67,7 +67,7 @@ def test_the_mean_is_over_the_tasks_that_can_be_normalised():
     assert undefined_words([]) == ""
 
 
-def test_evaluation_and_report_end_and_say_so(evaluated, tmp_path):
+def test_evaluation_and_report_end_and_say_so(evaluated, world, tmp_path):
     assert value(evaluated.rows(), "average", "plot") is None
     assert value(evaluated.rows(), "average", "mean") == 75.0
     tuned, diagnosed, out = (tmp_path / name for name in ("tuned", "diagnosed", "out"))
@@ -76,7 +76,8 @@ def test_evaluation_and_report_end_and_say_so(evaluated, tmp_path):
     (tuned / CHOICE).write_text(json.dumps({"average": {"scale": 1.0, "curve": [[0.5, 0.4], [1.0, 0.5]]}}))
     (diagnosed / METRICS).write_text(json.dumps({"cosine/mean": 0.1, "cosine/max": 0.2}))
     given = {f.name: Artifact(name=f.name, path=str(f), sha256=seal(f)) for f in (tuned, diagnosed)}
-    report_merges.body(Output(out), ReportConfig(title="Merges"), evaluated=evaluated, **given)
+    experts = {t: Artifact(name="train-expert", path=str(f), sha256=t) for t, f in world.folders.items()}
+    report_merges.body(Output(out), ReportConfig(title="Merges"), evaluated=evaluated, experts=experts, **given)
     page = (out / "report.html").read_text()
     assert "The expert of plot got no test item right" in page
     assert "average: 75.0 % of the individual experts" in page
