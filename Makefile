@@ -60,6 +60,7 @@ overhead: install
 	TRANSFEROPT_HOME=$$home $(BIN)/python -m flows.cli.overhead
 
 # Resolve pyproject anew and pin what came out; only for whoever updates dependencies.
+# Lock with an early 3.11 (Debian 12 has 3.11.2): what was resolved by a late one may not install on it.
 lock: FORCE
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v -e '^torch==' -e '^pip==' -e '^transferopt' > requirements.lock
 
