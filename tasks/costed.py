@@ -6,7 +6,8 @@ from typing import Any
 
 from core.evaluate.rows import Row
 from core.transfer.cost import metered
-from core.transfer.effect import ENERGY, ENERGY_SOURCE
+from core.transfer.effect import ENERGY_SOURCE
+from core.transfer.energy import ENERGY
 from tasks.stage import Artifact, Output
 
 SUMMED, LARGEST = ("seconds", ENERGY), "peak_memory_mb"

@@ -6,30 +6,18 @@ Nothing is relative to zero: such a task's ``normalised`` is undefined, and mean
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from core.evaluate.relative import MEAN, NORMALISED, relative
 from core.evaluate.rows import Row
 from core.merge.suite import Predictions, rows_of
-
-MEAN, NORMALISED = "mean", "normalised"
 
 
 def normalised_rows(
     method: str, found: Mapping[str, Predictions], individual: Mapping[str, float], **facts: Any
 ) -> list[Row]:
-    """The rows of :func:`core.merge.suite.rows_of`; ``normalised`` is None where ``individual`` is zero."""
-    without = {task for task, value in individual.items() if not value}
+    """The rows of :func:`core.merge.suite.rows_of`, ``normalised`` by :func:`core.evaluate.relative.relative`."""
     rows = rows_of(method, found, {task: value or 1.0 for task, value in individual.items()}, **facts)
-    if not without:
-        return rows
-    known = [r.value for r in rows if r.metric == NORMALISED and r.settings["task"] not in {*without, MEAN}]
-    redone = dict.fromkeys(without) | {MEAN: float(np.mean(known)) if known else None}
-    return [
-        r.model_copy(update={"value": redone[r.settings["task"]]})
-        if r.metric == NORMALISED and r.settings["task"] in redone
-        else r
-        for r in rows
-    ]
+    values = relative({task: float(p.correct.mean()) for task, p in found.items()}, individual)
+    return [r.model_copy(update={"value": values[r.settings["task"]]}) if r.metric == NORMALISED else r for r in rows]
 
 
 def undefined_tasks(rows: Sequence[Row]) -> list[str]:

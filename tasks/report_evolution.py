@@ -181,7 +181,7 @@ def gain_of(
         return None
     for t in known:
         difference = hits[f"{first}/{t}"].astype(float) - hits[f"{second}/{t}"].astype(float)
-        values.append(100 * difference / max(individual[t], 1 / len(difference)))
+        values.append(100 * difference / individual[t])
     weight = np.mean([len(v) for v in values])
     return bootstrap_mean(np.concatenate([v * weight / len(v) for v in values]))
 

@@ -16,7 +16,6 @@ from core.evaluate.metrics import higher_is_better
 from core.evaluate.rows import Row
 from core.state import write_bytes, write_json
 from core.transfer.effect import EffectReport, effect
-from core.transfer.energy import ENERGY
 from core.transfer.experience import Experience
 from core.transfer.explain import leave_one_source_out
 from core.transfer.history import Comparison, cell_name, comparable, compared, record, unit_of
@@ -79,7 +78,7 @@ def report_transfer(
         _data(*(json.loads((ranking.folder / name).read_text()) for name in (CHANGES, FOUND))),
         *quotes(quoted),
     ]
-    facts = config.facts | _headline(report, advice, config) | _energy(rows) | repeatable()
+    facts = config.facts | _headline(report, advice, config) | repeatable()
     write_bytes(out.folder / "report.html", render(f"Transfer to {config.target}", facts, sections).encode())
     write_json(out.folder / "predicted_and_realised.json", [asdict(c) for c in past])
     out.rows([*(r for r in rows if r.metric in (config.metric, *HEADLINE)), *_gains(rows, best_source, config)])
@@ -156,12 +155,6 @@ def _advised(advice: Recommendation) -> str:
         return f"{advice.pick}, a default: no past transfer to learn from yet (confidence 0)"
     pick = advice.pick if advice.transfer else f"do not transfer ({advice.pick})"
     return f"{pick}, confidence {advice.confidence:.2f}"
-
-
-def _energy(rows: list[Row]) -> dict[str, str]:
-    """Where the figures of energy come from."""
-    told = dict.fromkeys(r.oracle for r in rows if r.metric == ENERGY)
-    return {"energy": "; ".join(told)} if told else {}
 
 
 def _choice(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from core.data.tasks import Task, load_task
+from core.evaluate.relative import MEAN, NORMALISED, relative
 from core.evaluate.rows import Row
 from core.merge.adapter_experts import KINDS
 from core.merge.language import LanguageObjective
@@ -43,8 +44,8 @@ def answered(network: Any, tasks: Mapping[str, LanguageObjective]) -> Hits:
 
 
 def individual_scores(own: Hits) -> dict[str, float]:
-    """Task -> share that its own expert answers rightly; at least one example, because it divides."""
-    return {t: max(float(h.mean()), 1 / len(h)) for t, h in own.items()}
+    """Task -> share that its own expert answers rightly."""
+    return {t: float(h.mean()) for t, h in own.items()}
 
 
 def hit_rows(method: str, hits: Hits, individual: Mapping[str, float], **facts: Any) -> list[Row]:
@@ -55,9 +56,12 @@ def hit_rows(method: str, hits: Hits, individual: Mapping[str, float], **facts: 
         facts: further fields of the rows (budget, inputs, seed, version ...).
     """
     accuracy = {t: float(h.mean()) for t, h in hits.items()}
-    found = {"accuracy": accuracy, "normalised": {t: 100 * v / individual[t] for t, v in accuracy.items()}}
+    found = {
+        "accuracy": {**accuracy, MEAN: float(np.mean(list(accuracy.values())))},
+        NORMALISED: relative(accuracy, individual),
+    }
     return [
         Row(method=method, metric=metric, value=value, settings={"task": task}, **facts)
         for metric, values in found.items()
-        for task, value in {**values, "mean": float(np.mean(list(values.values())))}.items()
+        for task, value in values.items()
     ]

@@ -27,12 +27,13 @@ from core.evaluate.statistics import (
     percentile_harm,
     stratified_bootstrap,
 )
+from core.transfer.energy import ENERGY
 
 Cell = tuple[tuple[str, Any], ...]
-COSTS = ("seconds", "trained_parameters", "trained_share", "peak_memory_mb", "energy_wh")
+COSTS = ("seconds", "trained_parameters", "trained_share", "peak_memory_mb", ENERGY)
 CALIBRATION = ("ece", "brier")
 BEFORE, AFTER = "source_before", "source_after"
-ENERGY, ENERGY_SOURCE = "energy_wh", "energy_source"  # the setting that says how a row's energy came about
+ENERGY_SOURCE = "energy_source"  # the setting that says how a row's energy came about
 Correct = Mapping[tuple[str, Hashable], np.ndarray | Mapping[str, np.ndarray]]
 
 

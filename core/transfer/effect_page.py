@@ -3,19 +3,14 @@
 from typing import Any
 
 from core.evaluate import plots
-from core.transfer.cost import WATTS_PER_CORE
-from core.transfer.effect import CALIBRATION, ENERGY, EffectReport, MethodEffect
+from core.transfer.effect import CALIBRATION, EffectReport, MethodEffect
+from core.transfer.energy import ENERGY, SOURCES
 from core.transfer.report import Section, Table, cell
 
 GAINED = ("score", "gain", "gain over items", "p (Wilcoxon, Holm)", "p (McNemar)", "pairs")
 BESIDE = ("harm", "harm by chance", "budget ratio", "area", "forgetting")
 COLUMNS = ("method", *GAINED, *BESIDE)
-UNITS = {"energy_wh": "energy, Wh", "peak_memory_mb": "peak memory, MB"}
-MEASURED = {
-    "rapl": "measured on the CPU package (RAPL)",
-    "nvml": "measured on the first GPU (NVML), its CPU not counted",
-    "estimate": f"estimated as CPU seconds times {WATTS_PER_CORE:g} W a core",
-}
+UNITS = {ENERGY: "energy, Wh", "peak_memory_mb": "peak memory, MB"}
 FEW = 6  # pairs from which on a two-sided Wilcoxon test can give a p below 5 %
 
 
@@ -134,7 +129,7 @@ def _costs(report: EffectReport) -> list[Section]:
     if calibration:
         said.append("Calibration errors are differences to the run without transfer (negative: better).")
     if ENERGY in costs:
-        ways = [MEASURED.get(way, way) for way in report.energy_source.split("; ") if way]
+        ways = [SOURCES.get(way, way) for way in report.energy_source.split("; ") if way]
         told = " or ".join(ways) or "measured or estimated, which these rows do not say"
         said.append(f"Energy is {told}.")
     shown = [*(f"{k}, difference" for k in calibration), *(UNITS.get(k, k.replace("_", " ")) for k in costs)]

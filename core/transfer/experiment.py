@@ -17,7 +17,7 @@ from core.evaluate.rows import Row
 from core.hashing import content_key
 from core.transfer.budget import Budget
 from core.transfer.effect import AFTER, BEFORE
-from core.transfer.energy import counted
+from core.transfer.energy import ENERGY, counted
 from core.transfer.explain import layer_similarity, under_change
 from core.transfer.nets import Prediction
 from core.transfer.own_classifier import NamedTarget
@@ -195,7 +195,7 @@ def run_trial(source: Source, task_name: str, trial: Trial, version: str = "", p
         "version": version,
     }
     energy = counted(fitted.cost, next(source.original.parameters()).device.type)
-    told = {"energy_wh": facts | {"oracle": energy}}  # no answer of the test split, but of a counter or an estimate
+    told = {ENERGY: facts | {"oracle": energy}}  # no answer of the test split, but of a counter or an estimate
     rows = [Row(metric=k, value=v, **told.get(k, facts)) for k, v in values.items()]
     why = {}
     if trial.explain:
@@ -216,7 +216,7 @@ def _costs(fitted: Fitted) -> dict[str, float]:
         "trained_parameters": float(c.trained_parameters),
         "trained_share": c.trained_share,
         "peak_memory_mb": c.peak_memory_mb,
-        "energy_wh": c.energy_wh,
+        ENERGY: c.energy_wh,
     }
 
 
