@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from core.data.tasks import load_task
 from core.merge.baselines import SEARCHES
 from core.merge.basis import BASES
+from core.merge.choice_search import choice_start_cost
+from core.merge.choices import CHOICES, check_choices
 from core.merge.emfto import EmftoConfig
 from core.merge.front import preference_weights
 from core.merge.problem import ProblemConfig
@@ -127,6 +129,22 @@ class EvolveMergeForm(MergeForm):
         None, description="what coefficients weigh: raw task vectors or components made of them (empty: by size)"
     )
     granularity: str = Field("blocks:3", description="global, blocks:K, kinds, or layers")
+    form: Literal["signed", "simplex"] = Field(
+        "signed",
+        description="signed: coefficients within bounds; simplex: shares of `total` (needs forms_share=0: a form holds "
+        "the other experts' coefficients, and shares move together)",
+    )
+    total: float | None = Field(
+        None,
+        gt=0,
+        description="simplex: what the coefficients of a group of layers add up to (empty: 1 for raw task vectors, an "
+        "average; one an expert for components)",
+    )
+    choices: tuple[str, ...] = Field(
+        CHOICES,
+        description="components that the search 'choices' picks from for each expert and group of layers: a basis or "
+        "ties, optionally @density (the share of largest magnitudes kept)",
+    )
     batch: int = Field(16, ge=3, description="validation examples a task in a mini-batch, which is raced in thirds")
     forms_share: float = Field(
         0.08, ge=0, lt=1, description="part of the budget for forms (the ablation favours 0; they show the relations)"
@@ -149,6 +167,9 @@ class EvolveMergeForm(MergeForm):
         description="weights of tasks, others weigh 1: the front's best recipe for them becomes the model 'preferred'; "
         "another preference in a later run costs no search",
     )
+    medians: int = Field(
+        1, ge=1, description="a score is the median of the means over so many parts of a mini-batch; 1: the mean"
+    )
     searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
 
     def resolved(self) -> Self:
@@ -165,6 +186,22 @@ class EvolveMergeForm(MergeForm):
     def _known_granularity(cls, granularity: str) -> str:
         granularity_filters(granularity, layers=10**4)  # of how many layers the base is, it says itself
         return granularity
+
+    @field_validator("choices")
+    @classmethod
+    def _known_choices(cls, choices: tuple[str, ...]) -> tuple[str, ...]:
+        return check_choices(choices)
+
+    @model_validator(mode="after")
+    def _shares_have_no_forms(self) -> "EvolveMergeForm":
+        if self.form == "simplex" and self.forms_share:
+            raise ValueError(
+                "form=simplex: a sub-problem holds the other experts' coefficients, and shares move together; give "
+                "forms_share=0"
+            )
+        if self.form == "simplex" and "choices" in self.searches:
+            raise ValueError("search choices has signed coefficients; leave it out, or give form=signed")
+        return self
 
     @model_validator(mode="after")
     def _front_is_over_tasks(self) -> "EvolveMergeForm":
@@ -219,24 +256,32 @@ def check_budget(form: EvolveMergeForm, names: Sequence[str]) -> None:
     sizes = [min(form.validation_examples, len(load_task(name).splits().validation)) for name in names]
     price, validation = len(names) * min(form.batch, *sizes), sum(sizes)
     config = evolve_config(form, "emfto")
-    finalists = config.search.solver.finalists
-    start = start_cost(scales_of(form.basis), price, validation)
-    need, left = start + price + finalists * validation, config.searched(validation)
+    finalists, left = config.search.solver.finalists, config.searched(validation)
+    starts = {"emfto": start_cost(scales_of(form.basis), price, validation)}
+    if "choices" in form.searches:
+        starts["choices"] = choice_start_cost(form.choices, price, validation)
+    search = max(starts, key=starts.get)
+    need = starts[search] + price + finalists * validation
     if need > left:
         after = f" after {form.front} points of the front" if form.front else ""
         raise ValueError(
-            f"budget={form.budget} leaves {left} task-examples{after}, a search takes at least {need}: its start "
-            f"{start} ({len(scales_of(form.basis))} scales on {price} examples each, the best on all {validation}), "
-            f"a candidate {price}, {finalists} finalists {validation} each; raise budget, or lower "
-            "validation_examples or batch"
+            f"budget={form.budget} leaves {left} task-examples{after}, search {search} takes at least {need}: its "
+            f"start {starts[search]} (scales on {price} examples each, the best on all {validation}), a candidate "
+            f"{price}, {finalists} finalists {validation} each; raise budget, or lower validation_examples or batch"
         )
+
+
+def space_of(form: EvolveMergeForm) -> SpaceConfig:
+    """The recipe space; shares add up to what one coefficient of 1 an expert does, or to an average of raw vectors."""
+    total = form.total or (1.0 if form.basis == "raw" else float(len(family_of(form.base).task_names(form))))
+    return SpaceConfig(basis=form.basis, granularity=form.granularity, form=form.form, total=total)
 
 
 def evolve_config(form: EvolveMergeForm, method: str, replaced: Sequence[str] = ()) -> EvolveConfig:
     """The stage configuration of one search; ``replaced``: experts of its source that are others now."""
     return EvolveConfig(
         problem=ProblemConfig(
-            space=SpaceConfig(basis=form.basis, granularity=form.granularity),
+            space=space_of(form),
             batch=form.batch,
             validation_examples=form.validation_examples,
             max_length=form.max_length,
@@ -254,6 +299,8 @@ def evolve_config(form: EvolveMergeForm, method: str, replaced: Sequence[str] = 
         front=form.front if method == "emfto" else 0,
         seed=form.seed,
         replaced=tuple(replaced),
+        choices=form.choices if method == "choices" else (),
+        medians=form.medians,
     )
 
 
@@ -263,7 +310,7 @@ def earlier_graph(form: EvolveMergeForm, base: Artifact) -> Artifact:
     Raises:
         ValueError: no such run, or its base had other weights under the same name.
     """
-    same = {name: str(getattr(form, name)) for name in ("base", "basis", "granularity")}
+    same = {name: str(getattr(form, name)) for name in ("base", "basis", "granularity", "form")}
     found = latest("evolve-merge", "evolve-recipes", same, method="emfto")
     if not base.planned and base.sha256 not in made_from(found):
         raise ValueError(

@@ -1,12 +1,15 @@
 """The merge problem of a base and its experts: an encoder with heads, or a causal language model with adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from core.config import Config
 from core.hashing import sha256_file
+from core.merge.choices import with_choices
+from core.merge.fitness import Fitness
 from core.merge.language import language_problem
+from core.merge.objectives import FunctionObjective
 from core.merge.own_fitness import load_function, place_of, scored_by
 from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
 from tasks.load_model import opened
@@ -31,13 +34,43 @@ def own_fitness(name: str) -> OwnFitness | None:
 
 
 def problem_of(
-    base: Artifact, experts: Mapping[str, Artifact], config: ProblemConfig, fitness: OwnFitness | None = None
+    base: Artifact,
+    experts: Mapping[str, Artifact],
+    config: ProblemConfig,
+    fitness: OwnFitness | None = None,
+    choices: Sequence[str] = (),
 ) -> MergeProblem:
     """What every search and form works on, whichever kind of model the base is.
+
+    Args:
+        choices: components that a recipe may choose from; none is the one basis of ``config``.
 
     Raises:
         ValueError: experts of different bases, of one task, or not matching the base; one that answers nothing rightly.
     """
+    problem = _problem(base, experts, config, fitness)
+    return with_choices(problem, choices) if choices else problem
+
+
+def exactly(
+    problem: MergeProblem,
+    base: Artifact,
+    experts: Mapping[str, Artifact],
+    config: ProblemConfig,
+    choices: Sequence[str] = (),
+) -> Fitness | None:
+    """The problem's fitness in float32; None where it is scored so already, or by a user's function."""
+    import torch
+
+    own = any(isinstance(o, FunctionObjective) for o in problem.fitness.objectives.values())
+    if own or problem.fitness.model.dtype == torch.float32:
+        return None
+    return problem_of(base, experts, config.model_copy(update={"precision": "float32"}), choices=choices).fitness
+
+
+def _problem(
+    base: Artifact, experts: Mapping[str, Artifact], config: ProblemConfig, fitness: OwnFitness | None
+) -> MergeProblem:
     found = experts_of(experts)
     if are_adapters(found):
         problem = language_problem(opened(base), found, config)

@@ -6,12 +6,16 @@ from pydantic import Field
 
 from core.config import Config
 from core.merge.emfto import EmftoConfig, solve_forms
-from core.merge.problem import ProblemConfig
+from core.merge.exact_finalists import ExactFinalists
+from core.merge.fitness import Fitness
+from core.merge.problem import MergeProblem, ProblemConfig
 from core.merge.relation import RelationGraph
 from core.merge.replaced import without_replaced
 from core.transfer.budget import Budget
-from tasks.assemble import OwnFitness, problem_of
+from tasks.assemble import OwnFitness, exactly, problem_of
 from tasks.costed import costed
+from tasks.population import ProblemPlace, on_workers
+from tasks.runner import Executor
 from tasks.stage import Artifact, Output, stage
 
 GRAPH, PICTURE, FORMS = "graph.ckpt", "graph.png", "forms.ckpt"
@@ -21,6 +25,7 @@ MODULES = [
     "core.merge.language",
     "core.merge.replaced",
     "core.merge.own_fitness",
+    "core.merge.exact_finalists",
 ]
 
 
@@ -33,6 +38,10 @@ class EvolveConfig(Config):
     budget: int = Field(100_000, ge=1, description="task-examples, everything included")
     front: int = Field(0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget")
     seed: int = Field(0, description="of the search")
+    choices: tuple[str, ...] = Field((), description="components that a recipe may choose from (search choices)")
+    medians: int = Field(
+        1, ge=1, description="a score is the median of the means over so many parts of a mini-batch; 1: the mean"
+    )
     fitness: OwnFitness | None = Field(None, description="a user's function that is searched for instead of the tasks")
     replaced: tuple[str, ...] = Field(
         (), description="experts of the source whose weights are others now; what it knows of them is not used"
@@ -58,6 +67,22 @@ def graph_of(source: Artifact, config: EvolveConfig) -> RelationGraph:
     return without_replaced(RelationGraph.load(source.folder / GRAPH), config.replaced)
 
 
+def scored(
+    config: EvolveConfig, base: Artifact, experts: Mapping[str, Artifact], workers: Executor | None = None
+) -> tuple[MergeProblem, Fitness]:
+    """The problem of a search, and its fitness: generations by ``workers``, start and finalists in float32."""
+    problem = problem_of(base, experts, config.problem, config.fitness, config.choices)
+    fitness = problem.fitness
+    fitness.blocks = config.medians
+    if workers is not None:
+        place = ProblemPlace(
+            base=base, experts=dict(experts), config=config.problem, fitness=config.fitness, choices=config.choices
+        )
+        fitness = on_workers(fitness, place, workers)
+    exact = exactly(problem, base, experts, config.problem, config.choices)
+    return problem, fitness if exact is None else ExactFinalists(fitness, exact)
+
+
 @stage("build-subproblems", modules=MODULES)
 @costed
 def build_subproblems(
@@ -68,11 +93,11 @@ def build_subproblems(
     source: Artifact | None = None,
 ) -> None:
     """Solve forms until their share of the budget is spent; write the relation graph and its picture."""
-    problem = problem_of(base, experts, config.problem, config.fitness)
-    budget = Budget("task_examples", config.searched(problem.fitness.validation_size))
+    problem, fitness = scored(config, base, experts)
+    budget = Budget("task_examples", config.searched(fitness.validation_size))
     known = None if source is None else graph_of(source, config)
     state = solve_forms(
-        problem.fitness,
+        fitness,
         problem.space,
         budget,
         config.search,
@@ -85,5 +110,5 @@ def build_subproblems(
     state.graph.draw(out.folder / PICTURE)
     gains = [(i, s.gain) for i, s in enumerate(state.graph.solved)]
     out.curve("form/gain", gains)
-    out.metrics({"forms": len(gains), "merging_share": problem.fitness.clock.merging_share})
+    out.metrics({"forms": len(gains), "merging_share": fitness.clock.merging_share})
     out.budget(budget.counts)

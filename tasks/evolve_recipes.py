@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from core.merge.baselines import SEARCHES
+from core.merge.choices import ChoiceSpace
 from core.merge.front import pareto_front
 from core.merge.recipe import write_recipe
 from core.state import write_bytes, write_json
 from core.transfer.budget import Budget
-from tasks.assemble import problem_of
-from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig, graph_of
+from tasks.build_subproblems import FORMS, GRAPH, PICTURE, EvolveConfig, graph_of, scored
 from tasks.costed import costed
-from tasks.population import ProblemPlace, on_workers
 from tasks.runner import executor
 from tasks.stage import Artifact, Output, stage
 
@@ -20,6 +21,8 @@ MODULES = [
     "core.merge.problem",
     "core.merge.language",
     "core.merge.own_fitness",
+    "core.merge.exact_finalists",
+    "core.merge.choice_search",
 ]
 RECIPE, OUTCOME = "recipe.yaml", "outcome.json"
 FRONT, CHOICES = "front.ckpt", "front.json"  # the Pareto front, and the recipe of each of its points
@@ -36,9 +39,7 @@ def evolve_recipes(
     source: Artifact | None = None,
 ) -> None:
     """Spend the budget with one search method, from the sub-problems' state where it has one."""
-    problem = problem_of(base, experts, config.problem, config.fitness)
-    place = ProblemPlace(base=base, experts=dict(experts), config=config.problem, fitness=config.fitness)
-    fitness = on_workers(problem.fitness, place, executor())
+    problem, fitness = scored(config, base, experts, executor())
     budget = Budget("task_examples", config.searched(fitness.validation_size))
     forms = out.folder / FORMS
     if subproblems is not None and not forms.exists():
@@ -69,13 +70,15 @@ def evolve_recipes(
         "groups": list(problem.space.labels),
         "validation": outcome.validation.mean,
         "start": outcome.start_validation.mean,
-        "start_scale": float(outcome.start.mean()),
+        "start_scale": float(outcome.start[np.nonzero(outcome.start)].mean()),
         "spent": budget.spent,
         "candidates": len(outcome.answers),
         "merging_share": fitness.clock.merging_share,
         "curve": curve,
         "injection_gains": outcome.facts.get("injection_gains", []),
     }
+    if isinstance(problem.space, ChoiceSpace):
+        facts["choices"] = problem.space.described(outcome.coefficients)
     write_json(out.folder / OUTCOME, facts)
     if "graph" in outcome.facts:
         outcome.facts["graph"].save(out.folder / GRAPH)

@@ -26,6 +26,7 @@ class ProblemPlace(Config):
     experts: dict[str, Artifact]
     config: ProblemConfig = Field(description="recipe space and fitness")
     fitness: OwnFitness | None = Field(None, description="a user's function in place of the tasks' own scores")
+    choices: tuple[str, ...] = Field((), description="components that a recipe may choose from")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def _opened(place: str) -> MergeProblem:
     """The problem, opened once a worker process; a call is one candidate, so none are scored together."""
     known = ProblemPlace.model_validate_json(place)
     alone = known.config.model_copy(update={"together": 1})
-    return problem_of(known.base, known.experts, alone, known.fitness)
+    return problem_of(known.base, known.experts, alone, known.fitness, known.choices)
 
 
 def score(place: str, piece: Piece) -> tuple[list[dict[str, Scored]], Clock]:

@@ -113,6 +113,7 @@ def report_evolution(
             *effects.keep_effect(out, effect, _effect_words(config)),
             Section("Search", _search_words(found), [_spent(found)], [curves]),
             Section("Recipe", "Coefficients by expert and group of layers.", [_recipe(found[config.transfer])]),
+            *_choices(found),
             *_front(evolved[config.transfer]),
             Section("Relations", "Learned from forms; also kept as graph.ckpt for the next run.", [], [synergy]),
             *quotes(quoted),
@@ -246,6 +247,17 @@ def _spent(found: Mapping[str, dict]) -> Table:
     lines = [[n, int(f["spent"]), f["candidates"], 100 * f["start"], 100 * f["validation"]] for n, f in found.items()]
     columns = ["search", "task-examples", "candidates", "static start, %", "selected, %"]
     return Table(columns, lines, "on validation, relative to the experts")
+
+
+def _choices(found: Mapping[str, dict]) -> list[Section]:
+    """What each expert took where a search chose among components; nothing where none did."""
+    sections = []
+    for name, one in found.items():
+        if "choices" in one:
+            lines = [[expert, *taken] for expert, taken in zip(one["experts"], one["choices"], strict=True)]
+            text = "Coefficient and component (operator or basis, and the density kept) by expert and group of layers."
+            sections.append(Section(f"Recipe of {name}", text, [Table(["expert", *one["groups"]], lines, "")]))
+    return sections
 
 
 def _recipe(found: dict) -> Table:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from core.evolve.mixed import Mixed
 from core.evolve.optimizers import OPTIMIZERS
 from core.evolve.protocol import Told
 from core.evolve.space import Box
@@ -42,14 +43,17 @@ TARGET = np.array([0.3, -0.4, 0.1, 0.8, 0.0])
 
 
 def make(name, seed=3):
-    if OPTIMIZERS.entry(name).facts["space"] == "box":
-        return OPTIMIZERS.get(name)(Box(-np.ones(5), np.ones(5)), seed=seed)
+    kind, box = OPTIMIZERS.entry(name).facts["space"], Box(-np.ones(5), np.ones(5))
+    if kind == "box":
+        return OPTIMIZERS.get(name)(box, seed=seed)
+    if kind == "mixed":
+        return OPTIMIZERS.get(name)(Mixed(box, (3, 2)), seed=seed)
     return OPTIMIZERS.get(name)(Bits(), seed=seed)
 
 
 def score(candidate):
     if isinstance(candidate, np.ndarray):
-        return -float(((candidate - TARGET) ** 2).sum())
+        return -float(((candidate[:5] - TARGET) ** 2).sum() + (candidate[5:] != 1).sum())
     return float(sum(candidate))
 
 
@@ -105,7 +109,11 @@ def test_arguments_stay_unchanged(name):
 def test_injected_candidates_are_asked_first(name):
     optimizer = make(name)
     run(optimizer, 2)
-    new = np.full(5, 0.25) if isinstance(optimizer.space, Box) else (1, 0) * 6
+    new = (
+        np.append(np.full(5, 0.25), np.ones(optimizer.space.dimensions - 5))
+        if isinstance(optimizer.space, Box)
+        else (1, 0) * 6
+    )
     optimizer.inject([new])
     assert optimizer.space.key(optimizer.ask(2)[0]) == optimizer.space.key(new)
 
@@ -162,6 +170,57 @@ def test_cma_finds_a_badly_scaled_optimum_within_bounds(diagonal):
     assert optimizer.covariance.shape == (5, 5)
 
 
+def test_cat_cma_finds_numbers_and_choices_that_depend_on_each_other():
+    """Which number is best depends on the choice: the wrong category has the nearer optimum, but a lower one."""
+    found = []
+    for seed in range(5):
+        space = Mixed(Box(-np.ones(4), np.ones(4), start=np.zeros(4), step=0.3), (3, 3, 3, 3))
+        optimizer = OPTIMIZERS.get("cat_cma")(space, seed=seed)
+        for _ in range(120):
+            batch = optimizer.ask(optimizer.batch)
+            told = []
+            for c in batch:
+                right = c[4:] == [0, 1, 2, 1]
+                told.append(Told(c, -float(np.where(right, (c[:4] - 0.6) ** 2, 0.5 + (c[:4] - 0.1) ** 2).sum())))
+            optimizer.tell(told)
+        found.append(optimizer.mean)
+    assert np.mean([(m[4:] == [0, 1, 2, 1]).mean() for m in found]) > 0.9
+    assert np.abs(np.median(found, axis=0)[:4] - 0.6).max() < 0.05
+
+
+def test_cat_cma_starts_with_the_likely_choices_and_restarts_around_the_best():
+    likely = np.array([[0.9, 0.1, 0.0], [0.02, 0.08, 0.9]])
+    space = Mixed(Box(-np.ones(2), np.ones(2), step=0.4), (2, 3), likely)
+    optimizer = OPTIMIZERS.get("cat_cma")(space, seed=0, restart_after=2)
+    assert list(space.start[2:]) == [0, 2]
+    drawn = np.array(optimizer.ask(400))[:, 2:]
+    assert (drawn[:, 0] == 0).mean() > 0.8
+    assert (drawn[:, 1] == 2).mean() > 0.8
+    first = [np.array([0.5, -0.5, 1.0, 1.0]), *optimizer.ask(optimizer.batch - 1)]
+    optimizer.tell([Told(c, 1.0 if i == 0 else 0.0) for i, c in enumerate(first)])
+    for _ in range(2):
+        optimizer.tell([Told(c, 0.5) for c in optimizer.ask(optimizer.batch)])
+    assert optimizer.restarts == 1
+    np.testing.assert_allclose(optimizer.mean, first[0])
+    assert list(optimizer.likely[0]) == [0.25, 0.75, 0]
+
+
+@pytest.mark.parametrize(
+    ("categories", "likely", "message"),
+    [
+        ((), None, "two or more"),
+        ((2, 1), None, "two or more"),
+        ((2, 3), np.ones((2, 3)) / 3, "beyond"),
+        ((2, 2), np.ones((2, 2)), "sum 1"),
+        ((2, 2), np.eye(2), "above 0"),
+        ((2, 2), np.ones((1, 2)) / 2, r"\[2, 2\]"),
+    ],
+)
+def test_mixed_spaces_that_are_none_are_refused(categories, likely, message):
+    with pytest.raises(ValueError, match=message):
+        Mixed(Box(-np.ones(2), np.ones(2)), categories, likely)
+
+
 def test_cma_restarts_at_the_best_point_with_half_the_step_on_a_stall():
     optimizer = OPTIMIZERS.get("cma")(Box(-np.ones(3), np.ones(3), step=0.4), seed=0, restart_after=2)
     first = optimizer.ask(optimizer.batch)
@@ -202,6 +261,15 @@ def test_cma_takes_a_far_injection_without_a_jump_of_the_step():
 def test_wrong_settings_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
         OPTIMIZERS.get(name)(Box(-np.ones(5), np.ones(5)), **settings)
+
+
+def test_cat_cma_refuses_what_it_cannot_search():
+    with pytest.raises(ValueError, match="Mixed"):
+        OPTIMIZERS.get("cat_cma")(Box(-np.ones(5), np.ones(5)))
+    with pytest.raises(ValueError, match="two real"):
+        OPTIMIZERS.get("cat_cma")(Mixed(Box([0], [1]), (2,)))
+    with pytest.raises(ValueError, match="population"):
+        OPTIMIZERS.get("cat_cma")(Mixed(Box([0, 0], [1, 1]), (2,)), population=2)
 
 
 def test_cma_refuses_a_space_without_vectors():
