@@ -26,6 +26,7 @@ from core.data.tasks import TaskError
 from core.evaluate.benchmark import Benchmark, Cell, main
 from core.evaluate.rows import Row
 from core.hashing import content_key
+from core.merge import lone_forms
 from core.merge.align import Head, embed
 from core.merge.baselines import SEARCHES, greedy_soup
 from core.merge.candidate import InMemoryModel
@@ -75,6 +76,7 @@ def cells(size: str) -> list[Cell]:
         return [cell(m, 0, **small) for m in ("tsv_m", "emfto", "cold_cma")]
     tried = [(m, s) for s in range(8) for m in ("emfto", "cold_cma", "forms")]
     found = [Cell(m, settings(**ARTIFICIAL), s, FORMULA) for m, s in tried]
+    found += [Cell("lone_forms", settings(**ARTIFICIAL), s, [*FORMULA, lone_forms.__name__]) for s in range(8)]
     found += [cell("speed", 0), cell("together", 0)]
     found += [cell(m, 0) for m in (*STATICS, "greedy_soup", "best_single", "frozen_probe")]
     found += [cell(m, seed) for seed in range(8) for m in ("emfto", "cold_cma")]

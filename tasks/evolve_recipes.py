@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from core.merge import choice_search, lone_forms
 from core.merge.baselines import SEARCHES
 from core.merge.choices import ChoiceSpace
 from core.merge.front import pareto_front
@@ -22,7 +23,8 @@ MODULES = [
     "core.merge.language",
     "core.merge.own_fitness",
     "core.merge.exact_finalists",
-    "core.merge.choice_search",
+    choice_search.__name__,  # two searches that register themselves
+    lone_forms.__name__,
 ]
 RECIPE, OUTCOME = "recipe.yaml", "outcome.json"
 FRONT, CHOICES = "front.ckpt", "front.json"  # the Pareto front, and the recipe of each of its points

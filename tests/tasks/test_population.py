@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from core.merge.baselines import plain_search
+from core.merge.choice_search import choices
+from core.merge.choices import with_choices
 from core.merge.emfto import EmftoConfig, emfto
 from core.merge.language import LanguageFitness
 from core.merge.objectives import Scored
@@ -36,17 +38,23 @@ class Elsewhere:
         return [function(shared, item) for item in reversed(list(items))][::-1]
 
 
-@pytest.mark.parametrize("method", ["cma", "emfto"])
+@pytest.mark.parametrize("method", ["cma", "emfto", "choices"])
 def test_the_search_is_the_same(world, monkeypatch, method):
-    opened = te.problem(world)
+    def problem():
+        made = te.problem(world)
+        return with_choices(made, ("raw", "tsv_m"), world.cache) if method == "choices" else made
+
+    opened = problem()
     monkeypatch.setattr(population, "_opened", lambda place: opened)
     nowhere = Artifact(name="base", path="", sha256="")
     place = population.ProblemPlace(base=nowhere, experts={}, config=ProblemConfig())
 
     def run(executor):
         budget = Budget("task_examples", 2600)
-        own = te.problem(world)
+        own = problem()
         fitness, space = population.on_workers(own.fitness, place, executor), own.space
+        if method == "choices":
+            return choices(fitness, space, budget, EmftoConfig(solver=SOLVER), OWNERS, seed=1), budget, fitness
         if method == "cma":
             return plain_search("cma", fitness, space, budget, SOLVER, seed=1), budget, fitness
         config = EmftoConfig(solver=SOLVER, forms_share=0.2, form_candidates=2)
