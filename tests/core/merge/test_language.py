@@ -14,6 +14,7 @@ from core.merge.adapter_experts import AdapterConfig, prompts_of, train_adapter
 from core.merge.adapter_vectors import adapter_vectors
 from core.merge.baselines import SEARCHES, greedy_soup
 from core.merge.basis import BASES
+from core.merge.choices import with_choices
 from core.merge.emfto import EmftoConfig
 from core.merge.engine import merge
 from core.merge.experts import load_expert
@@ -102,6 +103,16 @@ def test_the_engine_executes_the_recipe_to_the_same_weights(language, basis, tmp
     merge(problem.recipe(coefficients), tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), written[name].numpy(), atol=2e-6)
+
+
+def test_a_recipe_of_chosen_components_is_the_engines(language, tmp_path):
+    problem = language_problem(language.base, language.experts, CONFIG, language.cache)
+    chosen = with_choices(problem, ("raw", "tsv_m@0.5"), language.cache)
+    recipe = chosen.space.coefficients(chosen.space.mixed(0, 0.25).sample(np.random.default_rng(2)))
+    merge(chosen.recipe(recipe), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, parameter in chosen.fitness.model.write(recipe).named_parameters():
         np.testing.assert_allclose(parameter.detach().numpy(), written[name].numpy(), atol=2e-6)
 
 
