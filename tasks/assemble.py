@@ -1,11 +1,14 @@
 """The merge problem of a base and its experts: an encoder with heads, or a causal language model with adapters."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from core.config import Config
 from core.hashing import sha256_file
+from core.merge.batched import free_memory
+from core.merge.candidate import needed_memory
 from core.merge.choices import with_choices
 from core.merge.fitness import Fitness
 from core.merge.language import language_problem
@@ -15,6 +18,8 @@ from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
 from tasks.load_model import opened
 from tasks.merge_static import are_adapters, experts_of
 from tasks.stage import Artifact
+
+log = logging.getLogger(__name__)
 
 
 class OwnFitness(Config):
@@ -59,11 +64,25 @@ def exactly(
     config: ProblemConfig,
     choices: Sequence[str] = (),
 ) -> Fitness | None:
-    """The problem's fitness in float32; None where it is scored so already, or by a user's function."""
+    """The problem's fitness in float32.
+
+    None where it is scored so already, by a user's function, or where a second model would not leave half of the memory
+    that is free now.
+    """
     import torch
 
+    model = problem.fitness.model
     own = any(isinstance(o, FunctionObjective) for o in problem.fitness.objectives.values())
-    if own or problem.fitness.model.dtype == torch.float32:
+    if own or model.dtype == torch.float32:
+        return None
+    need = needed_memory(model.vectors) + 4 * sum(p.numel() for p in model.model.parameters())
+    if need > (free := free_memory(model.device)) / 2:
+        log.warning(
+            "finalists are scored in %s: float32 takes %.0f MiB more, %.0f MiB are free",
+            str(model.dtype).removeprefix("torch."),
+            need / 2**20,
+            free / 2**20,
+        )
         return None
     return problem_of(base, experts, config.model_copy(update={"precision": "float32"}), choices=choices).fitness
 

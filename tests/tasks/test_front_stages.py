@@ -25,8 +25,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def run(world, tmp_path, monkeypatch):
     """Calls a stage's body on the tiny experts: (stage, name of the folder, configuration, inputs) -> artifact."""
-    for module in (build_subproblems, evolve_recipes):
-        monkeypatch.setattr(module, "problem_of", lambda *_: te.problem(world))
+    monkeypatch.setattr(build_subproblems, "problem_of", lambda *_: te.problem(world))
 
     def call(stage, name, config, **inputs):
         out = Output(tmp_path / name)
@@ -75,8 +74,7 @@ def test_an_expert_that_is_always_wrong_is_refused_by_name_before_the_search(wor
     monkeypatch.setattr(assemble, "merge_problem", lambda *_: hopeless)
     monkeypatch.setattr(assemble, "experts_of", lambda _: [])
     monkeypatch.setattr(assemble, "are_adapters", lambda _: False)
-    for module in (build_subproblems, evolve_recipes):
-        monkeypatch.setattr(module, "problem_of", assemble.problem_of)
+    monkeypatch.setattr(build_subproblems, "problem_of", assemble.problem_of)
     config = build_subproblems.EvolveConfig(search=SEARCH, budget=3200)
     with pytest.raises(ValueError, match=r"the expert of 'plot' got none of its 60 validation examples right"):
         run(stage, "refused", config, base=NOWHERE, experts={})
