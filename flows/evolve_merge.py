@@ -272,9 +272,12 @@ def check_budget(form: EvolveMergeForm, names: Sequence[str]) -> None:
 
 
 def space_of(form: EvolveMergeForm) -> SpaceConfig:
-    """The recipe space; shares add up to what one coefficient of 1 an expert does, or to an average of raw vectors."""
-    total = form.total or (1.0 if form.basis == "raw" else float(len(family_of(form.base).task_names(form))))
-    return SpaceConfig(basis=form.basis, granularity=form.granularity, form=form.form, total=total)
+    """The recipe space; shares add up to ``total``, else to 1 for raw vectors (an average), else one an expert."""
+    space = SpaceConfig(basis=form.basis, granularity=form.granularity, form=form.form)
+    if form.form == "signed":
+        return space
+    experts = 1 if form.basis == "raw" else len(family_of(form.base).task_names(form))
+    return space.model_copy(update={"total": form.total or float(experts)})
 
 
 def evolve_config(form: EvolveMergeForm, method: str, replaced: Sequence[str] = ()) -> EvolveConfig:

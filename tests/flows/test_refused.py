@@ -4,10 +4,11 @@ import pytest
 
 from core.data.tasks import load_task
 from core.distill.students import student_of
+from core.merge.choice_search import choice_start_cost
 from core.merge.solver import SCALES
 from core.transfer.experiment import DataSteps
 from flows.distill import readable
-from flows.evolve_merge import check_budget
+from flows.evolve_merge import check_budget, space_of
 from flows.runtime import FLOWS
 from flows.transfer import TransferForm, baseline, examples_there
 from tests.core.transfer import tiny
@@ -104,6 +105,29 @@ def test_evolution_knows_its_granularities_and_the_names_of_own_tasks(tasks):
     assert "Tasks: a, b" in refused("evolve-merge", **own, preference={"a.yaml": 3.0})
     flow = FLOWS.get("evolve-merge")
     assert flow.plan(flow.form(size="smoke", **own, preference={"a": 3.0}))
+
+
+def test_evolution_knows_its_components_and_what_shares_go_with(tasks):
+    assert "unknown component 'tsv', did you mean 'tsv_m'" in refused("evolve-merge", choices=("tsv", "raw"))
+    assert "two or more different components, got raw" in refused("evolve-merge", choices=("raw",))
+    assert "give forms_share=0" in refused("evolve-merge", form="simplex")
+    shares = {"form": "simplex", "forms_share": 0}
+    assert "search choices has signed coefficients" in refused("evolve-merge", **shares, searches=("choices",))
+    form = FLOWS.get("evolve-merge").form(size="smoke", tasks=(tasks["a"], tasks["b"]), **shares)
+    for basis, given, total in (("raw", None, 1.0), ("tsv_m", None, 2.0), ("tsv_m", 2.6, 2.6)):
+        own = form.model_copy(update={"basis": basis, "total": given}).resolved()
+        assert space_of(own).total == total
+
+
+def test_a_search_among_components_needs_a_larger_budget(tasks):
+    kind, names = FLOWS.get("evolve-merge").form, (tasks["a"], tasks["b"])
+    values = {"size": "smoke", "batch": 4, "choices": ("raw", "ties@0.2")}
+    validation = sum(len(load_task(name).splits().validation) for name in names)
+    least = choice_start_cost(values["choices"], 2 * 4, validation) + 2 * 4 + 2 * validation
+    check_budget(kind(**values, budget=least, searches=("choices",)).resolved(), names)
+    check_budget(kind(**values, budget=least - 1).resolved(), names)
+    with pytest.raises(ValueError, match=f"search choices takes at least {least}"):
+        check_budget(kind(**values, budget=least - 1, searches=("choices",)).resolved(), names)
 
 
 @pytest.mark.parametrize(("granularity", "fits"), [("blocks:3", False), ("blocks:2", True), ("layers", True)])

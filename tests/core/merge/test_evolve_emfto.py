@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from core.merge.baselines import SEARCHES
 from core.merge.basis import in_basis
 from core.merge.candidate import InMemoryModel
 from core.merge.emfto import EmftoConfig, emfto
@@ -101,6 +102,19 @@ def test_killed_in_either_phase_continues_identically(world, tmp_path, monkeypat
 def test_every_control_runs(world, change):
     outcome, _ = run(world, config=CONFIG.model_copy(update=change))
     assert outcome.validation.mean >= outcome.start_validation.mean
+
+
+@pytest.mark.parametrize("search", ["emfto", "cold_cma"])
+def test_a_search_of_shares_keeps_their_sum(world, search):
+    vectors = in_basis(world.vectors, "tsv_m", world.cache)
+    space = RecipeSpace(vectors, SpaceConfig(basis="tsv_m", granularity="blocks:2", form="simplex", total=3.0))
+    fitness = Fitness(InMemoryModel(world.encoder(), vectors, space.groups), world.objectives(), batch=12)
+    budget, config = Budget("task_examples", 2600), CONFIG.model_copy(update={"forms_share": 0.0})
+    outcome = SEARCHES.get(search)(fitness, space, budget, config, OWNERS, seed=0)
+    tried = np.stack([recipe for recipe, _ in outcome.answers])
+    np.testing.assert_allclose(tried.sum(axis=1), 3.0, atol=1e-3)
+    assert (tried >= 0).all()
+    assert len(np.unique(tried.reshape(len(tried), -1), axis=0)) > 10
 
 
 def test_a_budget_below_one_evaluation_is_refused(world):
