@@ -12,6 +12,7 @@ from core.merge.choice_search import choice_start_cost
 from core.merge.choices import CHOICES, check_choices
 from core.merge.emfto import EmftoConfig
 from core.merge.front import preference_weights
+from core.merge.harness import HARNESS
 from core.merge.problem import ProblemConfig
 from core.merge.recipe_space import SpaceConfig, granularity_filters
 from core.merge.solver import SolverConfig, scales_of, start_cost
@@ -157,7 +158,8 @@ class EvolveMergeForm(MergeForm):
     fitness: str = Field(
         "",
         description="a function of yours that the searches maximise instead of the tasks' scores, module:function or "
-        "file.py:function: score(model, tokenizer) -> one score in [0, 1] for each of its examples",
+        "file.py:function: score(model, tokenizer) -> one score in [0, 1] for each of its examples; or tasks of "
+        "lm-evaluation-harness, lm-eval:arc_easy,piqa?limit=50&num_fewshot=2",
     )
     front: int = Field(
         0, ge=0, description="preferences tried for a Pareto front over tasks, within the budget of emfto (0: no front)"
@@ -336,6 +338,10 @@ def evolve_merge(form: EvolveMergeForm) -> Artifact:
     names = family.task_names(form)
     preference_weights(tuple(load_task(n).name for n in names), form.preference)  # a wrong name is refused now
     check_methods(form, names)
+    if form.fitness.startswith(HARNESS) and not is_language(form.base):
+        raise ValueError(
+            f"fitness={form.fitness}: tasks of lm-eval are for causal language models, {form.base} is none"
+        )
     base = family.load_base(form)
     check_depth(form, base)
     if not is_planning() and not form.fitness:  # a plan may not have the data, a function says its size when called

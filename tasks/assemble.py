@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from core.config import Config
-from core.hashing import sha256_file
 from core.merge.batched import free_memory
 from core.merge.candidate import needed_memory
 from core.merge.choices import with_choices
 from core.merge.fitness import Fitness
 from core.merge.language import language_problem
 from core.merge.objectives import FunctionObjective
-from core.merge.own_fitness import load_function, place_of, scored_by
+from core.merge.own_fitness import identity, load_function, scored_by
 from core.merge.problem import MergeProblem, ProblemConfig, merge_problem
 from tasks.load_model import opened
 from tasks.merge_static import are_adapters, experts_of
@@ -25,8 +24,8 @@ log = logging.getLogger(__name__)
 class OwnFitness(Config):
     """A user's function in place of the tasks' own scores."""
 
-    name: str = Field(description="module:function or file.py:function")
-    sha256: str = Field(description="of its file")
+    name: str = Field(description="module:function, file.py:function, or lm-eval:task")
+    sha256: str = Field(description="of its file, or of the tasks")
 
 
 def own_fitness(name: str) -> OwnFitness | None:
@@ -35,7 +34,7 @@ def own_fitness(name: str) -> OwnFitness | None:
     Raises:
         ValueError: no such file or module.
     """
-    return OwnFitness(name=name, sha256=sha256_file(place_of(name)[0])) if name else None
+    return OwnFitness(name=name, sha256=identity(name)) if name else None
 
 
 def problem_of(

@@ -13,6 +13,7 @@ import numpy as np
 
 from core.hashing import sha256_file
 from core.merge.fitness import Fitness
+from core.merge.harness import HARNESS, harness_score, harness_version
 from core.merge.language import in_memory
 from core.merge.objectives import FunctionObjective
 from core.merge.problem import MergeProblem
@@ -28,7 +29,9 @@ def place_of(name: str) -> tuple[Path, str]:
     """
     where, colon, function = name.rpartition(":")
     if not colon or not where or not function.isidentifier():
-        raise ValueError(f"fitness {name!r}; give module:function or file.py:function, e.g. my_fitness.py:score")
+        raise ValueError(
+            f"fitness {name!r}; give module:function or file.py:function, e.g. my_fitness.py:score, or {HARNESS}TASK"
+        )
     if where.endswith(".py"):
         if not Path(where).is_file():
             raise ValueError(f"fitness {name!r}: {where} does not exist")
@@ -42,12 +45,23 @@ def place_of(name: str) -> tuple[Path, str]:
     return Path(found.origin), function
 
 
+def identity(name: str) -> str:
+    """Hash of what ``name`` stands for: the function's file, or tasks of the harness.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    return harness_version(name) if name.startswith(HARNESS) else sha256_file(place_of(name)[0])
+
+
 def load_function(name: str) -> Score:
     """The function that ``name`` says; its module is run.
 
     Raises:
-        ValueError: no such module or function (see :func:`place_of`).
+        ValueError: no such module or function (see :func:`place_of`); no such task of the harness.
     """
+    if name.startswith(HARNESS):
+        return harness_score(name)
     path, function = place_of(name)
     where = name.rpartition(":")[0]
     if where.endswith(".py"):

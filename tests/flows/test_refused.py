@@ -119,6 +119,11 @@ def test_evolution_knows_its_components_and_what_shares_go_with(tasks):
         assert space_of(own).total == total
 
 
+def test_tasks_of_the_harness_are_for_language_models(tasks, monkeypatch):
+    own = {"tasks": (tasks["a"], tasks["b"]), "fitness": "lm-eval:piqa?limit=8"}
+    assert "tasks of lm-eval are for causal language models" in refused("evolve-merge", **own)
+
+
 def test_a_search_among_components_needs_a_larger_budget(tasks):
     kind, names = FLOWS.get("evolve-merge").form, (tasks["a"], tasks["b"])
     values = {"size": "smoke", "batch": 4, "choices": ("raw", "ties@0.2")}
