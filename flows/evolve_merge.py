@@ -50,6 +50,7 @@ class EvolveMergeForm(MergeForm):
             "methods": ("average",),
             "basis": "raw",
             "budget": 400,
+            "precision": "float32",
         },
         "default": {
             "max_length": 64,
@@ -58,6 +59,7 @@ class EvolveMergeForm(MergeForm):
             "methods": ("task_arithmetic", "tsv_m"),
             "basis": "tsv_m",
             "budget": 5000,
+            "precision": "auto",
         },
         "full": {
             "examples": 2000,
@@ -69,6 +71,7 @@ class EvolveMergeForm(MergeForm):
             "methods": tuple(STATIC),
             "basis": "tsv_m",
             "budget": 100_000,
+            "precision": "auto",
         },
     }
     # of a causal language model, which reads about ten short texts a second and core (SmolLM2-135M)
@@ -84,6 +87,7 @@ class EvolveMergeForm(MergeForm):
             "methods": ("task_arithmetic", "tsv_m"),
             "basis": "tsv_m",
             "budget": 2500,
+            "precision": "auto",
         },
         "full": {
             "examples": 3000,
@@ -95,6 +99,7 @@ class EvolveMergeForm(MergeForm):
             "methods": tuple(STATIC),
             "basis": "tsv_m",
             "budget": 50_000,
+            "precision": "auto",
         },
     }
 
@@ -168,6 +173,11 @@ class EvolveMergeForm(MergeForm):
         {},
         description="weights of tasks, others weigh 1: the front's best recipe for them becomes the model 'preferred'; "
         "another preference in a later run costs no search",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] | None = Field(
+        None,
+        description="of mini-batches: auto takes bfloat16 where the machine computes in it; the start and the finalists "
+        "are float32 in any case (empty: by size)",
     )
     medians: int = Field(
         1, ge=1, description="a score is the median of the means over so many parts of a mini-batch; 1: the mean"
@@ -290,6 +300,7 @@ def evolve_config(form: EvolveMergeForm, method: str, replaced: Sequence[str] = 
             batch=form.batch,
             validation_examples=form.validation_examples,
             max_length=form.max_length,
+            precision=form.precision,
             align=form.align,
             seed=form.seed,
         ),
