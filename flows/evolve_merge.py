@@ -176,7 +176,7 @@ class EvolveMergeForm(MergeForm):
     )
     precision: Literal["auto", "float32", "bfloat16"] | None = Field(
         None,
-        description="of mini-batches: auto takes bfloat16 where the machine computes in it; the start and the finalists "
+        description="of mini-batches: auto takes bfloat16 where the machine computes in it; start and finalists "
         "are float32 in any case (empty: by size)",
     )
     medians: int = Field(
