@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, R
 from core.state import StateError, exclusive
 from core.transfer.problem import Problem
 from flows.cli import sync
-from tasks import health, spool, tracking
+from tasks import courier, delivery, health, mlflow_store, records, spool, tracking
 from tasks.addresses import choose_prefect, link_base, without_password
 from tasks.links import mlflow_url
 from tasks.prepared import prepared
@@ -24,14 +24,14 @@ PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="
 @pytest.fixture
 def away(monkeypatch):
     """A tracking server that can be switched off and on."""
-    real, down = spool.client, {"down": True}
+    real, down = mlflow_store.client, {"down": True}
 
     def client():
         if down["down"]:
             raise ConnectionError("refused")
         return real()
 
-    monkeypatch.setattr(spool, "client", client)
+    monkeypatch.setattr(mlflow_store, "client", client)
     return down
 
 
@@ -46,18 +46,18 @@ def test_everything_arrives_after_the_server_is_back(home, away):
     run = record(1.0)
     assert spool.pending(run.spool.folder) > 0
     away["down"] = False
-    assert spool.deliver_all()[1] == 0
-    found = spool.client().get_run(spool.find_run(run.id))
+    assert delivery.deliver_all()[1] == 0
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert found.info.status == "FINISHED"
     assert found.data.params["a.b"] == "1"
-    history = spool.client().get_metric_history(found.info.run_id, "loss")
+    history = mlflow_store.client().get_metric_history(found.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(i, 1.0 / (i + 1)) for i in range(50)]
 
 
 def test_a_run_that_ends_while_mlflow_is_away_goes_without_a_link(monkeypatch, caplog):
     address = "http://127.0.0.1:9"  # nobody listens there
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setattr(spool, "client", lambda: mlflow.MlflowClient(address))
+    monkeypatch.setattr(mlflow_store, "client", lambda: mlflow.MlflowClient(address))
     assert mlflow_url("0" * 32) is None
     assert "no link to MLflow, which is away" in caplog.text
 
@@ -66,24 +66,24 @@ def test_delivering_twice_doubles_nothing(home):
     run = record(2.0)
     (run.spool.folder / "delivered.json").write_text("0")
     (run.spool.folder / "runs.json").unlink()
-    spool.deliver(run.spool.folder)
-    ids = [e.experiment_id for e in spool.client().search_experiments()]
-    runs = spool.client().search_runs(ids, f"tags.`{spool.LOCAL_ID}` = '{run.id}'")
+    delivery.deliver(run.spool.folder)
+    ids = [e.experiment_id for e in mlflow_store.client().search_experiments()]
+    runs = mlflow_store.client().search_runs(ids, f"tags.`{mlflow_store.LOCAL_ID}` = '{run.id}'")
     assert len(runs) == 1
-    assert len(spool.client().get_metric_history(runs[0].info.run_id, "loss")) == 50
+    assert len(mlflow_store.client().get_metric_history(runs[0].info.run_id, "loss")) == 50
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the MLflow client's methods, as they are called."""
-    real, made = spool.client, []
+    real, made = mlflow_store.client, []
 
     class Client:
         def __getattr__(self, name):
             made.append(name)
             return getattr(real(), name)
 
-    monkeypatch.setattr(spool, "client", Client)
+    monkeypatch.setattr(mlflow_store, "client", Client)
     return made
 
 
@@ -91,13 +91,13 @@ def test_what_a_run_notes_together_is_told_in_one_call(home, away, calls):
     run = record(5.0)
     away["down"] = False
     calls.clear()
-    spool.deliver(run.spool.folder, fresh=True)
+    delivery.deliver(run.spool.folder, fresh=True)
     assert [c for c in calls if "experiment" not in c] == ["create_run", "log_batch", "set_terminated"]
 
 
 def test_a_delivery_that_was_broken_off_is_repeated_from_there(home, monkeypatch):
     """MLflow took a stage's start, its answer was lost: the run is there once."""
-    real, lost = spool.APPLY["start"], []
+    real, lost = records.APPLY["start"], []
 
     def start(op, ids):
         real(op, ids)
@@ -105,15 +105,15 @@ def test_a_delivery_that_was_broken_off_is_repeated_from_there(home, monkeypatch
             lost.append(ids.pop(op["run"]))
             raise ConnectionError("the answer was lost")
 
-    monkeypatch.setitem(spool.APPLY, "start", start)
+    monkeypatch.setitem(records.APPLY, "start", start)
     with tracking.start("test", "system", PROBLEM, None, {}) as run, tracking.nested("stage", None, {}) as stage:
         stage.metrics({"x": 1.0})
         while not lost:  # the last delivery of a run is not repeated before the next run
             time.sleep(0.01)
     assert lost
     assert spool.pending(run.spool.folder) == 0
-    ids = [e.experiment_id for e in spool.client().search_experiments()]
-    (found,) = spool.client().search_runs(ids, f"tags.`{spool.LOCAL_ID}` = '{stage.id}'")
+    ids = [e.experiment_id for e in mlflow_store.client().search_experiments()]
+    (found,) = mlflow_store.client().search_runs(ids, f"tags.`{mlflow_store.LOCAL_ID}` = '{stage.id}'")
     assert (found.info.run_id, found.data.metrics["x"], found.info.status) == (lost[0], 1.0, "FINISHED")
 
 
@@ -127,7 +127,7 @@ def test_a_torn_last_record_is_not_used(home):
 def test_ten_thousand_metrics_go_as_batches(home):
     with tracking.start("test", "system", PROBLEM, None, {}) as run:
         run.curve("many", [(i, float(i)) for i in range(10_000)])
-    history = mlflow.MlflowClient().get_metric_history(spool.find_run(run.id), "many")
+    history = mlflow.MlflowClient().get_metric_history(mlflow_store.find_run(run.id), "many")
     assert len(history) == 10_000
     assert sorted(m.step for m in history) == list(range(10_000))
 
@@ -135,7 +135,7 @@ def test_ten_thousand_metrics_go_as_batches(home):
 def test_a_secret_in_the_environment_is_not_recorded(home, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "s3cret-planted")
     run = record(1.0)
-    found = spool.client().get_run(spool.find_run(run.id))
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert "s3cret-planted" not in json.dumps({**found.data.tags, **found.data.params})
     assert "s3cret-planted" not in (run.spool.folder / "ops.jsonl").read_text()
 
@@ -145,7 +145,7 @@ def test_what_mlflow_refuses_is_kept_counted_and_listed_and_the_rest_arrives(hom
         run.params({"rate": 1})
         run.params({"rate": 2})  # a parameter does not change
         run.metrics({"after": 3.0})
-    found = spool.client().get_run(spool.find_run(run.id))
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert (found.data.params["rate"], found.data.metrics["after"]) == ("1", 3.0)
     (refused,) = spool.refused(run.spool.folder)
     assert refused["record"]["params"] == {"rate": "2"}
@@ -172,7 +172,7 @@ def test_a_run_that_mlflow_does_not_begin_waits_whole(home, caplog):
 @pytest.fixture
 def saying(monkeypatch):
     """Let methods of the MLflow client raise: name -> error."""
-    real, errors = spool.client, {}
+    real, errors = mlflow_store.client, {}
 
     class Client:
         def __getattr__(self, name):
@@ -180,7 +180,7 @@ def saying(monkeypatch):
                 raise errors[name]
             return getattr(real(), name)
 
-    monkeypatch.setattr(spool, "client", Client)
+    monkeypatch.setattr(mlflow_store, "client", Client)
     return errors
 
 
@@ -200,10 +200,10 @@ def test_what_may_change_is_waited_for(home, saying, method, code):
     assert spool.pending(run.spool.folder) > 0
     assert not spool.refused(run.spool.folder)
     del saying[method]
-    assert spool.deliver_all() == (1, 0)
-    found = spool.client().get_run(spool.find_run(run.id))
+    assert delivery.deliver_all() == (1, 0)
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert (found.info.status, found.data.params["a.b"]) == ("FINISHED", "1")
-    assert len(spool.client().get_metric_history(found.info.run_id, "loss")) == 50
+    assert len(mlflow_store.client().get_metric_history(found.info.run_id, "loss")) == 50
 
 
 def test_refused_records_are_offered_again_in_order(home, saying, capsys):
@@ -218,9 +218,9 @@ def test_refused_records_are_offered_again_in_order(home, saying, capsys):
     sync.sync(forget=False, retry=True)
     assert "2 refused records are offered again\n1 runs delivered, 0 records still waiting" in capsys.readouterr().out
     assert not spool.refused(run.spool.folder)
-    found = spool.client().get_run(spool.find_run(run.id))
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert found.data.params["a.b"] == "1"
-    assert len(spool.client().get_metric_history(found.info.run_id, "loss")) == 50
+    assert len(mlflow_store.client().get_metric_history(found.info.run_id, "loss")) == 50
 
 
 def test_a_run_of_a_deleted_experiment_waits_until_it_is_restored(home, caplog):
@@ -228,8 +228,8 @@ def test_a_run_of_a_deleted_experiment_waits_until_it_is_restored(home, caplog):
     with tracking.start("test", name, PROBLEM, None, {}) as run:
         while spool.pending(run.spool.folder):
             time.sleep(0.01)
-        experiment = spool.client().get_experiment_by_name(name).experiment_id
-        spool.client().delete_experiment(experiment)
+        experiment = mlflow_store.client().get_experiment_by_name(name).experiment_id
+        mlflow_store.client().delete_experiment(experiment)
         run.metrics({"x": 1.0})
         with tracking.nested("stage", None, {}):
             pass
@@ -240,10 +240,10 @@ def test_a_run_of_a_deleted_experiment_waits_until_it_is_restored(home, caplog):
     assert f"experiment {name!r} was deleted in MLflow; restore it and its runs arrive: MLFLOW_TR" in caplog.text
     assert f" mlflow experiments restore --experiment-id {experiment}" in caplog.text
     assert not spool.refused(run.spool.folder) + spool.refused(other.spool.folder)
-    spool.client().restore_experiment(experiment)
-    assert spool.deliver_all() == (2, 0)
-    assert spool.client().get_run(mlflow_id).data.metrics == {"x": 1.0}
-    assert spool.client().get_run(spool.find_run(other.id)).info.status == "FINISHED"
+    mlflow_store.client().restore_experiment(experiment)
+    assert delivery.deliver_all() == (2, 0)
+    assert mlflow_store.client().get_run(mlflow_id).data.metrics == {"x": 1.0}
+    assert mlflow_store.client().get_run(mlflow_store.find_run(other.id)).info.status == "FINISHED"
 
 
 def test_a_run_goes_on_where_it_was_begun(home, away, tmp_path, monkeypatch):
@@ -256,22 +256,22 @@ def test_a_run_goes_on_where_it_was_begun(home, away, tmp_path, monkeypatch):
         run.metrics({"x": 1.0})
         with tracking.nested("stage", None, {}):
             pass
-    begun, there = os.environ["MLFLOW_TRACKING_URI"], spool.client
+    begun, there = os.environ["MLFLOW_TRACKING_URI"], mlflow_store.client
     other = f"sqlite:///{tmp_path / 'other.db'}"
     if prepared("mlflow").exists():  # else MLflow migrates one, for seconds
         (tmp_path / "other.db").write_bytes(prepared("mlflow").read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
-    monkeypatch.setattr(spool, "client", lambda: mlflow.MlflowClient(other))
+    monkeypatch.setattr(mlflow_store, "client", lambda: mlflow.MlflowClient(other))
     with pytest.raises(spool.NotDelivered, match=f"was begun at {begun}, and {other} does not show it"):
-        spool.deliver(run.spool.folder)
+        delivery.deliver(run.spool.folder)
     assert not spool.refused(run.spool.folder)
-    assert not spool.client().search_runs([e.experiment_id for e in spool.client().search_experiments()])
+    assert not mlflow_store.client().search_runs([e.experiment_id for e in mlflow_store.client().search_experiments()])
 
     away["down"] = False
-    monkeypatch.setattr(spool, "client", there)
+    monkeypatch.setattr(mlflow_store, "client", there)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{begun}?")  # as one server may have two names
-    spool.deliver(run.spool.folder)
-    assert spool.client().get_run(spool.find_run(run.id)).data.metrics == {"x": 1.0}
+    delivery.deliver(run.spool.folder)
+    assert mlflow_store.client().get_run(mlflow_store.find_run(run.id)).data.metrics == {"x": 1.0}
 
 
 def test_a_model_whose_files_are_gone_is_told_and_holds_nothing_up(home, tmp_path):
@@ -279,13 +279,13 @@ def test_a_model_whose_files_are_gone_is_told_and_holds_nothing_up(home, tmp_pat
         run.spool.append("model", run.id, path=str(tmp_path / "pruned"), name="m", alias="challenger", tags={})
         run.metrics({"after": 1.0})
     assert spool.pending(run.spool.folder) == 0
-    data = spool.client().get_run(spool.find_run(run.id)).data
+    data = mlflow_store.client().get_run(mlflow_store.find_run(run.id)).data
     assert data.metrics == {"after": 1.0}
     assert data.tags["missing.pruned"] == f"{tmp_path / 'pruned'} was removed before it could be logged"
 
 
 def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(home):
-    log = spool.Spool("full")
+    log = spool.Spool("full", courier.deliver)
     try:
         log.append("values", "r", tags={"a": "1"})
         size = (log.folder / "ops.jsonl").stat().st_size
@@ -308,13 +308,13 @@ def test_the_next_run_delivers_what_an_earlier_one_kept(home, away):
     away["down"] = False
     record(2.0)
     assert spool.pending(earlier.spool.folder) == 0
-    assert spool.client().get_run(spool.find_run(earlier.id)).info.status == "FINISHED"
+    assert mlflow_store.client().get_run(mlflow_store.find_run(earlier.id)).info.status == "FINISHED"
 
 
 def test_a_run_that_goes_on_is_left_to_itself(home, away):
     with tracking.start("test", "system", PROBLEM, None, {}) as run:
         away["down"] = False
-        assert spool.deliver_all() == (0, 0)
+        assert delivery.deliver_all() == (0, 0)
         with pytest.raises(StateError, match=f"in use by process {os.getpid()}"), exclusive(run.spool.folder / "run"):
             pass
 
