@@ -22,7 +22,7 @@ MODULES = ("core.state", "core.evolve.loop", "core.evaluate.rows")
 KILLS, BLOCK = 20, 4  # a flow, and a cell
 DEARER = [flow for flow in FLOWS if flow != CHEAPEST]
 # What talks to the servers is no part of core: its rows count only for the code that they were measured with.
-TALK = ("courier", "embedded", "spool", "tracking")
+TALK = ("courier", "delivery", "embedded", "mlflow_store", "records", "spool", "tracking")
 TALKING = {
     *("MLflow down", "MLflow killed", "database locked", "disk full", "load"),
     *("Prefect down", "Prefect killed", "Prefect gone", "scheduled"),

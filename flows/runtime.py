@@ -37,9 +37,10 @@ from tasks import courier, embedded, tracking
 from tasks.addresses import without_password
 from tasks.links import publish
 from tasks.long_tags import split
+from tasks.mlflow_store import open_early
 from tasks.prepared import place
 from tasks.runner import configured, prefect_runner, reachable_server
-from tasks.spool import open_early, refused
+from tasks.spool import refused
 from tasks.stage import Artifact, Planned, is_planning, of_size, planning
 from tasks.tidying import keep_within_limit, limit_bytes
 

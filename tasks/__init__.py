@@ -34,7 +34,7 @@ _DEFAULTS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # Waits of 2, 4, ... 256 s: a server that is back within five minutes is found; the default gives up after one.
     "PREFECT_CLIENT_MAX_RETRIES": "8",
-    # The spool (tasks.tracking) retries on its own; long retries inside the client would only hold a run up.
+    # The spool (tasks.spool) retries on its own; long retries inside the client would only hold a run up.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "TOKENIZERS_PARALLELISM": "false",

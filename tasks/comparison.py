@@ -10,7 +10,7 @@ from core.evaluate.curves import ends, uncurved
 from core.evaluate.rows import Row, read_rows
 from core.evaluate.statistics import bootstrap_mean, holm, paired_wilcoxon
 from core.hashing import content_key
-from tasks import spool
+from tasks import mlflow_store
 from tasks.addresses import without_password
 from tasks.long_tags import joined
 from tasks.tracking import flatten
@@ -47,12 +47,12 @@ def load(run: str) -> Loaded:
     Raises:
         ValueError: no such run, or it has no rows.
     """
-    mlflow_id = spool.find_run(run) or run
+    mlflow_id = mlflow_store.find_run(run) or run
     try:
-        found = spool.client().get_run(mlflow_id)
+        found = mlflow_store.client().get_run(mlflow_id)
         path = download_artifacts(run_id=mlflow_id, artifact_path="rows.jsonl")
     except MlflowException:
-        where = without_password(spool.client().tracking_uri)
+        where = without_password(mlflow_store.client().tracking_uri)
         raise ValueError(f"no finished flow run {run!r} with rows in {where}") from None
     tags = found.data.tags
     config = {k: str(v) for k, v in flatten(joined("config", tags, {})).items()}

@@ -13,6 +13,10 @@ import sys
 import threading
 from pathlib import Path
 
+from core.state import StateError
+from tasks import delivery, mlflow_store
+from tasks.spool import NotDelivered
+
 STOP_S = 1.0  # a run has waited for its own records before; what is left stays in the spool
 _process: subprocess.Popen | None = None
 _one = threading.Lock()
@@ -42,8 +46,30 @@ def running() -> bool:
     return _process is not None
 
 
+def deliver(folder: Path | None, fresh: bool) -> None:
+    """Deliver a run's spool (None: those of earlier runs), through the process where there is one.
+
+    Raises:
+        NotDelivered, StateError: see :func:`tasks.delivery.deliver`; of what the process could not do, NotDelivered.
+    """
+    if running():
+        try:
+            said = ask(folder, fresh)
+        except CourierLost:
+            fresh = False  # part of it may be there
+        else:
+            if said is not None:
+                raise NotDelivered(said)
+            return
+    _deliver(folder, fresh)
+
+
+def _deliver(folder: Path | None, fresh: bool) -> None:
+    delivery.deliver_all() if folder is None else delivery.deliver(folder, fresh)
+
+
 def ask(folder: Path | None, fresh: bool = False) -> str | None:
-    """Let it deliver a run's spool (see :func:`tasks.spool.deliver`), with None those of all earlier runs.
+    """Let it deliver a run's spool (see :func:`tasks.delivery.deliver`), with None those of all earlier runs.
 
     Returns:
         why it could not; None when it did.
@@ -65,18 +91,15 @@ def ask(folder: Path | None, fresh: bool = False) -> str | None:
 def serve() -> None:
     """Be the process: a line of JSON asks, a line answers; ends when nobody can ask any more."""
     answers = sys.stdout
-    from core.state import StateError
-    from tasks import spool
-
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print must not look like an answer
         with contextlib.suppress(Exception):  # a store that is away is told when something is delivered
-            spool.client().search_experiments(max_results=1)
+            mlflow_store.client().search_experiments(max_results=1)
         for line in sys.stdin:
             folder, fresh = json.loads(line)
             try:
-                spool.deliver_all() if folder is None else spool.deliver(Path(folder), fresh)
+                _deliver(None if folder is None else Path(folder), fresh)
                 said = None
-            except (spool.NotDelivered, StateError, OSError) as error:
+            except (NotDelivered, StateError, OSError) as error:
                 said = str(error)
             try:
                 print(json.dumps(said), file=answers, flush=True)

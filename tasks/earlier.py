@@ -11,7 +11,7 @@ from typing import Any
 
 from core.hashing import content_key
 from core.state import MANIFEST, Cache, StateError, verify
-from tasks import spool
+from tasks import mlflow_store
 from tasks.addresses import without_password
 from tasks.long_tags import joined
 from tasks.stage import Artifact
@@ -42,14 +42,14 @@ def latest(
     named = " or ".join(map(repr, stages))
     raise ValueError(
         f"source latest: no finished run of {flow!r} with a stage {named}{f' ({wanted})' if wanted else ''} in "
-        f"{without_password(spool.client().tracking_uri)}; run {flow} once without it"
+        f"{without_password(mlflow_store.client().tracking_uri)}; run {flow} once without it"
     )
 
 
 def made_from(artifact: Artifact) -> set[str]:
     """sha256 of everything that the stage of an artifact read; empty for one that no run stands behind."""
-    run = spool.find_run(artifact.run)
-    tags = {} if run is None else spool.client().get_run(run).data.tags
+    run = mlflow_store.find_run(artifact.run)
+    tags = {} if run is None else mlflow_store.client().get_run(run).data.tags
     return {entry["sha256"] for entry in joined("inputs", tags, [])}
 
 
@@ -73,10 +73,10 @@ def _stages(run, stage: str) -> list:
 
 
 def _search(query: str) -> Iterator:
-    experiments = [e.experiment_id for e in spool.client().search_experiments()]
+    experiments = [e.experiment_id for e in mlflow_store.client().search_experiments()]
     token = None
     while True:
-        page = spool.client().search_runs(
+        page = mlflow_store.client().search_runs(
             experiments, query, max_results=50, order_by=["attributes.start_time DESC"], page_token=token
         )
         yield from page

@@ -11,7 +11,7 @@ from pathlib import Path
 from core.data.assets import AssetError, data_folders, default_assets, state
 from core.plugins import plugins
 from core.state import home
-from tasks import spool
+from tasks import mlflow_store, spool
 from tasks.addresses import without_password
 
 
@@ -108,7 +108,7 @@ def mlflow_server() -> Finding:
     uri = os.environ["MLFLOW_TRACKING_URI"]
     shown = without_password(uri)
     try:
-        count = len(spool.client().search_experiments())
+        count = len(mlflow_store.client().search_experiments())
     except Exception as error:  # whatever the store raises is the finding
         return Finding(
             "MLflow", f"{shown}: {type(error).__name__}", "start it (make serve) or unset MLFLOW_TRACKING_URI"

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from core.state import StateError, verify
-from tasks import spool
+from tasks import mlflow_store
 from tasks.addresses import link_base, without_password
 from tasks.long_tags import joined
 
@@ -63,13 +63,12 @@ def trace(run: str) -> Node:
     Raises:
         ValueError: no such run in the tracking store.
     """
-    mlflow_id = spool.find_run(run) or run
+    mlflow_id = mlflow_store.find_run(run) or run
     try:
-        tags = spool.client().get_run(mlflow_id).data.tags
+        tags = mlflow_store.client().get_run(mlflow_id).data.tags
     except MlflowException:
-        raise ValueError(
-            f"no run {run!r} in {without_password(spool.client().tracking_uri)}; give an MLflow run id or a printed id"
-        ) from None
+        where = without_password(mlflow_store.client().tracking_uri)
+        raise ValueError(f"no run {run!r} in {where}; give an MLflow run id or a printed id") from None
     state = cache(_state)  # several stages read one folder: its files are hashed once a tree
     inputs = _inputs(tags, {}, state)
     return Node(tags.get("mlflow.runName", "run"), tags.get("output.sha256", ""), mlflow_id, "", "", inputs)
@@ -84,9 +83,9 @@ def _inputs(tags: dict[str, str], seen: dict[str, list[Node]], state: Callable[[
             if entry["run"] not in seen:
                 seen[entry["run"]] = []
                 # Not in this store: then the stage that found the same in the cache, begun later than its flow.
-                made_by = spool.find_run(entry["run"]) or spool.find_run_with(OUTPUT, entry["sha256"])
+                made_by = mlflow_store.find_run(entry["run"]) or mlflow_store.find_run_with(OUTPUT, entry["sha256"])
                 if made_by is not None:
-                    seen[entry["run"]] = _inputs(spool.client().get_run(made_by).data.tags, seen, state)
+                    seen[entry["run"]] = _inputs(mlflow_store.client().get_run(made_by).data.tags, seen, state)
                 elif entry["path"]:
                     node.about = f"{node.about} (made by a run that is not in this store)".lstrip()
             node.inputs = seen[entry["run"]]
@@ -126,14 +125,14 @@ def log_graph(mlflow_id: str) -> None:
     root = trace(mlflow_id)
     places = {}
     for run in {n.run for n in root.walk() if n.run}:
-        found = spool.find_run(run) or run
+        found = mlflow_store.find_run(run) or run
         try:
-            info = spool.client().get_run(found).info
+            info = mlflow_store.client().get_run(found).info
         except MlflowException:
             continue
         places[run] = f"experiments/{info.experiment_id}/runs/{found}"
-    page = graph_html(root, places, link_base(spool.client().tracking_uri))
-    spool.client().log_text(mlflow_id, page, "lineage.html")
+    page = graph_html(root, places, link_base(mlflow_store.client().tracking_uri))
+    mlflow_store.client().log_text(mlflow_id, page, "lineage.html")
 
 
 def graph_html(root: Node, experiments: dict[str, str], base_url: str | None) -> str:

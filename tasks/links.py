@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from core.evaluate.rows import Row
 from core.hashing import content_key
-from tasks import spool, tracking
+from tasks import mlflow_store, spool, tracking
 from tasks.addresses import link_base, without_password
 
 TABLE_ROWS = 200
@@ -22,7 +22,7 @@ def mlflow_url(run_id: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        experiment = spool.client().get_run(run_id).info.experiment_id
+        experiment = mlflow_store.client().get_run(run_id).info.experiment_id
     except MlflowException as error:
         log.warning("Prefect gets no link to MLflow, which is away: %s", without_password(str(error))[:200])
         return None

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
 from core.state import MANIFEST, Cache
-from tasks import spool
+from tasks import mlflow_store, spool
 from tasks.lineage import trace
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def protected() -> dict[Path, str]:
     still wait for MLflow.
     """
     needed: dict[Path, str] = {}
-    client = spool.client()
+    client = mlflow_store.client()
     for model in _all(client.search_registered_models):
         for version in _all(partial(client.search_model_versions, f"name='{model.name}'")):
             needed |= dict.fromkeys(_behind(version.run_id), f"model {model.name} v{version.version}")
@@ -69,7 +69,7 @@ def protected() -> dict[Path, str]:
     experiments = [e.experiment_id for e in _all(client.search_experiments)] if alive else []
     going_on = partial(client.search_runs, experiments, "attributes.status = 'RUNNING'")
     for run in _all(going_on) if experiments else []:
-        if run.data.tags.get(spool.LOCAL_ID) in alive:
+        if run.data.tags.get(mlflow_store.LOCAL_ID) in alive:
             needed |= dict.fromkeys(_behind(run.info.run_id), f"run {run.info.run_name}")
     for folder in spool.folders():
         for path in map(Path.resolve, spool.waiting_paths(folder)):
@@ -94,7 +94,7 @@ def _behind(run: str | None) -> list[Path]:
     if not run:
         return []
     try:
-        spool.client().get_run(run)
+        mlflow_store.client().get_run(run)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # nobody knows what it needs
             raise

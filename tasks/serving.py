@@ -12,7 +12,7 @@ from mlflow.types.schema import ColSpec, Schema
 
 from core.evaluate.statistics import stratified_bootstrap
 from core.models.classifier import CARD
-from tasks import spool
+from tasks import mlflow_store
 from tasks.hits import Hits
 
 SERVED = Path(__file__).with_name("served_model.py")
@@ -33,7 +33,7 @@ class Untried:
 
 def log_model(run_id: str, package: Path, name: str, alias: str, tags: dict[str, str]) -> None:
     """Log a packaged classifier to a run, register a version, and set its alias (idempotent by the package's hash)."""
-    client = spool.client()
+    client = mlflow_store.client()
     known = client.search_model_versions(f"name='{name}'") if _exists(name) else []
     if any(v.tags.get("sha256") == tags["sha256"] and v.run_id == run_id for v in known):
         return
@@ -77,7 +77,7 @@ def promote(name: str) -> bool:
     of the champion, tried on the same items (a smoke run is not, nor another seed's draw); the 95 % interval of the
     mean paired difference, items drawn anew within each task, must lie above zero.
     """
-    client = spool.client()
+    client = mlflow_store.client()
     challenger = client.get_model_version_by_alias(name, CHALLENGER)
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION)
@@ -99,7 +99,7 @@ def promote(name: str) -> bool:
 
 def _exists(name: str) -> bool:
     try:
-        spool.client().get_registered_model(name)
+        mlflow_store.client().get_registered_model(name)
     except MlflowException:
         return False
     return True
@@ -117,7 +117,7 @@ def package_of(model: str) -> Path:
     try:
         root = Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/"))
     except MlflowException as error:
-        known = ", ".join(m.name for m in spool.client().search_registered_models()) or "none"
+        known = ", ".join(m.name for m in mlflow_store.client().search_registered_models()) or "none"
         raise ValueError(
             f"no folder and no registered model {model!r} (registered: {known}): {error.message}"
         ) from None

@@ -19,6 +19,7 @@ from core.evaluate.machine import commit, hardware
 from core.evaluate.rows import Row
 from core.hashing import content_key
 from core.transfer.problem import Problem
+from tasks import courier
 from tasks.addresses import without_password
 from tasks.spool import Spool, now_ms
 
@@ -142,7 +143,7 @@ def start(
 ) -> Iterator[Run]:
     """A parent run: opened now, ended FINISHED or FAILED; the rest of the spool is delivered before it returns."""
     run_id = uuid.uuid4().hex
-    spool = Spool(run_id)
+    spool = Spool(run_id, courier.deliver)
     run = Run(run_id, name, experiment, spool, problem)
     patience = DELIVERY_S
     try:

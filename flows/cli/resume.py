@@ -19,18 +19,18 @@ def resume(
     beside.begin()
     from flows.cli.show import console, show_summary
     from flows.runtime import FLOWS
-    from tasks import spool
+    from tasks import delivery, mlflow_store
     from tasks.long_tags import joined
 
-    spool.deliver_all()
-    mlflow_id = spool.find_run(run) or run
+    delivery.deliver_all()
+    mlflow_id = mlflow_store.find_run(run) or run
     found = _tags(mlflow_id)
     _refuse_running(mlflow_id)
     flow = FLOWS.get(found["flow"])
     parameters = flow.form.model_validate_json(json.dumps(joined("config", found, {})))
-    spool.client().set_tag(mlflow_id, "resumed", "yes")
-    if spool.client().get_run(mlflow_id).info.status == "RUNNING":
-        spool.client().set_terminated(mlflow_id, status="KILLED")
+    mlflow_store.client().set_tag(mlflow_id, "resumed", "yes")
+    if mlflow_store.client().get_run(mlflow_id).info.status == "RUNNING":
+        mlflow_store.client().set_terminated(mlflow_id, status="KILLED")
     console.print(f"continuing {flow.name} of run {mlflow_id[:12]}: finished stages are taken from the cache")
     console.print(f"Prefect: {prefect}", style="dim", soft_wrap=True)
     try:
@@ -49,13 +49,14 @@ def _refuse_running(mlflow_id: str) -> None:
         StateError: one does.
     """
     from core.state import StateError
-    from tasks import spool
+    from tasks import mlflow_store, spool
     from tasks.pruning import held
 
     outermost = mlflow_id  # of a flow inside a flow it is the outer one that holds the records
-    while parent := spool.client().get_run(outermost).data.tags.get("mlflow.parentRunId"):
+    while parent := mlflow_store.client().get_run(outermost).data.tags.get("mlflow.parentRunId"):
         outermost = parent
-    lock = spool.spool_root() / spool.client().get_run(outermost).data.tags.get(spool.LOCAL_ID, "") / "run"
+    tags = mlflow_store.client().get_run(outermost).data.tags
+    lock = spool.spool_root() / tags.get(mlflow_store.LOCAL_ID, "") / "run"
     if held(lock):
         owner = lock.with_name("run.owner")
         who = owner.read_text().strip() if owner.exists() else "another process"
@@ -65,13 +66,13 @@ def _refuse_running(mlflow_id: str) -> None:
 def _tags(mlflow_id: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
-    from tasks import spool
+    from tasks import mlflow_store
     from tasks.addresses import without_password
 
     try:
-        tags = spool.client().get_run(mlflow_id).data.tags
+        tags = mlflow_store.client().get_run(mlflow_id).data.tags
     except MlflowException:
-        raise ValueError(f"no run {mlflow_id!r} in {without_password(spool.client().tracking_uri)}") from None
+        raise ValueError(f"no run {mlflow_id!r} in {without_password(mlflow_store.client().tracking_uri)}") from None
     if "config" not in tags or "flow" not in tags:
         raise ValueError(f"run {mlflow_id} is a stage, not a flow; give its parent run")
     return tags

@@ -11,11 +11,11 @@ def sync(
 ) -> None:
     import tasks  # noqa: F401
     from flows.cli.show import console
-    from tasks import spool
+    from tasks import delivery, spool
 
     if retry:
         console.print(f"{spool.retry_refused()} refused records are offered again")
-    done, left = spool.deliver_all()
+    done, left = delivery.deliver_all()
     console.print(f"{done} runs delivered, {left} records still waiting")
     lost = [(folder.name, entry) for folder in spool.folders() for entry in spool.refused(folder)]
     for run, entry in lost:

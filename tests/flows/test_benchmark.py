@@ -20,7 +20,7 @@ from core.recurring.store import Part, RunFacts, Store, records
 from core.state import home as home_of
 from flows.benchmark import BenchmarkForm, parts
 from flows.runtime import FLOWS
-from tasks import announce_changes, spool
+from tasks import announce_changes, mlflow_store
 from tasks.lineage import trace
 from tasks.report_benchmark import read_changes
 from tests.tiny_experts import base_folder
@@ -156,7 +156,7 @@ def _recorded(first, worse):
     page = Path(download_artifacts(run_id=worse.mlflow_run_id, artifact_path="report.html")).read_text()
     assert "task_arithmetic" in page
     assert "data:image/svg+xml" in page
-    client = spool.client()
+    client = mlflow_store.client()
     experiment = client.get_run(worse.mlflow_run_id).info.experiment_id
     below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{worse.mlflow_run_id}'")
     names = {r.info.run_name for r in below}

@@ -223,7 +223,7 @@ def test_a_bare_home_is_enough(tmp_path):
         "import tasks\nfrom prefect import get_client\n"
         "with get_client(sync_client=True) as client:\n    print(client.hello().status_code)\n"
         "from tasks import embedded\nembedded.stop()\n"
-        "from tasks.spool import client\nprint(len(client().search_experiments()))"
+        "from tasks.mlflow_store import client\nprint(len(client().search_experiments()))"
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
     done = subprocess.run(

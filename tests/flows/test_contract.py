@@ -15,7 +15,7 @@ from core.hashing import sha256_file
 from core.state import MANIFEST, verify
 from core.transfer.effect import EffectReport
 from flows.runtime import FLOWS
-from tasks import spool
+from tasks import mlflow_store
 from tasks.lineage import trace
 from tasks.tracking import row_metric
 
@@ -33,9 +33,9 @@ def ran(request):
 
 
 def runs_of(summary):
-    parent = spool.client().get_run(summary.mlflow_run_id)
+    parent = mlflow_store.client().get_run(summary.mlflow_run_id)
     query = f"tags.`mlflow.parentRunId` = '{summary.mlflow_run_id}'"
-    return parent, list(spool.client().search_runs([parent.info.experiment_id], query))
+    return parent, list(mlflow_store.client().search_runs([parent.info.experiment_id], query))
 
 
 def test_rows_are_the_same_everywhere(ran):
@@ -49,10 +49,10 @@ def test_rows_are_the_same_everywhere(ran):
         if row.value is not None:
             expected.setdefault(row_metric(row), set()).add((row.seed, row.value))
     for name, points in list(expected.items())[:40]:
-        history = spool.client().get_metric_history(parent.info.run_id, name)
+        history = mlflow_store.client().get_metric_history(parent.info.run_id, name)
         assert {(m.step, m.value) for m in history} == points, name
     assert expected.keys() <= parent.data.metrics.keys()
-    assert flow.level == spool.client().get_experiment(parent.info.experiment_id).name
+    assert flow.level == mlflow_store.client().get_experiment(parent.info.experiment_id).name
 
 
 def test_every_run_says_what_it_transfers_and_on_which_budget(ran):

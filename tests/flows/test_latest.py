@@ -15,7 +15,7 @@ from core.merge.relation import RelationGraph
 from core.models.classifier import TextClassifier
 from core.transfer.problem import Problem
 from flows.runtime import FLOWS
-from tasks import earlier, serving, spool, tracking
+from tasks import earlier, mlflow_store, serving, tracking
 from tasks.build_subproblems import GRAPH
 from tasks.earlier_experts import compare
 from tasks.lineage import trace
@@ -76,9 +76,9 @@ def test_pruned_and_damaged_folders_are_fetched_from_mlflow(home):
 
 def test_what_mlflow_holds_must_be_what_was_recorded(home):
     made = ran("latest-changed", 7)
-    run = spool.find_run(made.run)
+    run = mlflow_store.find_run(made.run)
     shutil.rmtree(made.path)
-    spool.client().log_text(run, "8", "n.txt")
+    mlflow_store.client().log_text(run, "8", "n.txt")
     with pytest.raises(ValueError, match="is not what was recorded"):
         earlier.latest("latest-changed", "remember")
 
@@ -133,7 +133,7 @@ def test_an_evolved_merge_is_packaged_with_its_heads_and_registered(form, home):
     packaged = TextClassifier(serving.package_of(f"evolved-encoder@{serving.CHALLENGER}"))
     assert set(packaged.heads) == {"one", "two"}
     assert packaged.predict(["the plot was good 1"], task="one")[0].label in ("yes", "no")
-    version = spool.client().get_model_version_by_alias("evolved-encoder", serving.CHALLENGER)
+    version = mlflow_store.client().get_model_version_by_alias("evolved-encoder", serving.CHALLENGER)
     assert version.tags["method"] == "emfto with aligned heads"
     tested = {
         r.settings["task"]: r.value for r in done.rows if r.method == version.tags["method"] and r.metric == "accuracy"
@@ -156,7 +156,7 @@ def test_experts_are_kept_added_replaced_or_removed_by_their_content(form, home,
     assert "kept one; added three; replaced two" in page
     assert "from a fresh start ended at" in page
     found = earlier.latest("evolve-merge", "evolve-recipes", {"base": form.base}, method="emfto")
-    params = spool.client().get_run(spool.find_run(found.run)).data.params
+    params = mlflow_store.client().get_run(mlflow_store.find_run(found.run)).data.params
     assert json.loads(params["replaced"]) == ["two"]
     mix = compare(found, {"one": found, "four": found})
     assert (mix.kept, mix.added, mix.replaced, mix.removed) == ((), ("four",), ("one",), ("three", "two"))

@@ -16,7 +16,7 @@ from core.nas.spaces import SPACES, get_space
 from flows.cli import message
 from flows.own_tables import SOURCES
 from flows.runtime import FLOWS
-from tasks import spool
+from tasks import mlflow_store
 from tasks.lineage import trace
 
 FLOW = FLOWS.get("search")
@@ -106,7 +106,7 @@ def test_rows_report_and_lineage_name_the_table_by_its_hash(as_target, files):
     assert "test over the same search without source" in said
     (loaded,) = nodes(as_target, "load-table")
     assert loaded.state == "intact"
-    kept = spool.client().list_artifacts(spool.find_run(loaded.run))
+    kept = mlflow_store.client().list_artifacts(mlflow_store.find_run(loaded.run))
     assert [a.path for a in kept] == ["artifact.json"], "rows stay at home"
 
 

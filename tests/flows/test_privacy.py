@@ -13,7 +13,7 @@ import yaml
 from mlflow.artifacts import download_artifacts
 
 from flows.merge import MergeForm, merge
-from tasks import spool
+from tasks import mlflow_store
 from tests.tiny_experts import base_folder
 
 MARK = "xyzzyplantedsentence"
@@ -59,9 +59,9 @@ def run(world, **more):
 
 def logged(summary):
     """The files that MLflow holds of a run and its stages."""
-    parent = spool.client().get_run(summary.mlflow_run_id)
+    parent = mlflow_store.client().get_run(summary.mlflow_run_id)
     query = f"tags.`mlflow.parentRunId` = '{summary.mlflow_run_id}'"
-    runs = [parent, *spool.client().search_runs([parent.info.experiment_id], query)]
+    runs = [parent, *mlflow_store.client().search_runs([parent.info.experiment_id], query)]
     folders = [Path(download_artifacts(run_id=r.info.run_id, artifact_path="")) for r in runs]
     return [p for f in folders for p in f.rglob("*") if p.is_file()]
 

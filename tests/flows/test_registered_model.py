@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from core.models.classifier import Head, TextClassifier, save
-from tasks import serving, spool
+from tasks import mlflow_store, serving
 from tasks.hits import Hits
 from tasks.register_model import register_model
 from tasks.stage import Artifact
@@ -28,7 +28,7 @@ def package(tmp_path_factory):
 
 
 def register(package, name, scores, digest, items="the same"):
-    client = spool.client()
+    client = mlflow_store.client()
     run = client.create_run(client.create_experiment(f"{name}-{digest}"))
     hits = {task: Hits(items, np.arange(400) < share * 400) for task, share in scores.items()}
     tags = {"sha256": digest, "accuracies": json.dumps(scores), **Hits.tags(hits)}
@@ -142,5 +142,5 @@ def test_a_task_gets_as_many_texts_as_it_reads(package, tmp_path):
 
 
 def register_run(name):
-    client = spool.client()
+    client = mlflow_store.client()
     return client.create_run(client.create_experiment(name)).info.run_id

@@ -11,7 +11,7 @@ from core.transfer.problem import Problem
 from flows.cli import beside
 from flows.cli.resume import resume
 from flows.runtime import FLOWS, TransferFlow
-from tasks import spool, tracking
+from tasks import mlflow_store, spool, tracking
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
 MERGE = FLOWS.get("merge")
@@ -52,7 +52,7 @@ def test_a_run_that_is_alive_is_left_to_its_process(taken_up):
         for alive in (run, part):
             with pytest.raises(StateError, match=f"is still running in process {os.getpid()} on .*stop it and resume"):
                 resume(alive.id, None)
-            assert spool.client().get_run(spool.find_run(alive.id)).info.status == "RUNNING"
+            assert mlflow_store.client().get_run(mlflow_store.find_run(alive.id)).info.status == "RUNNING"
     assert taken_up(run.id) == MERGE.form(size="smoke")
 
 
@@ -66,7 +66,7 @@ def test_a_configuration_of_any_length_comes_back(taken_up, earlier):
     with tracking.start("merge", "system", PROBLEM, None, tags) as run:
         pass
     if earlier:
-        spool.client().set_tag(spool.find_run(run.id), "config", LONG.model_dump_json())
+        mlflow_store.client().set_tag(mlflow_store.find_run(run.id), "config", LONG.model_dump_json())
     assert taken_up(run.id) == LONG
-    stored = spool.client().get_run(spool.find_run(run.id)).data.tags
+    stored = mlflow_store.client().get_run(mlflow_store.find_run(run.id)).data.tags
     assert json.loads("".join(stored[k] for k in sorted(stored) if k.startswith("config")))["size"] == "smoke"

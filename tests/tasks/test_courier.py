@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from core.transfer.problem import Problem
-from tasks import courier, embedded, prepared, spool, tracking
+from tasks import courier, delivery, embedded, mlflow_store, prepared, spool, tracking
 
 PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
 
@@ -26,13 +26,13 @@ def record():
     with tracking.start("test", "system", PROBLEM, None, {}) as run:
         run.curve("loss", [(0, 2.0), (1, 1.0)])
     assert spool.pending(run.spool.folder) == 0
-    found = spool.client().get_run(spool.find_run(run.id))
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert found.info.status == "FINISHED"
     assert found.data.metrics["loss"] == 1.0
 
 
 def test_it_delivers(home, begun, monkeypatch):
-    monkeypatch.setattr(spool, "deliver", None)  # not this process
+    monkeypatch.setattr(delivery, "deliver", None)  # not this process
     record()
     assert courier.running()
 

@@ -48,7 +48,7 @@ def gone(pids: list[int], within_s: float) -> bool:
 
 
 def test_two_stages_run_side_by_side_and_are_told_like_those_of_one_process(home, marks, monkeypatch):
-    from tasks import spool
+    from tasks import mlflow_store
     from tasks.fan_out import gather
     from tasks.tracking import start
     from tests.tasks.process_stages import PROBLEM, Nap, nap, naps
@@ -57,8 +57,8 @@ def test_two_stages_run_side_by_side_and_are_told_like_those_of_one_process(home
     assert len(set(workers(marks))) == 2
     assert os.getpid() not in workers(marks)
     assert {p.read_text() for p in marks.iterdir()} == {str(max(1, os.cpu_count() // 2))}
-    experiments = [e.experiment_id for e in spool.client().search_experiments()]
-    runs = [r for r in spool.client().search_runs(experiments) if r.data.tags.get("stage") == "nap"]
+    experiments = [e.experiment_id for e in mlflow_store.client().search_experiments()]
+    runs = [r for r in mlflow_store.client().search_runs(experiments) if r.data.tags.get("stage") == "nap"]
     assert sorted(r.data.tags["output.sha256"] for r in runs) == sorted(there.values())
     begun, ended = max(r.info.start_time for r in runs), min(r.info.end_time for r in runs)
     assert begun < ended, "they overlapped"

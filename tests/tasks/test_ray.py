@@ -40,7 +40,7 @@ def cluster(tmp_path_factory):
 
 def test_stages_on_workers_are_those_of_one_process(cluster, tmp_path, monkeypatch):
     from core.state import verify
-    from tasks import spool, tracking
+    from tasks import mlflow_store, tracking
     from tasks.fan_out import gather
     from tasks.runner import configured, reachable_server
     from tests.tasks.fan_stages import PROBLEM, Draw, draw, draws
@@ -56,10 +56,10 @@ def test_stages_on_workers_are_those_of_one_process(cluster, tmp_path, monkeypat
     assert killed[0] not in pids
     assert all(verify(a.folder)["sha256"] == a.sha256 for a in there["made"].values())
 
-    parent = spool.find_run(there["run"])
+    parent = mlflow_store.find_run(there["run"])
     query = f"tags.`mlflow.parentRunId` = '{parent}'"
-    experiment = spool.client().get_run(parent).info.experiment_id
-    runs = spool.client().search_runs([experiment], query)
+    experiment = mlflow_store.client().get_run(parent).info.experiment_id
+    runs = mlflow_store.client().search_runs([experiment], query)
     assert [r.info.status for r in runs] == ["FINISHED"] * 4, "a run that died leaves no half-told record"
     assert {r.data.tags["output.sha256"] for r in runs} == {a.sha256 for a in there["made"].values()}
     assert all(r.data.metrics["budget.queries"] == 3 for r in runs)
@@ -72,13 +72,14 @@ def test_stages_on_workers_are_those_of_one_process(cluster, tmp_path, monkeypat
 
 
 def test_an_error_on_a_worker_is_told_and_the_others_are_kept(cluster):
-    from tasks import spool
+    from tasks import mlflow_store
     from tasks.runner import configured, reachable_server
     from tests.tasks.fan_stages import draws
 
     with reachable_server(configured()), pytest.raises(ValueError, match="seed -1 is negative"):
         draws([-1, 7, 8], "")
-    runs = spool.client().search_runs(["0", *[e.experiment_id for e in spool.client().search_experiments()]])
+    experiments = [e.experiment_id for e in mlflow_store.client().search_experiments()]
+    runs = mlflow_store.client().search_runs(["0", *experiments])
     newest = [r for r in runs if r.data.tags.get("stage") == "draw"][:3]
     assert sorted(r.info.status for r in newest) == ["FAILED", "FINISHED", "FINISHED"]
 

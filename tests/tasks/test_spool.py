@@ -1,291 +1,34 @@
-"""A run does not need its tracking server: records wait on disk, arrive in order, and nothing is doubled."""
+"""Records on disk: those that were written are there, whole, whatever becomes of the next one."""
 
 import json
-import os
 import resource
-import time
 
-import mlflow
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-from core.state import StateError, exclusive
-from core.transfer.problem import Problem
-from flows.cli import sync
-from tasks import health, spool, tracking
-from tasks.addresses import choose_prefect, link_base, without_password
-from tasks.links import mlflow_url
-from tasks.prepared import prepared
-
-PROBLEM = Problem(source="s", target="t", knowledge="k", domain="d", objective="f", budget="1 queries")
+from tasks import spool
 
 
 @pytest.fixture
-def away(monkeypatch):
-    """A tracking server that can be switched off and on."""
-    real, down = spool.client, {"down": True}
+def away():
+    """A way to MLflow that is closed."""
 
-    def client():
-        if down["down"]:
-            raise ConnectionError("refused")
-        return real()
+    def deliver(folder, fresh):
+        raise spool.NotDelivered("closed")
 
-    monkeypatch.setattr(spool, "client", client)
-    return down
+    return deliver
 
 
-def record(value):
-    with tracking.start("test", "system", PROBLEM, None, {}) as run:
-        run.curve("loss", [(i, value / (i + 1)) for i in range(50)])
-        run.params({"a": {"b": 1}})
-    return run
+def test_a_torn_last_record_is_not_used(home, away):
+    log = spool.Spool("torn", away)
+    log.append("values", "r", tags={"a": "1"})
+    log.close(0)
+    with open(log.folder / "ops.jsonl", "a") as f:
+        f.write('{"op": "values", "run": "r')
+    assert [op["tags"] for _, op in spool.undelivered(log.folder)] == [{"a": "1"}]
 
 
-def test_everything_arrives_after_the_server_is_back(home, away):
-    run = record(1.0)
-    assert spool.pending(run.spool.folder) > 0
-    away["down"] = False
-    assert spool.deliver_all()[1] == 0
-    found = spool.client().get_run(spool.find_run(run.id))
-    assert found.info.status == "FINISHED"
-    assert found.data.params["a.b"] == "1"
-    history = spool.client().get_metric_history(found.info.run_id, "loss")
-    assert [(m.step, m.value) for m in history] == [(i, 1.0 / (i + 1)) for i in range(50)]
-
-
-def test_a_run_that_ends_while_mlflow_is_away_goes_without_a_link(monkeypatch, caplog):
-    address = "http://127.0.0.1:9"  # nobody listens there
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setattr(spool, "client", lambda: mlflow.MlflowClient(address))
-    assert mlflow_url("0" * 32) is None
-    assert "no link to MLflow, which is away" in caplog.text
-
-
-def test_delivering_twice_doubles_nothing(home):
-    run = record(2.0)
-    (run.spool.folder / "delivered.json").write_text("0")
-    (run.spool.folder / "runs.json").unlink()
-    spool.deliver(run.spool.folder)
-    ids = [e.experiment_id for e in spool.client().search_experiments()]
-    runs = spool.client().search_runs(ids, f"tags.`{spool.LOCAL_ID}` = '{run.id}'")
-    assert len(runs) == 1
-    assert len(spool.client().get_metric_history(runs[0].info.run_id, "loss")) == 50
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Names of the MLflow client's methods, as they are called."""
-    real, made = spool.client, []
-
-    class Client:
-        def __getattr__(self, name):
-            made.append(name)
-            return getattr(real(), name)
-
-    monkeypatch.setattr(spool, "client", Client)
-    return made
-
-
-def test_what_a_run_notes_together_is_told_in_one_call(home, away, calls):
-    run = record(5.0)
-    away["down"] = False
-    calls.clear()
-    spool.deliver(run.spool.folder, fresh=True)
-    assert [c for c in calls if "experiment" not in c] == ["create_run", "log_batch", "set_terminated"]
-
-
-def test_a_delivery_that_was_broken_off_is_repeated_from_there(home, monkeypatch):
-    """MLflow took a stage's start, its answer was lost: the run is there once."""
-    real, lost = spool.APPLY["start"], []
-
-    def start(op, ids):
-        real(op, ids)
-        if op["name"] == "stage" and not lost:
-            lost.append(ids.pop(op["run"]))
-            raise ConnectionError("the answer was lost")
-
-    monkeypatch.setitem(spool.APPLY, "start", start)
-    with tracking.start("test", "system", PROBLEM, None, {}) as run, tracking.nested("stage", None, {}) as stage:
-        stage.metrics({"x": 1.0})
-        while not lost:  # the last delivery of a run is not repeated before the next run
-            time.sleep(0.01)
-    assert lost
-    assert spool.pending(run.spool.folder) == 0
-    ids = [e.experiment_id for e in spool.client().search_experiments()]
-    (found,) = spool.client().search_runs(ids, f"tags.`{spool.LOCAL_ID}` = '{stage.id}'")
-    assert (found.info.run_id, found.data.metrics["x"], found.info.status) == (lost[0], 1.0, "FINISHED")
-
-
-def test_a_torn_last_record_is_not_used(home):
-    run = record(3.0)
-    with open(run.spool.folder / "ops.jsonl", "a") as f:
-        f.write('{"op": "values", "run": "' + run.id)
-    assert spool.pending(run.spool.folder) == 0
-
-
-def test_ten_thousand_metrics_go_as_batches(home):
-    with tracking.start("test", "system", PROBLEM, None, {}) as run:
-        run.curve("many", [(i, float(i)) for i in range(10_000)])
-    history = mlflow.MlflowClient().get_metric_history(spool.find_run(run.id), "many")
-    assert len(history) == 10_000
-    assert sorted(m.step for m in history) == list(range(10_000))
-
-
-def test_a_secret_in_the_environment_is_not_recorded(home, monkeypatch):
-    monkeypatch.setenv("MY_TOKEN", "s3cret-planted")
-    run = record(1.0)
-    found = spool.client().get_run(spool.find_run(run.id))
-    assert "s3cret-planted" not in json.dumps({**found.data.tags, **found.data.params})
-    assert "s3cret-planted" not in (run.spool.folder / "ops.jsonl").read_text()
-
-
-def test_what_mlflow_refuses_is_kept_counted_and_listed_and_the_rest_arrives(home, capsys):
-    with tracking.start("test", "system", PROBLEM, None, {}) as run:
-        run.params({"rate": 1})
-        run.params({"rate": 2})  # a parameter does not change
-        run.metrics({"after": 3.0})
-    found = spool.client().get_run(spool.find_run(run.id))
-    assert (found.data.params["rate"], found.data.metrics["after"]) == ("1", 3.0)
-    (refused,) = spool.refused(run.spool.folder)
-    assert refused["record"]["params"] == {"rate": "2"}
-    assert spool.pending(run.spool.folder) == 0
-    sync.sync(forget=False, retry=False)
-    shown = capsys.readouterr().out
-    assert "0 records still waiting" in shown
-    assert f"refused  {run.id[:12]}  values rate" in shown
-    assert health.undelivered().found == "0 records wait, 1 were refused"
-    sync.sync(forget=True, retry=False)
-    assert not spool.refused(run.spool.folder)
-
-
-def test_a_run_that_mlflow_does_not_begin_waits_whole(home, caplog):
-    twice = {"mlflow.runName": "another"}  # MLflow refuses a run of two names, as it does one of a deleted experiment
-    with tracking.start("test", "system", PROBLEM, None, twice) as run:
-        run.metrics({"x": 1.0})
-    assert not spool.refused(run.spool.folder)
-    assert spool.pending(run.spool.folder) == 3
-    assert "Both 'run_name' argument and 'mlflow.runName' tag are specified" in caplog.text
-    (run.spool.folder / "ops.jsonl").unlink()
-
-
-@pytest.fixture
-def saying(monkeypatch):
-    """Let methods of the MLflow client raise: name -> error."""
-    real, errors = spool.client, {}
-
-    class Client:
-        def __getattr__(self, name):
-            if name in errors:
-                raise errors[name]
-            return getattr(real(), name)
-
-    monkeypatch.setattr(spool, "client", Client)
-    return errors
-
-
-@pytest.mark.parametrize(
-    ("method", "code"),
-    [
-        ("create_run", BAD_REQUEST),  # a proxy, or SQLAlchemy's TimeoutError of a full pool of connections
-        ("create_run", INVALID_PARAMETER_VALUE),
-        ("log_batch", BAD_REQUEST),
-        ("log_batch", RESOURCE_DOES_NOT_EXIST),
-        ("set_terminated", BAD_REQUEST),
-    ],
-)
-def test_what_may_change_is_waited_for(home, saying, method, code):
-    saying[method] = MlflowException("not now", code)
-    run = record(4.0)
-    assert spool.pending(run.spool.folder) > 0
-    assert not spool.refused(run.spool.folder)
-    del saying[method]
-    assert spool.deliver_all() == (1, 0)
-    found = spool.client().get_run(spool.find_run(run.id))
-    assert (found.info.status, found.data.params["a.b"]) == ("FINISHED", "1")
-    assert len(spool.client().get_metric_history(found.info.run_id, "loss")) == 50
-
-
-def test_refused_records_are_offered_again_in_order(home, saying, capsys):
-    saying["log_batch"] = MlflowException("a name that it does not take", INVALID_PARAMETER_VALUE)
-    run = record(6.0)
-    assert len(spool.refused(run.spool.folder)) == 2
-    sync.sync(forget=False, retry=False)
-    assert "2 records were refused and are kept; --retry-refused offers them again" in capsys.readouterr().out
-    with open(run.spool.folder / "ops.jsonl", "a") as f:
-        f.write('{"op": "val')  # torn by a kill
-    del saying["log_batch"]
-    sync.sync(forget=False, retry=True)
-    assert "2 refused records are offered again\n1 runs delivered, 0 records still waiting" in capsys.readouterr().out
-    assert not spool.refused(run.spool.folder)
-    found = spool.client().get_run(spool.find_run(run.id))
-    assert found.data.params["a.b"] == "1"
-    assert len(spool.client().get_metric_history(found.info.run_id, "loss")) == 50
-
-
-def test_a_run_of_a_deleted_experiment_waits_until_it_is_restored(home, caplog):
-    name = "soon-deleted"
-    with tracking.start("test", name, PROBLEM, None, {}) as run:
-        while spool.pending(run.spool.folder):
-            time.sleep(0.01)
-        experiment = spool.client().get_experiment_by_name(name).experiment_id
-        spool.client().delete_experiment(experiment)
-        run.metrics({"x": 1.0})
-        with tracking.nested("stage", None, {}):
-            pass
-    mlflow_id = json.loads((run.spool.folder / "runs.json").read_text())[run.id]
-    assert f"MLflow run {mlflow_id} was deleted; restore it" in caplog.text
-    with tracking.start("test", name, PROBLEM, None, {}) as other:
-        pass
-    assert f"experiment {name!r} was deleted in MLflow; restore it and its runs arrive: MLFLOW_TR" in caplog.text
-    assert f" mlflow experiments restore --experiment-id {experiment}" in caplog.text
-    assert not spool.refused(run.spool.folder) + spool.refused(other.spool.folder)
-    spool.client().restore_experiment(experiment)
-    assert spool.deliver_all() == (2, 0)
-    assert spool.client().get_run(mlflow_id).data.metrics == {"x": 1.0}
-    assert spool.client().get_run(spool.find_run(other.id)).info.status == "FINISHED"
-
-
-def test_a_run_goes_on_where_it_was_begun(home, away, tmp_path, monkeypatch):
-    """Under another address its store may be the same; another store is told, and gets nothing of it."""
-    away["down"] = False
-    with tracking.start("test", "system", PROBLEM, None, {}) as run:
-        while spool.pending(run.spool.folder):
-            time.sleep(0.01)
-        away["down"] = True
-        run.metrics({"x": 1.0})
-        with tracking.nested("stage", None, {}):
-            pass
-    begun, there = os.environ["MLFLOW_TRACKING_URI"], spool.client
-    other = f"sqlite:///{tmp_path / 'other.db'}"
-    if prepared("mlflow").exists():  # else MLflow migrates one, for seconds
-        (tmp_path / "other.db").write_bytes(prepared("mlflow").read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
-    monkeypatch.setattr(spool, "client", lambda: mlflow.MlflowClient(other))
-    with pytest.raises(spool.NotDelivered, match=f"was begun at {begun}, and {other} does not show it"):
-        spool.deliver(run.spool.folder)
-    assert not spool.refused(run.spool.folder)
-    assert not spool.client().search_runs([e.experiment_id for e in spool.client().search_experiments()])
-
-    away["down"] = False
-    monkeypatch.setattr(spool, "client", there)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{begun}?")  # as one server may have two names
-    spool.deliver(run.spool.folder)
-    assert spool.client().get_run(spool.find_run(run.id)).data.metrics == {"x": 1.0}
-
-
-def test_a_model_whose_files_are_gone_is_told_and_holds_nothing_up(home, tmp_path):
-    with tracking.start("test", "system", PROBLEM, None, {}) as run:
-        run.spool.append("model", run.id, path=str(tmp_path / "pruned"), name="m", alias="challenger", tags={})
-        run.metrics({"after": 1.0})
-    assert spool.pending(run.spool.folder) == 0
-    data = spool.client().get_run(spool.find_run(run.id)).data
-    assert data.metrics == {"after": 1.0}
-    assert data.tags["missing.pruned"] == f"{tmp_path / 'pruned'} was removed before it could be logged"
-
-
-def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(home):
-    log = spool.Spool("full")
+def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(home, away):
+    log = spool.Spool("full", away)
     try:
         log.append("values", "r", tags={"a": "1"})
         size = (log.folder / "ops.jsonl").stat().st_size
@@ -301,29 +44,3 @@ def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(home):
         log.close()
     written = [json.loads(line)["tags"] for line in (log.folder / "ops.jsonl").read_text().splitlines()]
     assert written == [{"a": "1"}, {"c": "3"}]
-
-
-def test_the_next_run_delivers_what_an_earlier_one_kept(home, away):
-    earlier = record(1.0)
-    away["down"] = False
-    record(2.0)
-    assert spool.pending(earlier.spool.folder) == 0
-    assert spool.client().get_run(spool.find_run(earlier.id)).info.status == "FINISHED"
-
-
-def test_a_run_that_goes_on_is_left_to_itself(home, away):
-    with tracking.start("test", "system", PROBLEM, None, {}) as run:
-        away["down"] = False
-        assert spool.deliver_all() == (0, 0)
-        with pytest.raises(StateError, match=f"in use by process {os.getpid()}"), exclusive(run.spool.folder / "run"):
-            pass
-
-
-def test_passwords_of_servers_are_shown_and_linked_nowhere(monkeypatch):
-    uri = "https://user:s3cret-planted@mlflow.example:5000"
-    assert link_base(uri) == "https://mlflow.example:5000"
-    assert "s3cret" not in without_password(f"cannot reach {uri} or postgresql://me:s3cret-planted@db/x")
-    assert link_base("sqlite:////tmp/x.db") is None
-    monkeypatch.setenv("PREFECT_API_URL", "http://user:s3cret-planted@127.0.0.1:9/api")
-    assert choose_prefect() == "embedded, because http://***@127.0.0.1:9/api does not answer"
-    assert "PREFECT_API_URL" not in os.environ

@@ -12,7 +12,7 @@ from mlflow.artifacts import download_artifacts
 from core.config import Config
 from core.evaluate.rows import Row, read_rows
 from core.transfer.problem import Problem
-from tasks import lineage, spool, tracking
+from tasks import lineage, mlflow_store, tracking
 from tasks.fan_out import gather
 from tasks.lineage import Node, graph_html, trace
 from tasks.stage import of_size, planning, stage
@@ -56,18 +56,18 @@ def test_a_stage_is_computed_once_recorded_and_traced(run):
     assert again == result
     assert CALLS == ["count", "double"]
     assert run.spool.close()
-    made = spool.client().get_run(spool.find_run(result.run))
+    made = mlflow_store.client().get_run(mlflow_store.find_run(result.run))
     assert {k: made.data.tags[k] for k in "STKDF"} == {k: PROBLEM.tags()[k] for k in "STKDF"}
     assert made.data.tags["output.sha256"] == result.sha256
     assert made.data.metrics["double/task-a b/value"] == 8
     inputs = json.loads(made.data.tags["inputs"])
-    counted = spool.client().get_run(spool.find_run(inputs[0]["run"]))
+    counted = mlflow_store.client().get_run(mlflow_store.find_run(inputs[0]["run"]))
     assert counted.data.metrics["n"] == 4
     assert counted.data.metrics["budget.queries"] == 3
-    assert len(spool.client().get_metric_history(counted.info.run_id, "loss")) == 5
+    assert len(mlflow_store.client().get_metric_history(counted.info.run_id, "loss")) == 5
     logged = download_artifacts(run_id=made.info.run_id, artifact_path="rows.jsonl")
     assert read_rows(logged) == result.rows()
-    assert made.data.tags["mlflow.parentRunId"] == spool.find_run(run.id)
+    assert made.data.tags["mlflow.parentRunId"] == mlflow_store.find_run(run.id)
 
     tree = trace(result.run)
     assert [n.state for n in tree.inputs] == ["intact"]
@@ -140,7 +140,7 @@ def test_a_failing_stage_says_why_in_its_run(home):
         tracking.start("test", "system", PROBLEM, None, {}) as run,
     ):
         broken(Settings())
-    found = spool.client().get_run(spool.find_run(run.id))
+    found = mlflow_store.client().get_run(mlflow_store.find_run(run.id))
     assert found.info.status == "FAILED"
     assert found.data.tags["error"] == "ValueError: weights hold NaN in layer 3"
     assert found.data.tags["mlflow.note.content"].startswith("**failed: ValueError: weights hold NaN in layer 3**")

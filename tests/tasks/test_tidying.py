@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities import PagedList
 
 from core.state import Cache, exclusive
-from tasks import lineage, long_tags, pruning, spool, tidying
+from tasks import lineage, long_tags, mlflow_store, pruning, spool, tidying
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def two_paths(home, tmp_path, monkeypatch):
     folder = Cache().compute("merge", "k", lambda out: (out / "x").write_text("1") and None)
     (tmp_path / "link").symlink_to(home)
     monkeypatch.setenv("TRANSFEROPT_HOME", str(tmp_path / "link"))
-    monkeypatch.setattr(spool, "client", lambda: Registry(folder))
+    monkeypatch.setattr(mlflow_store, "client", lambda: Registry(folder))
     return folder
 
 
