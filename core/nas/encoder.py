@@ -11,7 +11,8 @@ The published latent is read from the CLS state and handed to every position ali
 fixed places, so here each place writes to the latent and reads from it by weights of its own, which is learned in a
 tenth of the steps; ``summary="cls"`` is the published way.
 
-One code serves one space or several: a :class:`Codec` over several spaces gives the learned shared encoder.
+One code serves one space or several: a :class:`Codec` over several spaces gives the learned shared encoder. Spaces are
+told apart by :attr:`core.nas.spaces.Space.full_name`, so the sub-networks of two transformers are two spaces.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ import numpy as np
 from pydantic import Field
 
 from core.config import Config
-from core.nas.spaces import Genotype, Space
+from core.nas.spaces import Genotype, Space, get_space
 from core.progress import track
 from core.state import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-KIND, SCHEMA = "nas-encoder", 2
+KIND, SCHEMA = "nas-encoder", 3
 END = 0
 
 
@@ -86,28 +87,42 @@ PRESETS: dict[str, EncoderConfig] = {
 
 
 class Codec:
-    """Token sequences of one or several spaces in one vocabulary, padded with END to one length."""
+    """Token sequences of one or several spaces in one vocabulary, padded with END to one length.
+
+    Raises:
+        ValueError: no space, or one twice.
+    """
 
     def __init__(self, spaces: Sequence[Space]):
         if not spaces:
             raise ValueError("a codec needs at least one space")
         self.spaces = tuple(spaces)
+        self.names = [s.full_name for s in spaces]
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"a codec has each space once, got {', '.join(self.names)}")
         self.length = max(s.token_length for s in spaces)
         sizes = [len(s.vocabulary) for s in spaces]
-        self.offset = dict(zip((s.name for s in spaces), np.cumsum([1, *sizes[:-1]]).tolist(), strict=True))
+        self.offset = dict(zip(self.names, np.cumsum([1, *sizes[:-1]]).tolist(), strict=True))
         self.size = 1 + sum(sizes)
+
+    def first(self, space: Space) -> int:
+        """Where the tokens of ``space`` begin. Raises ValueError for a space that is not encoded here."""
+        if space.full_name not in self.offset:
+            raise ValueError(f"this latent space is one of {', '.join(self.names)}, not of {space.full_name}")
+        return self.offset[space.full_name]
 
     def encode(self, space: Space, cells: Sequence[Genotype]) -> np.ndarray:
         """int64 ``[n, length]``: the space's own CLS, its tokens, END."""
-        out = np.full((len(cells), self.length), END)
+        out, first = np.full((len(cells), self.length), END), self.first(space)
         for i, cell in enumerate(cells):
+            space.own(cell)
             tokens = np.asarray(space.encode(cell))[:-1]
-            out[i, : len(tokens)] = tokens + self.offset[space.name]
+            out[i, : len(tokens)] = tokens + first
         return out
 
     def decode(self, space: Space, tokens: np.ndarray) -> Genotype | None:
         """The cell that ``tokens`` spell in ``space``; None when they spell none."""
-        own = np.asarray(tokens[: space.token_length - 1]) - self.offset[space.name]
+        own = np.asarray(tokens[: space.token_length - 1]) - self.first(space)
         if (own < 0).any() or (own >= len(space.vocabulary)).any():
             return None
         try:
@@ -171,7 +186,7 @@ class LatentSpace:
     facts: dict[str, float]
 
     def encode(self, space: Space, cells: Sequence[Genotype]) -> np.ndarray:
-        """Means of the cells' latents, float32 ``[n, latent]``."""
+        """Means of the cells' latents, float32 ``[n, latent]``. Raises ValueError for a space that it does not know."""
         import torch
 
         tokens = torch.from_numpy(self.codec.encode(space, cells))
@@ -182,8 +197,8 @@ class LatentSpace:
         """Greedy decoding of latents ``[n, latent]``; None where the sequence is no valid cell."""
         import torch
 
-        z_t = torch.as_tensor(np.asarray(z, dtype=np.float32))
-        tokens = torch.full((len(z), 1), self.codec.offset[space.name] + space.token_of["CLS"])
+        z_t = self._latents(z)
+        tokens = torch.full((len(z), 1), self.codec.first(space) + space.token_of["CLS"])
         with torch.inference_mode():
             for _ in range(space.token_length - 2):
                 tokens = torch.cat([tokens, self.network.logits(z_t, tokens)[:, -1:].argmax(-1)], dim=1)
@@ -194,7 +209,12 @@ class LatentSpace:
         import torch
 
         with torch.inference_mode():
-            return self.network.ranker(torch.as_tensor(np.asarray(z, dtype=np.float32)))[:, 0].numpy()
+            return self.network.ranker(self._latents(z))[:, 0].numpy()
+
+    def _latents(self, z: np.ndarray) -> "torch.Tensor":
+        import torch
+
+        return torch.as_tensor(np.asarray(z, dtype=np.float32))
 
     def reconstruction(self, space: Space, cells: Sequence[Genotype]) -> float:
         """Share of cells that come back as the same architecture from their latent."""
@@ -208,6 +228,7 @@ class LatentSpace:
         """One checksummed file."""
         payload = {
             "spaces": [s.name for s in self.codec.spaces],
+            "settings": [s.settings for s in self.codec.spaces],
             "config": self.config.model_dump(),
             "facts": self.facts,
         }
@@ -215,13 +236,18 @@ class LatentSpace:
 
     @classmethod
     def load(cls, path: str | Path) -> "LatentSpace":
-        """Read what :meth:`save` wrote. Raises StateError for a damaged, foreign or newer file."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            StateError: a damaged, foreign or newer file.
+            ValueError: a space, or a setting of one, that this program does not have.
+        """
         import torch
 
-        from core.nas.spaces import get_space
-
         payload, arrays, _ = load_checkpoint(path, kind=KIND, schema=SCHEMA)
-        codec = Codec([get_space(n) for n in payload["spaces"]])
+        names = payload["spaces"]
+        settings = payload.get("settings", [{}] * len(names))  # before schema 3 all spaces had the default ones
+        codec = Codec([get_space(n, **s) for n, s in zip(names, settings, strict=True)])
         config = EncoderConfig(**{"summary": "cls", **payload["config"]})  # files of schema 1 name no summary
         with torch.random.fork_rng(devices=[]):
             network = _network(codec, config).eval()
@@ -247,7 +273,7 @@ def train_latent_space(
         checkpoint: file written at every look at the held-out cells; if it is there training continues from it.
 
     Raises:
-        ValueError: no cells, or fewer than 20 of a space.
+        ValueError: no cells, fewer than 20 of a space, one space twice, or a checkpoint of another training.
     """
     import torch
 
@@ -297,7 +323,7 @@ class _Training:
         if self.checkpoint is not None and self.checkpoint.exists():
             self._restore()
         config = self.config
-        with track(f"latent space {'+'.join(s.name for s, _ in self.held)}", config.steps + config.rank_steps) as bar:
+        with track(f"latent space {'+'.join(self.latent.codec.names)}", config.steps + config.rank_steps) as bar:
             while self.phase != "done":
                 self._one_step()
                 bar.advance()
@@ -305,7 +331,7 @@ class _Training:
                 if self.step % config.every == 0 or self.step >= last:
                     self._look(last)
         self.network.eval()
-        shares = {s.name: self.latent.reconstruction(s, cells) for s, cells in self.held}
+        shares = {s.full_name: self.latent.reconstruction(s, cells) for s, cells in self.held}
         self.latent.facts |= {f"reconstruction.{name}": share for name, share in shares.items()}
         return self.latent
 
@@ -380,15 +406,16 @@ class _Training:
             arrays |= {f"adam.{i}.{k}": v.numpy() for k, v in state.items()}
         arrays["noise"] = self.noise.get_state().numpy()
         payload = {"step": self.step, "phase": self.phase, "rng": self.rng.bit_generator.state}
-        payload |= {"facts": self.latent.facts, "config": self.config.model_dump()}
+        payload |= {"facts": self.latent.facts, "config": self.config.model_dump(), "spaces": self.latent.codec.names}
         save_checkpoint(self.checkpoint, payload, kind=f"{KIND}-training", schema=SCHEMA, arrays=arrays)
 
     def _restore(self) -> None:
         import torch
 
         payload, arrays, _ = load_checkpoint(self.checkpoint, kind=f"{KIND}-training", schema=SCHEMA)
-        if payload["config"] != self.config.model_dump():
-            raise ValueError(f"{self.checkpoint} was written by a training with other settings; remove it")
+        names = self.latent.codec.names
+        if payload["config"] != self.config.model_dump() or payload.get("spaces", names) != names:
+            raise ValueError(f"{self.checkpoint} was written by a training with other settings or spaces; remove it")
         tensors = {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         self.network.load_state_dict(weights)
