@@ -13,6 +13,8 @@ tenth of the steps; ``summary="cls"`` is the published way.
 
 One code serves one space or several: a :class:`Codec` over several spaces gives the learned shared encoder. Spaces are
 told apart by :attr:`core.nas.spaces.Space.full_name`, so the sub-networks of two transformers are two spaces.
+
+Training and encoding run on a CUDA device where there is one; batches and noise are drawn on the CPU in either case.
 """
 
 from collections.abc import Sequence
@@ -185,36 +187,42 @@ class LatentSpace:
     network: Any
     facts: dict[str, float]
 
+    @property
+    def device(self) -> "torch.device":
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def encode(self, space: Space, cells: Sequence[Genotype]) -> np.ndarray:
         """Means of the cells' latents, float32 ``[n, latent]``. Raises ValueError for a space that it does not know."""
         import torch
 
-        tokens = torch.from_numpy(self.codec.encode(space, cells))
+        tokens, device = torch.from_numpy(self.codec.encode(space, cells)), self.device
         with torch.inference_mode():
-            return np.concatenate([self.network.encode(t)[0].numpy() for t in tokens.split(2048)])
+            parts = [self.network.encode(t.to(device))[0].cpu().numpy() for t in tokens.split(2048)]
+        return np.concatenate(parts)
 
     def decode(self, space: Space, z: np.ndarray) -> list[Genotype | None]:
         """Greedy decoding of latents ``[n, latent]``; None where the sequence is no valid cell."""
         import torch
 
-        z_t = self._latents(z)
-        tokens = torch.full((len(z), 1), self.codec.first(space) + space.token_of["CLS"])
+        z_t, device = self._latents(z), self.device
+        tokens = torch.full((len(z), 1), self.codec.first(space) + space.token_of["CLS"], device=device)
         with torch.inference_mode():
             for _ in range(space.token_length - 2):
                 tokens = torch.cat([tokens, self.network.logits(z_t, tokens)[:, -1:].argmax(-1)], dim=1)
-        return [self.codec.decode(space, row) for row in tokens.numpy()]
+        return [self.codec.decode(space, row) for row in tokens.cpu().numpy()]
 
     def rank(self, z: np.ndarray) -> np.ndarray:
         """Ranker's value of latents, larger better, ``[n]``."""
         import torch
 
         with torch.inference_mode():
-            return self.network.ranker(self._latents(z))[:, 0].numpy()
+            return self.network.ranker(self._latents(z))[:, 0].cpu().numpy()
 
     def _latents(self, z: np.ndarray) -> "torch.Tensor":
         import torch
 
-        return torch.as_tensor(np.asarray(z, dtype=np.float32))
+        return torch.as_tensor(np.asarray(z, dtype=np.float32)).to(self.device)
 
     def reconstruction(self, space: Space, cells: Sequence[Genotype]) -> float:
         """Share of cells that come back as the same architecture from their latent."""
@@ -222,7 +230,7 @@ class LatentSpace:
         return float(np.mean([b is not None and space.key(b) == space.key(c) for b, c in zip(back, cells)]))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in self.network.state_dict().items()}
+        return {k: v.cpu().numpy() for k, v in self.network.state_dict().items()}
 
     def save(self, path: str | Path) -> None:
         """One checksummed file."""
@@ -235,8 +243,11 @@ class LatentSpace:
         save_checkpoint(path, payload, kind=KIND, schema=SCHEMA, arrays=self.arrays())
 
     @classmethod
-    def load(cls, path: str | Path) -> "LatentSpace":
-        """Read what :meth:`save` wrote.
+    def load(cls, path: str | Path, device: str | None = None) -> "LatentSpace":
+        """Read what :meth:`save` wrote, wherever it was trained.
+
+        Args:
+            device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where it is.
 
         Raises:
             StateError: a damaged, foreign or newer file.
@@ -252,7 +263,20 @@ class LatentSpace:
         with torch.random.fork_rng(devices=[]):
             network = _network(codec, config).eval()
         network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
-        return cls(codec, config, network, payload["facts"])
+        return cls(codec, config, network.to(_placed(device)), payload["facts"])
+
+
+def _placed(device: str | None) -> str:
+    """``device``, or where there is a choice CUDA.
+
+    As :func:`core.models.load.default_device` has it, but without the code that loads models: a search's rows depend on
+    the code that it imports.
+    """
+    import torch
+
+    if device is not None:
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -265,12 +289,16 @@ class Corpus:
 
 
 def train_latent_space(
-    corpora: Sequence[Corpus], config: EncoderConfig | None = None, checkpoint: str | Path | None = None
+    corpora: Sequence[Corpus],
+    config: EncoderConfig | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
 ) -> LatentSpace:
     """Train one latent space over one or several spaces; a tenth of the cells (at most 500 a space) is held out.
 
     Args:
         checkpoint: file written at every look at the held-out cells; if it is there training continues from it.
+        device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where it is. The weights begin as the same numbers on all.
 
     Raises:
         ValueError: no cells, fewer than 20 of a space, one space twice, or a checkpoint of another training.
@@ -286,7 +314,7 @@ def train_latent_space(
         network = _network(codec := Codec([c.space for c in corpora]), config)
     finally:
         torch.random.set_rng_state(torch_state)
-    latent = LatentSpace(codec, config, network, {})
+    latent = LatentSpace(codec, config, network.to(_placed(device)), {})
     return _Training(latent, corpora, checkpoint).run()
 
 
@@ -310,6 +338,7 @@ class _Training:
             known = corpus.labels if corpus.labels is not None else np.full(len(corpus.cells), np.nan)
             labels.append(np.asarray(known, dtype=np.float64)[kept])
             group.append(np.full(len(kept), number))
+        self.device = latent.device
         self.tokens, self.labels = torch.from_numpy(np.concatenate(tokens)), np.concatenate(labels)
         self.group = np.concatenate(group)
         self.optimizer = torch.optim.AdamW(
@@ -365,7 +394,7 @@ class _Training:
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * self._share_of_rate()
-        loss = self._loss(self.tokens[rows], rows)
+        loss = self._loss(self.tokens[rows].to(self.device), rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -383,15 +412,15 @@ class _Training:
         from torch.nn import functional
 
         mean, log_variance = self.network.encode(tokens)
-        noise = torch.randn(mean.shape, generator=self.noise)
+        noise = torch.randn(mean.shape, generator=self.noise).to(self.device)
         z = mean + noise * (0.5 * log_variance).exp()
         logits = self.network.logits(z, tokens[:, :-1])
         reconstruction = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(-1).mean()
         loss = reconstruction + self.config.alpha * kl
         if self.phase == "rank":
-            y = torch.as_tensor(self.labels[rows])
-            same = torch.as_tensor(self.group[rows])
+            y = torch.as_tensor(self.labels[rows]).to(self.device)
+            same = torch.as_tensor(self.group[rows]).to(self.device)
             order = torch.sign(y[:, None] - y[None]).nan_to_num(0.0)  # nothing is known of a cell without a label
             sign = order * (same[:, None] == same[None])
             value = self.network.ranker(mean)[:, 0]
@@ -403,7 +432,7 @@ class _Training:
     def _store(self) -> None:
         arrays = {f"network.{k}": v for k, v in self.latent.arrays().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"adam.{i}.{k}": v.numpy() for k, v in state.items()}
+            arrays |= {f"adam.{i}.{k}": v.cpu().numpy() for k, v in state.items()}
         arrays["noise"] = self.noise.get_state().numpy()
         payload = {"step": self.step, "phase": self.phase, "rng": self.rng.bit_generator.state}
         payload |= {"facts": self.latent.facts, "config": self.config.model_dump(), "spaces": self.latent.codec.names}

@@ -244,6 +244,49 @@ def test_a_checkpoint_of_other_spaces_is_refused(arena, tmp_path):
         train_latent_space([Corpus(space, cells)], config, tmp_path / "training")
 
 
+def test_a_step_computes_where_the_network_is(arena, labels):
+    """On the device that has no numbers, an operation on tensors of two devices is an error."""
+    from core.nas import encoder
+
+    latent = train_latent_space([Corpus(arena.space, arena.cells)], TINY)
+    latent.network.to("meta")
+    training = encoder._Training(latent, [Corpus(arena.space, arena.cells, labels)], None)
+    rows = np.arange(20)
+    loss = training._loss(training.tokens[rows].to(training.device), rows)
+    assert loss.device.type == training.device.type == latent.device.type == "meta"
+    training._one_step()
+    training.phase = "rank"
+    with pytest.raises(NotImplementedError):  # all is on one device, up to which pairs there are
+        training._one_step()
+
+
+def test_a_device_may_be_named_and_is_the_one_there_is(arena):
+    corpus = [Corpus(arena.space, arena.cells)]
+    named, found = train_latent_space(corpus, TINY, device="cpu"), train_latent_space(corpus, TINY)
+    assert named.device.type == "cpu"
+    assert found.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_latent_space_is_trained_and_says_the_same_as_elsewhere(arena, labels, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    config = TINY.model_copy(update={"steps": 200, "rank_steps": 100, "every": 100})
+    corpus = [Corpus(arena.space, arena.cells, labels)]
+    made = train_latent_space(corpus, config, tmp_path / "training")
+    assert made.device.type == "cuda"
+    assert train_latent_space(corpus, config, tmp_path / "training").device.type == "cuda"  # read back
+    made.save(tmp_path / "latent")
+    here, there = (LatentSpace.load(tmp_path / "latent", device) for device in ("cpu", "cuda"))
+    assert (here.device.type, there.device.type) == ("cpu", "cuda")
+    z = here.encode(arena.space, arena.cells)
+    assert np.allclose(there.encode(arena.space, arena.cells), z, atol=1e-3)
+    assert np.allclose(there.rank(z), here.rank(z), atol=1e-3)
+    same = [a == b for a, b in zip(there.decode(arena.space, z), here.decode(arena.space, z), strict=True)]
+    assert np.mean(same) > 0.95
+    assert kendall(made, arena.space, arena.cells[:100], labels[:100]) > 0.4
+
+
 def test_evidence_finds_the_expert_that_is_right():
     rng = np.random.default_rng(0)
     good, bad = rng.standard_normal((2, 30))
