@@ -65,7 +65,7 @@ def _corpus(space: Space, cells: list[Genotype], source: list[Artifact]) -> Corp
     known: dict[str, float] = {}
     places = {space.key(c) for c in cells}
     for artifact in source:
-        if read_source(artifact).space == space.name:
+        if read_source(artifact).home == space:
             labelled, values = read_labelled(artifact)
             known |= {space.key(c): v for c, v in zip(labelled, values, strict=True)}
             cells = [*cells, *(c for c in labelled if space.key(c) not in places)]

@@ -86,7 +86,8 @@ def learn_trials(name: str, searches: Sequence[Artifact], seed: int) -> Source:
         ValueError: fewer than :data:`LEAST` different cells.
     """
     found = trials(searches)
-    space = get_space(_told(searches[0])["space"])
+    told = _told(searches[0])
+    space = get_space(told["space"], **told.get("settings", {}))
     cells, labels = [space.parse(text) for text in found], np.array([np.mean(v) for v in found.values()])
     arena = Arena(space, cells, cache=Cache())
     return learn_source(name, arena, cells, labels, seed=seed, facts={"searches": [a.sha256 for a in searches]})
@@ -125,5 +126,4 @@ def read_labelled(artifact: Artifact) -> tuple[list[Genotype], np.ndarray]:
     if not path.is_file():
         return list(learned.elites), np.array(learned.scores)
     known = json.loads(path.read_text())
-    space = get_space(learned.space, **learned.settings)
-    return [space.parse(text) for text in known], np.array(list(known.values()))
+    return [learned.home.parse(text) for text in known], np.array(list(known.values()))

@@ -63,8 +63,7 @@ def check_source(name: str) -> SourceFile:
     except (StateError, KeyError, TypeError) as error:
         said = error if isinstance(error, StateError) else f"it lacks {error}"
         raise ValueError(f"{name} is no usable portable source: {said}") from None
-    space = get_space(learned.space)
-    if learned.settings and get_space(learned.space, **learned.settings).settings != space.settings:
+    if learned.home != get_space(learned.space):
         raise ValueError(
             f"{name} comes from a space {learned.space} with settings of its own ({learned.settings}); the flow "
             "searches with the default ones, give it to a search in Python"

@@ -36,12 +36,12 @@ def map_spaces(out: Output, config: MapConfig, source: Artifact, here: Artifact,
     A source that brought both latent spaces and carries this map between them brings it along.
     """
     learned = read_source(source)
-    origin, target = get_space(learned.space), get_space(config.target)
+    origin, target = learned.home, get_space(config.target)
     left, right = read_latent(here), read_latent(there)
     (cells_left, z_left), (cells_right, z_right) = read_shown(here, origin), read_shown(there, target)
     value_left = source_expert(learned, Arena(origin, cells_left)).population
     value_right = source_expert(learned, Arena(target, cells_right)).population
-    carried = latent_map(learned, target.name) if was_brought(here) and was_brought(there) else None
+    carried = latent_map(learned, target.full_name) if was_brought(here) and was_brought(there) else None
     fits = carried is not None and carried.name == config.mapping
     move = carried if fits else _fitted(config, (z_left, value_left), (z_right, value_right))
     mapped = move(left.encode(origin, learned.elites[: config.elites]))

@@ -14,7 +14,7 @@ from core.evaluate.rows import Row
 from core.evaluate.statistics import Interval, bootstrap_mean
 from core.nas.draw import draw
 from core.nas.searchers.pareto import front
-from core.nas.spaces import get_space
+from core.nas.spaces import Space, get_space
 from core.state import write_bytes, write_json
 from core.transfer import effect_page
 from core.transfer.effect import EffectReport, effect
@@ -194,7 +194,7 @@ def _target(target: str, rows: list[Row], artifacts: list[Artifact], out: Output
         values = [last.get("answer"), *([last.get(words.test)] if words.test else [])]
         values += [_seconds(artifact)] if timed else []
         lines.append([told["label"], len(told["trials"]), *values, last["cell"]])
-        cells.append((told["label"], told["space"], last["cell"]))
+        cells.append((told["label"], get_space(told["space"], **told.get("settings", {})), last["cell"]))
     figures += _gates(artifacts, target)
     figures += _drawn(cells, name, out)
     measured = [f"{words.answer} of the cell kept", *([words.test] if words.test else [])]
@@ -221,13 +221,12 @@ def _gates(artifacts: list[Artifact], target: str) -> list[Any]:
     return []
 
 
-def _drawn(cells: list[tuple[str, str, str]], name: str, out: Output) -> list[Any]:
+def _drawn(cells: list[tuple[str, Space, str]], name: str, out: Output) -> list[Any]:
     """The kept cells as graphs, each once."""
     figures, seen = [], set()
-    for label, space_name, text in cells:
+    for label, space, text in cells:
         if text and text not in seen and len(figures) < 3:
             seen.add(text)
-            space = get_space(space_name)
             figure = draw(space, [space.parse(text)], [f"{label}: {text}"[:90]])
             write_bytes(out.folder / f"cell-{name}-{len(figures)}.png", plots.png(figure))
             figures.append(figure)

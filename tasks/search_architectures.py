@@ -70,7 +70,7 @@ def _search(
 ) -> None:
     oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries), **path_in(table))
     arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
-    spaces = {space.name: latent for latent in map(read_latent, latents) for space in latent.codec.spaces}
+    spaces = {space.full_name: latent for latent in map(read_latent, latents) for space in latent.codec.spaces}
     learned = tuple(read_source(a) for a in sources)
     knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces)
     searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings)
@@ -107,6 +107,7 @@ def _search(
         for t in result.trials
     ]
     told = {"label": config.label, "searcher": config.searcher, "space": oracle.space.name}
+    told["settings"] = oracle.space.settings
     write_json(out.folder / TRIALS, told | {"trials": trials, "kept": kept})
     write_json(out.folder / TRUST, trust)
     out.rows(rows)

@@ -30,6 +30,9 @@ class Arena:
         sample: cells drawn as the population of a space that cannot be enumerated within 20,000.
         cache: where features are kept; None keeps them in memory.
 
+    Raises:
+        ValueError: an empty pool, or a genotype of another space in it.
+
     Attributes:
         cells, keys: the population; raw: float32 ``[cells, features]``; scale: how raw features are read here;
         closed: whether ``cells`` are all that can be asked.
@@ -45,6 +48,8 @@ class Arena:
         self.closed = pool is not None or small
         if pool is not None:
             self.cells = list(pool)
+            for cell in self.cells:
+                space.own(cell)
         else:
             self.cells = list(space.enumerate()) if small else _draw(space, sample)
         self.keys = [space.key(c) for c in self.cells]

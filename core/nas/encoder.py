@@ -11,7 +11,10 @@ The published latent is read from the CLS state and handed to every position ali
 fixed places, so here each place writes to the latent and reads from it by weights of its own, which is learned in a
 tenth of the steps; ``summary="cls"`` is the published way.
 
-One code serves one space or several: a :class:`Codec` over several spaces gives the learned shared encoder.
+One code serves one space or several: a :class:`Codec` over several spaces gives the learned shared encoder. Spaces are
+told apart by :attr:`core.nas.spaces.Space.full_name`, so the sub-networks of two transformers are two spaces.
+
+Training and encoding run on a CUDA device where there is one; batches and noise are drawn on the CPU in either case.
 """
 
 from collections.abc import Sequence
@@ -23,14 +26,14 @@ import numpy as np
 from pydantic import Field
 
 from core.config import Config
-from core.nas.spaces import Genotype, Space
+from core.nas.spaces import Genotype, Space, get_space
 from core.progress import track
 from core.state import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-KIND, SCHEMA = "nas-encoder", 2
+KIND, SCHEMA = "nas-encoder", 3
 END = 0
 
 
@@ -86,28 +89,42 @@ PRESETS: dict[str, EncoderConfig] = {
 
 
 class Codec:
-    """Token sequences of one or several spaces in one vocabulary, padded with END to one length."""
+    """Token sequences of one or several spaces in one vocabulary, padded with END to one length.
+
+    Raises:
+        ValueError: no space, or one twice.
+    """
 
     def __init__(self, spaces: Sequence[Space]):
         if not spaces:
             raise ValueError("a codec needs at least one space")
         self.spaces = tuple(spaces)
+        self.names = [s.full_name for s in spaces]
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"a codec has each space once, got {', '.join(self.names)}")
         self.length = max(s.token_length for s in spaces)
         sizes = [len(s.vocabulary) for s in spaces]
-        self.offset = dict(zip((s.name for s in spaces), np.cumsum([1, *sizes[:-1]]).tolist(), strict=True))
+        self.offset = dict(zip(self.names, np.cumsum([1, *sizes[:-1]]).tolist(), strict=True))
         self.size = 1 + sum(sizes)
+
+    def first(self, space: Space) -> int:
+        """Where the tokens of ``space`` begin. Raises ValueError for a space that is not encoded here."""
+        if space.full_name not in self.offset:
+            raise ValueError(f"this latent space is one of {', '.join(self.names)}, not of {space.full_name}")
+        return self.offset[space.full_name]
 
     def encode(self, space: Space, cells: Sequence[Genotype]) -> np.ndarray:
         """int64 ``[n, length]``: the space's own CLS, its tokens, END."""
-        out = np.full((len(cells), self.length), END)
+        out, first = np.full((len(cells), self.length), END), self.first(space)
         for i, cell in enumerate(cells):
+            space.own(cell)
             tokens = np.asarray(space.encode(cell))[:-1]
-            out[i, : len(tokens)] = tokens + self.offset[space.name]
+            out[i, : len(tokens)] = tokens + first
         return out
 
     def decode(self, space: Space, tokens: np.ndarray) -> Genotype | None:
         """The cell that ``tokens`` spell in ``space``; None when they spell none."""
-        own = np.asarray(tokens[: space.token_length - 1]) - self.offset[space.name]
+        own = np.asarray(tokens[: space.token_length - 1]) - self.first(space)
         if (own < 0).any() or (own >= len(space.vocabulary)).any():
             return None
         try:
@@ -170,31 +187,42 @@ class LatentSpace:
     network: Any
     facts: dict[str, float]
 
+    @property
+    def device(self) -> "torch.device":
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def encode(self, space: Space, cells: Sequence[Genotype]) -> np.ndarray:
-        """Means of the cells' latents, float32 ``[n, latent]``."""
+        """Means of the cells' latents, float32 ``[n, latent]``. Raises ValueError for a space that it does not know."""
         import torch
 
-        tokens = torch.from_numpy(self.codec.encode(space, cells))
+        tokens, device = torch.from_numpy(self.codec.encode(space, cells)), self.device
         with torch.inference_mode():
-            return np.concatenate([self.network.encode(t)[0].numpy() for t in tokens.split(2048)])
+            parts = [self.network.encode(t.to(device))[0].cpu().numpy() for t in tokens.split(2048)]
+        return np.concatenate(parts)
 
     def decode(self, space: Space, z: np.ndarray) -> list[Genotype | None]:
         """Greedy decoding of latents ``[n, latent]``; None where the sequence is no valid cell."""
         import torch
 
-        z_t = torch.as_tensor(np.asarray(z, dtype=np.float32))
-        tokens = torch.full((len(z), 1), self.codec.offset[space.name] + space.token_of["CLS"])
+        z_t, device = self._latents(z), self.device
+        tokens = torch.full((len(z), 1), self.codec.first(space) + space.token_of["CLS"], device=device)
         with torch.inference_mode():
             for _ in range(space.token_length - 2):
                 tokens = torch.cat([tokens, self.network.logits(z_t, tokens)[:, -1:].argmax(-1)], dim=1)
-        return [self.codec.decode(space, row) for row in tokens.numpy()]
+        return [self.codec.decode(space, row) for row in tokens.cpu().numpy()]
 
     def rank(self, z: np.ndarray) -> np.ndarray:
         """Ranker's value of latents, larger better, ``[n]``."""
         import torch
 
         with torch.inference_mode():
-            return self.network.ranker(torch.as_tensor(np.asarray(z, dtype=np.float32)))[:, 0].numpy()
+            return self.network.ranker(self._latents(z))[:, 0].cpu().numpy()
+
+    def _latents(self, z: np.ndarray) -> "torch.Tensor":
+        import torch
+
+        return torch.as_tensor(np.asarray(z, dtype=np.float32)).to(self.device)
 
     def reconstruction(self, space: Space, cells: Sequence[Genotype]) -> float:
         """Share of cells that come back as the same architecture from their latent."""
@@ -202,31 +230,53 @@ class LatentSpace:
         return float(np.mean([b is not None and space.key(b) == space.key(c) for b, c in zip(back, cells)]))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in self.network.state_dict().items()}
+        return {k: v.cpu().numpy() for k, v in self.network.state_dict().items()}
 
     def save(self, path: str | Path) -> None:
         """One checksummed file."""
         payload = {
             "spaces": [s.name for s in self.codec.spaces],
+            "settings": [s.settings for s in self.codec.spaces],
             "config": self.config.model_dump(),
             "facts": self.facts,
         }
         save_checkpoint(path, payload, kind=KIND, schema=SCHEMA, arrays=self.arrays())
 
     @classmethod
-    def load(cls, path: str | Path) -> "LatentSpace":
-        """Read what :meth:`save` wrote. Raises StateError for a damaged, foreign or newer file."""
+    def load(cls, path: str | Path, device: str | None = None) -> "LatentSpace":
+        """Read what :meth:`save` wrote, wherever it was trained.
+
+        Args:
+            device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where it is.
+
+        Raises:
+            StateError: a damaged, foreign or newer file.
+            ValueError: a space, or a setting of one, that this program does not have.
+        """
         import torch
 
-        from core.nas.spaces import get_space
-
         payload, arrays, _ = load_checkpoint(path, kind=KIND, schema=SCHEMA)
-        codec = Codec([get_space(n) for n in payload["spaces"]])
+        names = payload["spaces"]
+        settings = payload.get("settings", [{}] * len(names))  # before schema 3 all spaces had the default ones
+        codec = Codec([get_space(n, **s) for n, s in zip(names, settings, strict=True)])
         config = EncoderConfig(**{"summary": "cls", **payload["config"]})  # files of schema 1 name no summary
         with torch.random.fork_rng(devices=[]):
             network = _network(codec, config).eval()
         network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
-        return cls(codec, config, network, payload["facts"])
+        return cls(codec, config, network.to(_placed(device)), payload["facts"])
+
+
+def _placed(device: str | None) -> str:
+    """``device``, or where there is a choice CUDA.
+
+    As :func:`core.models.load.default_device` has it, but without the code that loads models: a search's rows depend on
+    the code that it imports.
+    """
+    import torch
+
+    if device is not None:
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -239,15 +289,19 @@ class Corpus:
 
 
 def train_latent_space(
-    corpora: Sequence[Corpus], config: EncoderConfig | None = None, checkpoint: str | Path | None = None
+    corpora: Sequence[Corpus],
+    config: EncoderConfig | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
 ) -> LatentSpace:
     """Train one latent space over one or several spaces; a tenth of the cells (at most 500 a space) is held out.
 
     Args:
         checkpoint: file written at every look at the held-out cells; if it is there training continues from it.
+        device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where it is. The weights begin as the same numbers on all.
 
     Raises:
-        ValueError: no cells, or fewer than 20 of a space.
+        ValueError: no cells, fewer than 20 of a space, one space twice, or a checkpoint of another training.
     """
     import torch
 
@@ -260,7 +314,7 @@ def train_latent_space(
         network = _network(codec := Codec([c.space for c in corpora]), config)
     finally:
         torch.random.set_rng_state(torch_state)
-    latent = LatentSpace(codec, config, network, {})
+    latent = LatentSpace(codec, config, network.to(_placed(device)), {})
     return _Training(latent, corpora, checkpoint).run()
 
 
@@ -284,6 +338,7 @@ class _Training:
             known = corpus.labels if corpus.labels is not None else np.full(len(corpus.cells), np.nan)
             labels.append(np.asarray(known, dtype=np.float64)[kept])
             group.append(np.full(len(kept), number))
+        self.device = latent.device
         self.tokens, self.labels = torch.from_numpy(np.concatenate(tokens)), np.concatenate(labels)
         self.group = np.concatenate(group)
         self.optimizer = torch.optim.AdamW(
@@ -297,7 +352,7 @@ class _Training:
         if self.checkpoint is not None and self.checkpoint.exists():
             self._restore()
         config = self.config
-        with track(f"latent space {'+'.join(s.name for s, _ in self.held)}", config.steps + config.rank_steps) as bar:
+        with track(f"latent space {'+'.join(self.latent.codec.names)}", config.steps + config.rank_steps) as bar:
             while self.phase != "done":
                 self._one_step()
                 bar.advance()
@@ -305,7 +360,7 @@ class _Training:
                 if self.step % config.every == 0 or self.step >= last:
                     self._look(last)
         self.network.eval()
-        shares = {s.name: self.latent.reconstruction(s, cells) for s, cells in self.held}
+        shares = {s.full_name: self.latent.reconstruction(s, cells) for s, cells in self.held}
         self.latent.facts |= {f"reconstruction.{name}": share for name, share in shares.items()}
         return self.latent
 
@@ -339,7 +394,7 @@ class _Training:
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * self._share_of_rate()
-        loss = self._loss(self.tokens[rows], rows)
+        loss = self._loss(self.tokens[rows].to(self.device), rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -357,15 +412,15 @@ class _Training:
         from torch.nn import functional
 
         mean, log_variance = self.network.encode(tokens)
-        noise = torch.randn(mean.shape, generator=self.noise)
+        noise = torch.randn(mean.shape, generator=self.noise).to(self.device)
         z = mean + noise * (0.5 * log_variance).exp()
         logits = self.network.logits(z, tokens[:, :-1])
         reconstruction = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(-1).mean()
         loss = reconstruction + self.config.alpha * kl
         if self.phase == "rank":
-            y = torch.as_tensor(self.labels[rows])
-            same = torch.as_tensor(self.group[rows])
+            y = torch.as_tensor(self.labels[rows]).to(self.device)
+            same = torch.as_tensor(self.group[rows]).to(self.device)
             order = torch.sign(y[:, None] - y[None]).nan_to_num(0.0)  # nothing is known of a cell without a label
             sign = order * (same[:, None] == same[None])
             value = self.network.ranker(mean)[:, 0]
@@ -377,18 +432,19 @@ class _Training:
     def _store(self) -> None:
         arrays = {f"network.{k}": v for k, v in self.latent.arrays().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"adam.{i}.{k}": v.numpy() for k, v in state.items()}
+            arrays |= {f"adam.{i}.{k}": v.cpu().numpy() for k, v in state.items()}
         arrays["noise"] = self.noise.get_state().numpy()
         payload = {"step": self.step, "phase": self.phase, "rng": self.rng.bit_generator.state}
-        payload |= {"facts": self.latent.facts, "config": self.config.model_dump()}
+        payload |= {"facts": self.latent.facts, "config": self.config.model_dump(), "spaces": self.latent.codec.names}
         save_checkpoint(self.checkpoint, payload, kind=f"{KIND}-training", schema=SCHEMA, arrays=arrays)
 
     def _restore(self) -> None:
         import torch
 
         payload, arrays, _ = load_checkpoint(self.checkpoint, kind=f"{KIND}-training", schema=SCHEMA)
-        if payload["config"] != self.config.model_dump():
-            raise ValueError(f"{self.checkpoint} was written by a training with other settings; remove it")
+        names = self.latent.codec.names
+        if payload["config"] != self.config.model_dump() or payload.get("spaces", names) != names:
+            raise ValueError(f"{self.checkpoint} was written by a training with other settings or spaces; remove it")
         tensors = {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         self.network.load_state_dict(weights)

@@ -53,13 +53,13 @@ def pack(
 
     Args:
         spaces: trained latent spaces, of the source's own space and of others.
-        maps: target space -> map from the source's latents to that space's.
+        maps: target space (its full name) -> map from the source's latents to that space's.
         labelled: latents ``[n, d]`` of cells of the source's space, and what was measured of them ``[n]``.
     """
     arrays: dict[str, np.ndarray] = {}
     described = {}
     for latent in {id(s): s for s in spaces}.values():
-        name = _name([s.name for s in latent.codec.spaces])
+        name = _name(latent.codec.names)
         described[name], found = _closed(latent)
         arrays |= {f"{name}/{key}": array for key, array in found.items()}
     for target, move in (maps or {}).items():
@@ -71,14 +71,14 @@ def pack(
 
 
 def latent_space(source: Source, spaces: Sequence[str]) -> LatentSpace | None:
-    """The latent space of exactly these search spaces that ``source`` carries, if it does."""
+    """The latent space of exactly these search spaces (full names) that ``source`` carries, if it does."""
     name = _name(spaces)
     described = source.facts.get(SPACES, {}).get(name)
     return None if described is None else _opened(described, _below(source, f"{name}/"))
 
 
 def latent_map(source: Source, target: str) -> AffineMap | None:
-    """The map from the source's latents to those of the space ``target`` that ``source`` carries, if it does."""
+    """The map from the source's latents to those of the space ``target`` (its full name), if ``source`` carries one."""
     name = source.facts.get(MAPS, {}).get(target)
     return None if name is None else AffineMap(name, **_below(source, f"map/{target}/"))
 

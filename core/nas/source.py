@@ -15,7 +15,7 @@ import numpy as np
 from core.hashing import content_key
 from core.nas.arena import Arena
 from core.nas.predictors.forest import Forest, RankPredictor
-from core.nas.spaces import Genotype, get_space
+from core.nas.spaces import Genotype, Space, get_space
 from core.state import load_checkpoint, save_checkpoint
 
 KIND, SCHEMA = "nas-source", 2
@@ -28,7 +28,7 @@ class Source:
 
     Args:
         name: how reports call it, e.g. ``nb201 cifar10``.
-        space: name of the source space.
+        space: name of the source space (:attr:`home` is the space itself).
         elites: the best labelled cells, best first, with their ``scores``.
         predictor: rank predictor on space-independent features.
         facts: where it comes from: oracle, number of labels, input hashes.
@@ -46,6 +46,11 @@ class Source:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def home(self) -> Space:
+        """The source space, with its settings. Raises ValueError for one that this program does not have."""
+        return get_space(self.space, **self.settings)
+
+    @cached_property
     def key(self) -> str:
         """Content key: equal for sources that say the same."""
         arrays = self.predictor.raw.arrays("raw") | self.predictor.rank.arrays("rank")
@@ -54,12 +59,11 @@ class Source:
 
     def save(self, path: str | Path) -> None:
         """Write one checksummed file (JSON and safetensors), atomically."""
-        space = get_space(self.space, **self.settings)
         payload = {
             "name": self.name,
             "space": self.space,
             "settings": self.settings,
-            "elites": [space.format(e) for e in self.elites],
+            "elites": [self.home.format(e) for e in self.elites],
             "scores": list(self.scores),
             "facts": self.facts,
         }

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from core.nas.spaces import Genotype, Space
+from core.nas.spaces import Genotype, Space, shown
 from core.registry import Registry
 from core.transfer.budget import Budget
 
@@ -95,7 +95,12 @@ class Oracle(ABC):
         return None
 
     def reference(self, g: Genotype) -> dict[str, float]:
-        """What a report may say about ``g`` (test accuracy, mean of runs, regret). Never charged, never for search."""
+        """What a report may say about ``g`` (test accuracy, mean of runs, regret). Never charged, never for search.
+
+        Raises:
+            ValueError: ``g`` is no valid genotype of the space, or the oracle knows nothing about it.
+        """
+        self.space.check(g)
         return {}
 
     def describe(self) -> str:
@@ -168,10 +173,10 @@ class TableOracle(Oracle):
         """Answers of many rows at once, float ``[len(indices)]``; each row is charged the first time only.
 
         Raises:
-            IndexError: a row that is not there.
+            ValueError: not integers. IndexError: a row that is not there.
             BudgetExhausted: the rows not asked before do not all fit; nothing is charged.
         """
-        indices = np.asarray(indices)
+        indices = integers(indices, "rows")
         fresh = indices[~self.asked[indices]]
         if len(fresh):
             fresh = np.unique(fresh % len(self.answers))
@@ -194,6 +199,7 @@ class TableOracle(Oracle):
         return list(self.cells)
 
     def reference(self, g: Genotype) -> dict[str, float]:
+        self.space.check(g)
         row = self.index(g)
         return {name: float(column[row]) for name, column in self.report.items()}
 
@@ -217,6 +223,17 @@ class TableOracle(Oracle):
 
     def _answer(self, g: Genotype) -> Answer:
         raise NotImplementedError("table oracles answer through query and values")
+
+
+def integers(values: Any, what: str) -> np.ndarray:
+    """``values`` as an array of integers. Raises ValueError for other numbers, text, or lists of different lengths."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{what} are integers in lists of one length, got {shown(values)}") from None
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{what} are integers, got {array.dtype} {shown(values)}")
+    return array if array.size else array.astype(np.int64)
 
 
 def chosen_runs(runs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,15 @@ import numpy as np
 
 from core.data.assets import content_hash, find_local
 from core.nas.oracles import ORACLES, Answer, Oracle
+from core.nas.oracles.columns import AGAIN, genotypes, not_negative, numbers, read_frame, require, texts
 from core.nas.oracles.nb201 import local_table
 from core.nas.spaces.darts import CELLS, OPERATIONS, Darts, DartsCells
 from core.transfer.budget import Budget
 
 FOLDER = "nas/nb301_yahpo"
+PARTS = ("new_model.onnx", "encoding.json", "cat_names_order.json")
 TABLE = "nas/nb301_yahpo_11221.parquet"
+ANSWER, SECONDS = "yahpo_val_acc_ep98", "yahpo_runtime_s_ep98"  # columns of the table
 PREFIX = "NetworkSelectorDatasetInfo_COLON_darts_COLON_"
 OFFSETS = {2: 0, 3: 2, 4: 5, 5: 9}  # number of a node's first edge
 
@@ -44,13 +47,12 @@ class DartsSurrogate(Oracle):
 
     def __init__(self, epochs: int = 98, seed: int = 0, budget: Budget | None = None, path=None, table=None):
         super().__init__(budget, seed)
-        if not 1 <= epochs <= 98:
-            raise ValueError(f"the surrogate knows epochs 1 to 98, got {epochs}")
+        if epochs not in range(1, 99):
+            raise ValueError(f"the surrogate knows epochs 1 to 98, got {epochs!r}")
         folder = Path(path) if path is not None else find_local(FOLDER)
-        if folder is None or not (folder / "new_model.onnx").is_file():
-            raise ValueError(
-                f"no surrogate {folder or FOLDER}/new_model.onnx: give path=, or a folder of TRANSFEROPT_DATA"
-            )
+        for name in PARTS:
+            if folder is None or not (folder / name).is_file():
+                raise ValueError(f"no surrogate {folder or FOLDER}/{name}: give path=, or a folder of TRANSFEROPT_DATA")
         file = local_table(table, TABLE, "it is the reference for regret and percentile")
         self.space, self.epochs, self.folder = Darts(), epochs, str(folder)
         self.inputs = MappingProxyType({"nb301_yahpo": content_hash(folder), file.name: content_hash(file)})
@@ -77,6 +79,7 @@ class DartsSurrogate(Oracle):
         return np.array([self.query(self.cells[i]).value for i in indices])
 
     def reference(self, g: DartsCells) -> dict[str, float]:
+        self.space.check(g)
         value = self.predict(g)[0]
         better = len(self._sorted) - int(np.searchsorted(self._sorted, value, side="right"))
         return {
@@ -131,11 +134,8 @@ def _model(folder: str):
 
 @cache
 def _table(path: str) -> tuple[list[DartsCells], dict[str, int], np.ndarray, np.ndarray]:
-    import pandas as pd
-
-    table, space = pd.read_parquet(path), Darts()
-    cells = [space.parse(text) for text in table["compact"]]
-    rows: dict[str, int] = {}
-    for i, cell in enumerate(cells):
-        rows.setdefault(space.key(cell), i)
-    return cells, rows, table["yahpo_val_acc_ep98"].to_numpy(float), table["yahpo_runtime_s_ep98"].to_numpy(float)
+    table = read_frame(path)
+    require(table, ["compact", ANSWER, SECONDS], path)
+    cells, rows = genotypes(Darts(), texts(table["compact"]), path)
+    values, seconds = (numbers(table[name], name, path, AGAIN) for name in (ANSWER, SECONDS))
+    return cells, rows, values, not_negative(seconds, SECONDS, path)

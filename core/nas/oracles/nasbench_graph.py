@@ -8,12 +8,15 @@ import numpy as np
 from core.data import pickles
 from core.data.assets import resolve
 from core.nas.oracles import ORACLES, TableOracle
+from core.nas.oracles.columns import complete, fields, finite, genotypes
 from core.nas.spaces.nasbench_graph import GraphCell, NASBenchGraph
 from core.registry import nearest
 from core.transfer.budget import Budget
 
 ARCHIVE = "nas-bench-graph"
 DATASETS = ("cora", "citeseer", "pubmed", "cs", "physics", "photo", "computers", "arxiv", "proteins")
+PARTIAL = ("proteins",)  # only some of the architectures were trained on it
+COLUMNS = ("valid_perf", "perf", "latency", "para")
 
 
 @ORACLES.register("nasbench-graph", space="nasbench-graph")
@@ -36,7 +39,8 @@ class NASBenchGraphTable(TableOracle):
         self.space, self.dataset = NASBenchGraph(), dataset
         asset = resolve(ARCHIVE)
         self.inputs = MappingProxyType({ARCHIVE: asset.sha256})
-        self.cells, self.row_of, columns = _read(str(asset.path / "light" / f"{dataset}.bench"))
+        file = asset.path / "light" / f"{dataset}.bench"
+        self.cells, self.row_of, columns = _read(str(file), dataset not in PARTIAL)
         self.answers, self.seconds = columns["valid_perf"] * 100, np.zeros(len(self.cells))
         self.columns = {"params": columns["para"] * 1e6, "latency_s": columns["latency"]}
         self.report = {"valid": self.answers, "test": columns["perf"] * 100}
@@ -52,9 +56,14 @@ class NASBenchGraphTable(TableOracle):
 
 
 @cache
-def _read(path: str) -> tuple[list[GraphCell], dict[GraphCell, int], dict[str, np.ndarray]]:
+def _read(path: str, whole: bool) -> tuple[list[GraphCell], dict[GraphCell, int], dict[str, np.ndarray]]:
     data, space = pickles.load(path), NASBenchGraph()
-    cells = [space.canonical(space.from_number(number)) for number in data]
-    names = ("valid_perf", "perf", "latency", "para")
-    columns = {name: np.array([row[name] for row in data.values()], dtype=float) for name in names}
-    return cells, {cell: i for i, cell in enumerate(cells)}, columns
+    fields(data, COLUMNS, path)
+    numbers = list(data)
+    cells, row_of = genotypes(
+        space, numbers, path, lambda n: space.canonical(space.from_number(n)), lambda row, cell: cell
+    )
+    if whole:
+        complete(space, cells, path)
+    columns = {name: finite([row[name] for row in data.values()], name, path, numbers) for name in COLUMNS}
+    return cells, row_of, columns

@@ -7,12 +7,14 @@ import numpy as np
 
 from core.data.assets import content_hash
 from core.nas.oracles import ORACLES, TableOracle
+from core.nas.oracles.columns import AGAIN, genotypes, not_negative, numbers, read_frame, require, texts
 from core.nas.oracles.nb201 import local_table
 from core.nas.spaces.nb101 import NB101, NB101Cell
 from core.transfer.budget import Budget
 
 PARQUET = "nas/nb101_subset30k.parquet"
 EPOCHS = (4, 12, 36, 108)
+SECONDS = "train_time_108_s"
 
 
 @ORACLES.register("nb101-pool", space="nb101")
@@ -40,7 +42,7 @@ class NB101Pool(TableOracle):
         self.inputs = MappingProxyType({file.name: content_hash(file)})
         self.cells, self.row_of, columns = _read(str(file))
         self.answers = columns[f"valid_{epochs}"] * 100
-        self.seconds = columns["train_time_108_s"] * epochs / 108
+        self.seconds = columns[SECONDS] * epochs / 108
         self.columns = {"params": columns["params"]}
         self.report = {"valid": self.answers}
 
@@ -55,11 +57,22 @@ class NB101Pool(TableOracle):
 
 @cache
 def _read(path: str) -> tuple[list[NB101Cell], dict[str, int], dict[str, np.ndarray]]:
-    import pandas as pd
+    table = read_frame(path, ["adj_upper", "ops", "hash"])
+    names = [*(f"valid_{e}" for e in EPOCHS), SECONDS, "params"]
+    require(table, ["adj_upper", "ops", "hash", *names], path)
+    edges, ops, hashes = (texts(table[name]) for name in ("adj_upper", "ops", "hash"))
+    given = [None if None in row else row for row in zip(edges, ops, hashes)]  # no operations are the empty text
+    cells, row_of = genotypes(NB101(), given, path, _cell, lambda row, cell: hashes[row])
+    columns = {name: numbers(table[name], name, path, AGAIN) for name in names}
+    not_negative(columns[SECONDS], SECONDS, path)
+    return cells, row_of, columns
 
-    table = pd.read_parquet(path)
-    cells = [
-        NB101Cell(tuple(map(int, edges)), tuple(map(int, ops))) for edges, ops in zip(table["adj_upper"], table["ops"])
-    ]
-    names = [*(f"valid_{e}" for e in EPOCHS), "train_time_108_s", "params"]
-    return cells, {h: i for i, h in enumerate(table["hash"])}, {n: table[n].to_numpy(float) for n in names}
+
+def _cell(row: tuple[str, str, str]) -> NB101Cell:
+    """The cell of edge bits and operation digits. Raises ValueError unless it is valid."""
+    edges, ops, key = row
+    if not (edges + ops).isdecimal() or not key:
+        raise ValueError(f"a cell has edge bits, operation digits and a hash, got {edges!r}, {ops!r} and {key!r}")
+    cell = NB101Cell(tuple(map(int, edges)), tuple(map(int, ops)))
+    NB101().check(cell)
+    return cell

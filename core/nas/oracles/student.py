@@ -83,6 +83,7 @@ class StudentOracle(Oracle):
 
     def reference(self, g: StudentShape) -> dict[str, float]:
         """Test accuracy of a queried student beside the original's. Raises ValueError for one never queried."""
+        self.space.check(g)
         if self.space.key(g) not in self._answers:
             raise ValueError(f"{self.space.format(g)} was not queried; only distilled students have a test accuracy")
         result, whole = self._result(g), self._original_result()

@@ -78,6 +78,7 @@ class TrainingOracle(Oracle):
 
     def reference(self, g: Genotype) -> dict[str, float]:
         """Test accuracy of the trained network. Raises ValueError for a cell that was never queried."""
+        self.space.check(g)
         if self.space.key(g) not in self._answers:
             raise ValueError(f"{self.space.format(g)} was not queried; only trained cells have a test accuracy")
         result = self._result(g)

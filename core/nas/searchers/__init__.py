@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.nas.spaces import Space
 from core.registry import Registry
 
 SEARCHERS: Registry[Any] = Registry("searcher", "core.nas.searchers")
@@ -21,13 +22,23 @@ class Knowledge:
         sources: what other spaces taught.
         prior: whether parameters and FLOPs compete as experts.
         noisy: whether the oracle answers with single training runs (decides how the incumbent is chosen).
-        latents: trained latent spaces by space name, for the searchers that work there.
+        latents: trained latent spaces by :attr:`~core.nas.spaces.Space.full_name` of their search space (its name
+            where the settings are the default ones), for the searchers that work there.
     """
 
     sources: tuple[Any, ...] = ()
     prior: bool = False
     noisy: bool = True
     latents: Mapping[str, Any] = field(default_factory=dict)
+
+    def latent(self, space: Space, searcher: str) -> Any:
+        """The latent space of ``space``. Raises ValueError, for ``searcher``, where none is known."""
+        if space.full_name not in self.latents:
+            known = f"it has those of {', '.join(self.latents)}" if self.latents else "it has none"
+            raise ValueError(
+                f"searcher {searcher!r} needs the latent space of {space.full_name!r} in knowledge.latents; {known}"
+            )
+        return self.latents[space.full_name]
 
 
 def get_searcher(name: str, arena: Any, seed: int = 0, knowledge: Knowledge | None = None, **settings: Any) -> Any:

@@ -18,7 +18,7 @@ from core.nas.mapping import MAPPINGS, Map
 from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.searchers.generic import PoolGenetic
 from core.nas.source import Source
-from core.nas.spaces import Genotype, get_space
+from core.nas.spaces import Genotype, Space
 
 PAIRS = 1000
 
@@ -69,13 +69,9 @@ def transferred_cells(
     arena: Arena, source: Source, knowledge: Knowledge, mapping: str, seed: int, count: int
 ) -> list[Genotype]:
     """Source elites encoded, mapped, decoded: distinct cells of the arena, best elite first."""
-    for name in (source.space, arena.space.name):
-        if name not in knowledge.latents:
-            raise ValueError(f"searcher 'bridge' needs the latent space of {name!r} (knowledge.latents)")
-    here, there = knowledge.latents[arena.space.name], knowledge.latents[source.space]
-    space = get_space(source.space)
+    there, here = knowledge.latent(source.home, "bridge"), knowledge.latent(arena.space, "bridge")
     move = latent_map(arena, source, knowledge, mapping, seed)
-    z = move(there.encode(space, source.elites[:count]))
+    z = move(there.encode(source.home, source.elites[:count]))
     found: dict[str, Genotype] = {}
     for cell in decoded_cells(arena, here, z):
         if cell is not None:
@@ -85,12 +81,12 @@ def transferred_cells(
 
 def latent_map(arena: Arena, source: Source, knowledge: Knowledge, mapping: str, seed: int) -> Map:
     """Pair a thousand latents of both spaces by rank and fit the mapping."""
-    here, there = knowledge.latents[arena.space.name], knowledge.latents[source.space]
-    space, rng, origin = get_space(source.space), np.random.default_rng(seed), _origin(source.space)
+    there, here = knowledge.latent(source.home, "bridge"), knowledge.latent(arena.space, "bridge")
+    rng, origin = np.random.default_rng(seed), _origin(source.home)
     count = min(PAIRS, len(origin.cells), len(arena.cells))
     rows = rng.choice(len(origin.cells), count, replace=False)
     ours = rng.choice(len(arena.cells), count, replace=False)
-    z_source = there.encode(space, [origin.cells[i] for i in rows])
+    z_source = there.encode(origin.space, [origin.cells[i] for i in rows])
     z_target = here.encode(arena.space, [arena.cells[i] for i in ours])
     left = np.argsort(source_expert(source, origin).population[rows], kind="stable")
     right = np.argsort(source_expert(source, arena).population[ours], kind="stable")
@@ -98,6 +94,6 @@ def latent_map(arena: Arena, source: Source, knowledge: Knowledge, mapping: str,
 
 
 @cache
-def _origin(space: str) -> Arena:
+def _origin(space: Space) -> Arena:
     """Cells that the map is fitted on: the same for every seed, and their features take seconds."""
-    return Arena(get_space(space), sample=PAIRS)
+    return Arena(space, sample=PAIRS)

@@ -24,9 +24,7 @@ class TargetLatent(OperatorOptimizer[Genotype]):
 
     def __init__(self, arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10):
         super().__init__(arena, seed, batch=5)
-        if arena.space.name not in knowledge.latents:
-            raise ValueError(f"searcher 'target_latent' needs the latent space of {arena.space.name!r}")
-        self.latent, self.initial = knowledge.latents[arena.space.name], initial
+        self.latent, self.initial = knowledge.latent(arena.space, "target_latent"), initial
         self.waiting: list[Genotype] = []
 
     def propose(self) -> Genotype:

@@ -2,8 +2,13 @@
 
 A space is one file with one registered class. Its genotypes are small frozen dataclasses of its own, so a genotype of
 another space is told apart by type. A space knows nothing about accuracy; that is the oracle's part.
+
+Spaces of one name differ by their settings (the sub-networks of two transformers, say). So what works on a space is
+handed the object, and what is stored of it is stored under :attr:`Space.full_name`.
 """
 
+import json
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +25,7 @@ SPACES: Registry[type["Space"]] = Registry("search space", "core.nas.spaces")
 
 Genotype = Hashable
 CLS, END = "CLS", "END"
+SHOWN = 200  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -161,17 +167,41 @@ class Space(ABC):
 
         ``get_space(space.name, **space.settings)`` is the same space.
         """
-        kinds = signature(type(self).__init__).parameters
-        named = [
-            name for name, p in kinds.items() if name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        return {name: getattr(self, name) for name in named}
+        return {name: getattr(self, name) for name in setting_names(type(self))}
 
-    def _own(self, g: Any) -> None:
+    @cached_property
+    def full_name(self) -> str:
+        """The name, and every setting that is not the default one: what tells this space from all others.
+
+        ``nb201``; ``transformer-student(layers=4, width=312)``.
+        """
+        if not self.settings:
+            return self.name
+        try:
+            usual = type(self)().settings
+        except TypeError:  # a space of a plug-in that has no default settings
+            usual = {}
+        own = {n: value for n, value in self.settings.items() if n not in usual or value != usual[n]}
+        told = ", ".join(f"{n}={json.dumps(value)}" for n, value in own.items())
+        return f"{self.name}({told})" if told else self.name
+
+    def __eq__(self, other: Any) -> bool:
+        return self.full_name == other.full_name if isinstance(other, Space) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.full_name)
+
+    def own(self, g: Any) -> None:
+        """Raise ValueError for a genotype of another space, told by its type alone (:meth:`check` looks inside)."""
         if not isinstance(g, self.genotype):
-            raise ValueError(
-                f"genotype of another space: {self.name} takes {self.genotype.__name__}, got {type(g).__name__} {g!r}"
-            )
+            kind = self.genotype.__name__
+            raise ValueError(f"genotype of another space: {self.name} takes {kind}, got {shown(g)}")
+
+    def _text(self, text: Any) -> str:
+        """``text`` without blanks around it. Raises ValueError for what is no text."""
+        if not isinstance(text, str):
+            raise ValueError(f"{self.name} reads a genotype from text, got {shown(text)}")
+        return text.strip()
 
     @cached_property
     def token_of(self) -> dict[str, int]:
@@ -180,7 +210,10 @@ class Space(ABC):
 
     def _spelled(self, tokens: Sequence[int]) -> list[str]:
         """Names of the tokens between CLS and END. Raises ValueError on wrong length, range or frame."""
-        values = [int(t) for t in tokens]
+        try:
+            values = [operator.index(t) for t in tokens]
+        except TypeError:
+            raise ValueError(f"{self.name} has sequences of whole numbers as tokens, got {shown(tokens)}") from None
         if len(values) != self.token_length:
             raise ValueError(f"{self.name} has sequences of {self.token_length} tokens, got {len(values)}")
         if not all(0 <= t < len(self.vocabulary) for t in values):
@@ -198,6 +231,46 @@ def op_index(name: str, allowed: Sequence[str], space: str) -> int:
     return list(allowed).index(name)
 
 
+def check_tuple(values: Any, what: str) -> None:
+    """Raise ValueError unless ``values`` is a tuple: a genotype is hashed, which a list cannot be."""
+    if not isinstance(values, tuple):
+        raise ValueError(f"{what} must be a tuple, got {shown(values)}")
+
+
+def check_integers(values: Any, what: str) -> None:
+    """Raise ValueError unless ``values`` is a tuple of integers; ``True`` and ``1.0`` are none, they are written
+    otherwise and would be another key."""
+    check_tuple(values, what)
+    for place, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{what} must be integers, got {shown(value)} at place {place}")
+
+
+def setting_names(space: type[Space]) -> list[str]:
+    """Names of the settings that a space's class takes."""
+    kinds = signature(space.__init__).parameters
+    return [n for n, p in kinds.items() if n != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 def get_space(name: str, **settings: Any) -> Space:
-    """The space called ``name`` (settings only where the space has some)."""
-    return SPACES.get(name)(**settings)
+    """The space called ``name``.
+
+    Raises:
+        ValueError: no such space, a setting that it does not have, or a value that the setting cannot be.
+    """
+    space = SPACES.get(name)
+    known = setting_names(space)
+    for setting in settings:
+        if setting not in known:
+            allowed = f"Allowed: {', '.join(known)}" if known else f"{name} has none"
+            raise ValueError(f"space {name} has no setting {setting!r}{nearest(setting, known)} {allowed}")
+    try:
+        return space(**settings)
+    except TypeError as error:
+        raise ValueError(f"space {name} cannot have the settings {shown(settings)}: {error}") from None
+
+
+def shown(value: Any) -> str:
+    """Type and value for a message, on one line."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"

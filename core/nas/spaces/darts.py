@@ -16,7 +16,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from core.nas.spaces import CLS, END, SPACES, Space, op_index
+from core.nas.spaces import CLS, END, SPACES, Space, check_integers, check_tuple, op_index
 
 OPERATIONS = (
     "max_pool_3x3",
@@ -57,12 +57,18 @@ class Darts(Space):
     token_length = 44
 
     def __init__(self, channels: int = 32, layers: int = 8):
+        check_integers((channels, layers), "channels and layers of darts")
+        if channels < 1 or layers < 1:
+            raise ValueError(f"channels and layers of darts must be at least 1, got {channels} and {layers}")
         self.channels, self.layers = channels, layers
 
     def check(self, g: DartsCells) -> None:
-        self._own(g)
+        self.own(g)
         for label in CELLS:
             edges = getattr(g, label)
+            check_tuple(edges, f"the {label} cell of darts")
+            for edge in edges:
+                check_integers(edge, f"a pair (input, operation) of the {label} cell of darts")
             if len(edges) != 2 * NODES or any(len(e) != 2 for e in edges):
                 raise ValueError(f"the {label} cell has 8 (input, operation) pairs, got {edges}")
             for position, (source, op) in enumerate(edges):
@@ -160,7 +166,7 @@ class Darts(Space):
 
     def parse(self, text: str) -> DartsCells:
         """``normal | reduce`` of eight ``operation~input`` each, a pair of pair lists, or a printed DARTS Genotype."""
-        text = text.strip()
+        text = self._text(text)
         if text.startswith("Genotype("):
             cells = _official(text)
         elif text.startswith(("(", "[")):
@@ -171,7 +177,7 @@ class Darts(Space):
                 raise ValueError(f"darts cells are written 'normal | reduce', got {text!r}")
             cells = [[_edge(word) for word in part.split()] for part in parts]
         try:
-            g = DartsCells(*(tuple((int(s), int(o)) for s, o in cell) for cell in cells))
+            g = DartsCells(*(tuple((operator.index(s), operator.index(o)) for s, o in cell) for cell in cells))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"darts cells are two lists of eight (input, operation) pairs, got {text!r}: {error}"

@@ -14,7 +14,7 @@ from itertools import product
 import networkx as nx
 import numpy as np
 
-from core.nas.spaces import CLS, END, OPS, SPACES, Space, op_index
+from core.nas.spaces import CLS, END, OPS, SPACES, Space, check_integers, op_index
 
 OPERATIONS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 GENERIC = ("gat", "gcn", "gin", "cheb", "sage", "arma", "kgnn", "linear", "skip")
@@ -52,7 +52,9 @@ class NASBenchGraph(Space):
     size = 26_206
 
     def check(self, g: GraphCell) -> None:
-        self._own(g)
+        self.own(g)
+        check_integers(g.links, "links of a nasbench-graph cell")
+        check_integers(g.ops, "operations of a nasbench-graph cell")
         if len(g.links) != 4 or len(g.ops) != 4:
             raise ValueError(f"a nasbench-graph cell has 4 links and 4 operations, got {g.links} and {g.ops}")
         for node, link in enumerate(g.links, 1):
@@ -141,7 +143,7 @@ class NASBenchGraph(Space):
 
     def parse(self, text: str) -> GraphCell:
         """``0,1,2,1 gcn,gin,fc,cheb``: links, then operations."""
-        links, _, names = text.strip().partition(" ")
+        links, _, names = self._text(text).partition(" ")
         parts = links.split(",")
         if len(parts) != 4 or not all(p.isdecimal() and len(p) == 1 for p in parts):
             raise ValueError(f"a nasbench-graph cell is written '0,1,2,1 gcn,gin,fc,cheb', got {text!r}")

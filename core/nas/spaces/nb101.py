@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from core.nas.spaces import CLS, END, SPACES, Space, op_index
+from core.nas.spaces import CLS, END, SPACES, Space, check_integers, op_index, shown
 
 OPERATIONS = ("conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3")
 GENERIC = ("conv3x3", "conv1x1", "maxpool3x3")
@@ -72,7 +73,9 @@ class NB101(Space):
     size = 423_624
 
     def check(self, g: NB101Cell) -> None:
-        self._own(g)
+        self.own(g)
+        check_integers(g.ops, "operations of an nb101 cell")
+        check_integers(g.edges, "edge bits of an nb101 cell")
         n = g.nodes
         if not 2 <= n <= MAX_NODES:
             raise ValueError(f"an nb101 cell has 2 to {MAX_NODES} nodes, got {n}")
@@ -93,20 +96,19 @@ class NB101(Space):
         """The cell of an official specification (matrix with input first, operation names of all nodes).
 
         Raises:
-            ValueError: not square, not 0/1, cyclic, too large, unknown operation, or a node off every path.
+            ValueError: no matrix, not square, not 0/1, cyclic, too large, unknown operation, or a node off every path.
         """
-        array = np.asarray(matrix)
-        n = len(operations)
-        if array.shape != (n, n):
-            raise ValueError(f"{n} operations need a {n} by {n} adjacency matrix, got shape {array.shape}")
-        if not np.isin(array, (0, 1)).all():
-            raise ValueError("an adjacency matrix holds 0 and 1 only")
-        if n < 2 or operations[0] != "input" or operations[-1] != "output":
-            raise ValueError(f"the first operation is 'input' and the last 'output', got {list(operations)}")
+        names = _items(operations)
+        if names is None or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"operations are a list of names, input and output included, got {shown(operations)}")
+        n = len(names)
+        array = _square(matrix, n)
+        if n < 2 or names[0] != "input" or names[-1] != "output":
+            raise ValueError(f"the first operation is 'input' and the last 'output', got {names}")
         if np.tril(array).any():
             i, j = np.argwhere(np.tril(array))[0]
             raise ValueError(f"cyclic or unsorted cell: edge {i} -> {j} does not go forward (upper triangle only)")
-        ops = tuple(op_index(op, OPERATIONS, self.name) for op in operations[1:-1])
+        ops = tuple(op_index(op, OPERATIONS, self.name) for op in names[1:-1])
         cell = NB101Cell(tuple(int(v) for v in array[np.triu_indices(n, 1)]), ops)
         self.check(cell)
         return cell
@@ -183,15 +185,15 @@ class NB101(Space):
 
     def parse(self, text: str) -> NB101Cell:
         """``bits op,op,...`` as :meth:`format` writes, or JSON with ``module_adjacency`` and ``module_operations``."""
-        text = text.strip()
+        text = self._text(text)
         if text.startswith("{"):
             try:
                 data = json.loads(text)
-                return self.from_matrix(data["module_adjacency"], data["module_operations"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"an nb101 cell in JSON has module_adjacency and module_operations: {error!r}"
-                ) from None
+                adjacency, operations = data["module_adjacency"], data["module_operations"]
+            except (ValueError, KeyError, RecursionError) as error:
+                said = f"an nb101 cell in JSON has module_adjacency and module_operations: {error!r}"
+                raise ValueError(said) from None
+            return self.from_matrix(adjacency, operations)
         bits, _, names = text.partition(" ")
         if not bits or set(bits) - {"0", "1"}:
             raise ValueError(f"an nb101 cell starts with the bits of its upper triangle, got {text!r}")
@@ -286,6 +288,32 @@ def _module_weights(matrix: np.ndarray, ops: Sequence[int], into: int, out: int)
         if op < 2:
             weights, norms = weights + (9, 1)[op] * channels[v] ** 2, norms + 2 * channels[v]
     return weights, norms
+
+
+def _square(matrix: Any, n: int) -> np.ndarray:
+    """The adjacency matrix as int8 ``[n, n]``. Raises ValueError unless it is ``n`` rows of ``n`` zeros and ones."""
+    outer = _items(matrix)
+    rows = [] if outer is None else [_items(row) for row in outer]
+    if outer is None or None in rows:
+        raise ValueError(f"an adjacency matrix is a list of rows, each a list of 0 and 1, got {shown(matrix)}")
+    lengths = [len(row) for row in rows]
+    if lengths != [n] * n:
+        even = f"{len(rows)} by {max(lengths, default=0)}"
+        told = even if len(set(lengths)) < 2 else f"rows of lengths {lengths}"
+        raise ValueError(f"{n} operations need a {n} by {n} adjacency matrix, got {told}")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            if not isinstance(value, (int, float, np.number, np.bool_)) or value not in (0, 1):
+                raise ValueError(f"an adjacency matrix holds 0 and 1 only, got {shown(value)} in row {i}, column {j}")
+    return np.array([[int(value) for value in row] for row in rows], dtype=np.int8).reshape(n, n)
+
+
+def _items(values: Any) -> list | None:
+    """A list, tuple or array as a list; None for what has no order or no items (text, sets, numbers, nothing)."""
+    if not isinstance(values, (list, tuple)) and hasattr(values, "__array__"):
+        values = np.asarray(values)
+        return list(values) if values.ndim else None
+    return list(values) if isinstance(values, (list, tuple)) else None
 
 
 def _useful(matrix: np.ndarray) -> np.ndarray:

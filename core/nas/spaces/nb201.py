@@ -12,7 +12,7 @@ from itertools import product
 import networkx as nx
 import numpy as np
 
-from core.nas.spaces import CLS, END, SPACES, Space, op_index
+from core.nas.spaces import CLS, END, SPACES, Space, check_integers, op_index
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from, to) in the order of the official string
@@ -43,11 +43,12 @@ class NB201(Space):
     size = 15_625
 
     def check(self, g: NB201Cell) -> None:
-        self._own(g)
+        self.own(g)
+        check_integers(g.ops, "operations of an nb201 cell")
         if len(g.ops) != 6:
             raise ValueError(f"an nb201 cell has 6 edges, got {len(g.ops)} operations: {g.ops}")
         for op in g.ops:
-            if not isinstance(op, (int, np.integer)) or not 0 <= op < 5:
+            if not 0 <= op < 5:
                 raise ValueError(f"unknown operation {op!r} of nb201; allowed: 0..4 = {', '.join(OPERATIONS)}")
 
     def key(self, g: NB201Cell) -> str:
@@ -87,7 +88,7 @@ class NB201(Space):
 
     def parse(self, text: str) -> NB201Cell:
         """The official string ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``, or its six digits."""
-        text = text.strip()
+        text = self._text(text)
         if len(text) == 6 and text.isdecimal():
             cell = NB201Cell(tuple(int(c) for c in text))
             self.check(cell)

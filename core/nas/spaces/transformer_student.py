@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from core.nas.spaces import CLS, END, SPACES, Space
+from core.nas.spaces import CLS, END, SPACES, Space, check_integers, check_tuple
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,13 @@ class TransformerStudent(Space):
         embedding: int | None = None,
     ):
         for what, values in (("heads", heads), ("neurons", neurons)):
+            check_integers(tuple(values), what)
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
                 raise ValueError(f"{what} must be ascending positive numbers, got {list(values)}")
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
+        check_integers((layers, width, vocabulary_size), "layers, width and vocabulary_size")
+        check_integers(tuple(v for v in (kv_heads, head_size, embedding) if v is not None), "sizes of the original")
+        if layers < 1 or width < 1:
+            raise ValueError(f"layers and width must be at least 1, got {layers} and {width}")
         self.layers, self.heads, self.neurons, self.width = layers, tuple(heads), tuple(neurons), width
         self.kv_heads, self.gated, self.vocabulary_size = kv_heads or self.heads[-1], gated, vocabulary_size
         self.head_size, self.embedding = head_size or width // self.heads[-1], embedding or width
@@ -88,7 +91,11 @@ class TransformerStudent(Space):
         )
 
     def check(self, g: StudentShape) -> None:
-        self._own(g)
+        self.own(g)
+        check_tuple(g.layers, "layers of a transformer-student")
+        for number, layer in enumerate(g.layers):
+            if layer is not None:
+                check_integers(layer, f"layer {number} of a transformer-student, (heads, neurons) or None,")
         if len(g.layers) != self.layers:
             raise ValueError(f"the original has {self.layers} layers, the genotype describes {len(g.layers)}")
         for number, layer in enumerate(g.layers):
@@ -169,7 +176,7 @@ class TransformerStudent(Space):
     def parse(self, text: str) -> StudentShape:
         """``12x1536 - 4x384 ...``: heads x neurons of each layer, ``-`` for a dropped one."""
         layers: list[tuple[int, int] | None] = []
-        for word in text.split():
+        for word in self._text(text).split():
             heads, cross, neurons = word.partition("x")
             if word != "-" and not (cross and heads.isdecimal() and neurons.isdecimal() and len(word) < 20):
                 raise ValueError(f"a {self.name} layer is written 12x1536 or -, got {word!r}")

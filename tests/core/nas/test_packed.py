@@ -50,6 +50,27 @@ def test_latent_spaces_maps_and_labels_come_back_from_the_file(world, tmp_path):
     assert np.array_equal(known, values)
 
 
+def test_latent_spaces_of_a_space_with_settings_are_carried_as_such(world, tmp_path):
+    _, (left, _), _, _, _ = world
+    space = get_space("transformer-student", layers=3, heads=(1, 2), neurons=(16, 32), width=32)
+    cells = list(space.enumerate())[::3]
+    labels = np.array([space.size_features(c)["params"] for c in cells])
+    source = learn_source("students", Arena(space, cells), cells, labels)
+    latent = train_latent_space([Corpus(space, cells)], TINY)
+    z = latent.encode(space, cells)
+    map_to_itself = AffineMap.of("shared", MAPPINGS.get("shared")(z, z, 0), z)
+    packed = pack(source, [latent, left], {space.full_name: map_to_itself})
+    packed.save(tmp_path / "a.source")
+    read = Source.load(tmp_path / "a.source")
+    assert read.home == space
+    assert latent_space(read, ["transformer-student"]) is None, "the space of the default settings is another"
+    found = latent_space(read, [space.full_name])
+    assert found.codec.spaces == (space,)
+    assert np.array_equal(found.encode(space, cells), z)
+    assert latent_map(read, "transformer-student") is None
+    assert np.allclose(latent_map(read, space.full_name)(z), z, atol=1e-6)
+
+
 def test_what_is_not_carried_is_none(world):
     source, (left, _), _, _, _ = world
     assert latent_space(source, ["nb201"]) is None

@@ -174,6 +174,33 @@ def test_a_decoder_without_fault_does_not_end_the_search_of_latents(world):
     assert len({arena.key(c) for c in asked}) == 60
 
 
+@pytest.mark.parametrize("mapping", ["linear", "none", "random", "shared"])
+def test_bridge_carries_elites_between_the_sub_networks_of_two_models(mapping):
+    """Two spaces of one name: each has its own latent space, and nothing is taken for the default settings."""
+    origin = get_space("transformer-student", layers=4, heads=(1, 2), neurons=(16, 32), width=32)
+    target = get_space("transformer-student", layers=2, heads=(2, 4, 8), neurons=(8, 64), width=64)
+    tiny = EncoderConfig(width=16, feedforward=16, heads=2, layers=1, latent=4, steps=60, rank_steps=0, every=60)
+    known, arenas = {}, []
+    for space in (origin, target):
+        arenas.append(Arena(space))
+        known[space.full_name] = train_latent_space([Corpus(space, arenas[-1].cells)], tiny)
+    labels = arenas[0].raw[:, -1]
+    source = learn_source("students", arenas[0], arenas[0].cells, labels)
+    searcher = get_searcher("bridge", arenas[1], 0, Knowledge((source,), latents=known), mapping=mapping)
+    asked = []
+    for _ in range(3):
+        cells = searcher.ask(10)
+        searcher.tell([Told(c, target.size_features(c)["params"]) for c in cells])
+        asked += cells
+    for cell in [*asked, *searcher.transferred]:
+        target.check(cell)
+    assert searcher.transferred
+    with pytest.raises(ValueError, match=r"the latent space of 'transformer-student\(.*layers=4.*has those of nb201"):
+        get_searcher("bridge", arenas[1], 0, Knowledge((source,), latents={"nb201": None}))
+    with pytest.raises(ValueError, match=r"'target_latent' needs the latent space of .*it has none"):
+        get_searcher("target_latent", arenas[1], 0, Knowledge((source,)))
+
+
 def test_the_pareto_front_is_what_no_other_point_beats():
     values, costs = [1.0, 3.0, 2.0, 3.0, float("-inf")], [1.0, 5.0, 2.0, 4.0, 0.0]
     assert front(values, costs) == [0, 2, 3]

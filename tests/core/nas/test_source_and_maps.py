@@ -186,6 +186,107 @@ def test_one_encoder_over_two_spaces_decodes_each(arena):
     assert latent.encode(other, cells).shape == (40, TINY.latent)
 
 
+STUDENTS = {"layers": 3, "heads": (1, 2), "neurons": (16, 32, 64), "width": 32}
+
+
+def students(**settings):
+    """A space of sub-networks, and cells of it, each once."""
+    space, rng = get_space("transformer-student", **settings), np.random.default_rng(0)
+    return space, list({space.key(c): c for c in (space.sample(rng) for _ in range(200))}.values())[:60]
+
+
+def test_a_latent_space_is_one_of_a_space_with_its_settings(tmp_path):
+    space, cells = students(**STUDENTS)
+    trained = train_latent_space([Corpus(space, cells)], TINY)
+    assert trained.facts.keys() >= {f"reconstruction.{space.full_name}"}
+    trained.save(tmp_path / "latent")
+    read = LatentSpace.load(tmp_path / "latent")
+    assert read.codec.spaces == (space,)
+    z = read.encode(space, cells)
+    assert np.array_equal(z, trained.encode(space, cells))
+    assert read.decode(space, z) == trained.decode(space, z)
+    other, strangers = students()
+    for refused in (lambda: read.encode(other, strangers), lambda: read.decode(other, z)):
+        with pytest.raises(ValueError, match=r"one of transformer-student\(.*\), not of transformer-student$"):
+            refused()
+
+
+def test_one_encoder_over_the_sub_networks_of_two_models():
+    (left, ours), (right, theirs) = students(**STUDENTS), students(layers=2)
+    latent = train_latent_space([Corpus(left, ours), Corpus(right, theirs)], TINY)
+    codec = latent.codec
+    assert codec.decode(left, codec.encode(left, ours[:1])[0]) == ours[0]
+    assert codec.decode(right, codec.encode(right, theirs[:1])[0]) == theirs[0]
+    assert codec.decode(right, codec.encode(left, ours[:1])[0]) is None
+    with pytest.raises(ValueError, match="a codec has each space once"):
+        train_latent_space([Corpus(left, ours), Corpus(left, ours)], TINY)
+
+
+def test_a_source_knows_its_space_with_its_settings():
+    space, cells = students(**STUDENTS)
+    source = learn_source("students", Arena(space, cells), cells, np.arange(len(cells), dtype=float))
+    assert source.home == space != get_space("transformer-student")
+
+
+def test_cells_of_another_space_are_refused_where_a_space_is_worked_on(arena):
+    _, strangers = students()
+    with pytest.raises(ValueError, match="genotype of another space: nb201 takes NB201Cell, got StudentShape"):
+        train_latent_space([Corpus(arena.space, strangers)], TINY)
+    with pytest.raises(ValueError, match="genotype of another space"):
+        Arena(arena.space, strangers)
+
+
+def test_a_checkpoint_of_other_spaces_is_refused(arena, tmp_path):
+    steps = {"steps": 2, "rank_steps": 2, "every": 1}
+    config, (space, cells) = TINY.model_copy(update=steps), students()
+    train_latent_space([Corpus(arena.space, arena.cells)], config, tmp_path / "training")
+    with pytest.raises(ValueError, match="other settings or spaces; remove it"):
+        train_latent_space([Corpus(space, cells)], config, tmp_path / "training")
+
+
+def test_a_step_computes_where_the_network_is(arena, labels):
+    """On the device that has no numbers, an operation on tensors of two devices is an error."""
+    from core.nas import encoder
+
+    latent = train_latent_space([Corpus(arena.space, arena.cells)], TINY)
+    latent.network.to("meta")
+    training = encoder._Training(latent, [Corpus(arena.space, arena.cells, labels)], None)
+    rows = np.arange(20)
+    loss = training._loss(training.tokens[rows].to(training.device), rows)
+    assert loss.device.type == training.device.type == latent.device.type == "meta"
+    training._one_step()
+    training.phase = "rank"
+    with pytest.raises(NotImplementedError):  # all is on one device, up to which pairs there are
+        training._one_step()
+
+
+def test_a_device_may_be_named_and_is_the_one_there_is(arena):
+    corpus = [Corpus(arena.space, arena.cells)]
+    named, found = train_latent_space(corpus, TINY, device="cpu"), train_latent_space(corpus, TINY)
+    assert named.device.type == "cpu"
+    assert found.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_latent_space_is_trained_and_says_the_same_as_elsewhere(arena, labels, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    config = TINY.model_copy(update={"steps": 200, "rank_steps": 100, "every": 100})
+    corpus = [Corpus(arena.space, arena.cells, labels)]
+    made = train_latent_space(corpus, config, tmp_path / "training")
+    assert made.device.type == "cuda"
+    assert train_latent_space(corpus, config, tmp_path / "training").device.type == "cuda"  # read back
+    made.save(tmp_path / "latent")
+    here, there = (LatentSpace.load(tmp_path / "latent", device) for device in ("cpu", "cuda"))
+    assert (here.device.type, there.device.type) == ("cpu", "cuda")
+    z = here.encode(arena.space, arena.cells)
+    assert np.allclose(there.encode(arena.space, arena.cells), z, atol=1e-3)
+    assert np.allclose(there.rank(z), here.rank(z), atol=1e-3)
+    same = [a == b for a, b in zip(there.decode(arena.space, z), here.decode(arena.space, z), strict=True)]
+    assert np.mean(same) > 0.95
+    assert kendall(made, arena.space, arena.cells[:100], labels[:100]) > 0.4
+
+
 def test_evidence_finds_the_expert_that_is_right():
     rng = np.random.default_rng(0)
     good, bad = rng.standard_normal((2, 30))

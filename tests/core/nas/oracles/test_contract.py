@@ -132,8 +132,10 @@ def test_genotypes_of_other_spaces_are_refused_uncharged(make):
     oracle = make()
     for name in SPACES.names():
         if name != oracle.space.name:
-            with pytest.raises(ValueError, match="genotype of another space"):
-                oracle.query(get_space(name).sample(np.random.default_rng(0)))
+            stranger = get_space(name).sample(np.random.default_rng(0))
+            for asked in (oracle.query, oracle.reference):
+                with pytest.raises(ValueError, match="genotype of another space"):
+                    asked(stranger)
     assert oracle.queries == 0
 
 

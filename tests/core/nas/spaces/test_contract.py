@@ -137,6 +137,43 @@ def test_genotype_of_another_space_is_refused(space):
         space.check((0, 1, 2))
 
 
+def genotypes_with(name, value):
+    """Genotypes of a space with ``value`` in the place of each of their parts."""
+    darts, valid = get_space("darts").genotype, ((0, 0), (1, 0)) * 4
+    return {
+        "nb101": lambda cell: [cell(value, (0,)), cell((1, 0, 1), value)],
+        "nb201": lambda cell: [cell(value)],
+        "darts": lambda cell: [darts(value, valid), darts(valid, (value,) * 8), darts(((0, value), *valid[1:]), valid)],
+        "nasbench-graph": lambda cell: [cell(value, (0,) * 4), cell((0,) * 4, value)],
+        "transformer-student": lambda cell: [cell(value), cell((value,) * 6), cell(((value, 384),) * 6)],
+    }[name](get_space(name).genotype)
+
+
+WRONG = [None, "110", [0, 1], {0: 1}, np.zeros(6, int), *((v,) * 6 for v in (1.0, True, "0", [0], float("nan")))]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_genotypes_of_the_wrong_type_name_the_rule(space, value):
+    for cell in genotypes_with(space.name, value):
+        with pytest.raises(ValueError, match=rf"must be a tuple|must be integers|{space.name}|keeps at least one"):
+            space.check(cell)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"nb201", ["a"]])
+def test_what_is_no_text_is_refused(space, text):
+    with pytest.raises(ValueError, match=f"{space.name} reads a genotype from text, got {type(text).__name__}"):
+        space.parse(text)
+
+
+@pytest.mark.parametrize("token", [0.5, 1.0, None, "a", [0]])
+def test_tokens_that_are_no_whole_numbers_are_refused(space, cells, token):
+    tokens = [*space.encode(cells[0])[:-1], token]
+    with pytest.raises(ValueError, match=f"{space.name} has sequences of whole numbers"):
+        space.decode(tokens)
+    with pytest.raises(ValueError, match=f"{space.name} has sequences of whole numbers"):
+        space.decode(None)
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "|a~0|+|b~0|c~1|", "{", "[]", "0,0,0,0", "1 2 3", "((1,),)"])
 def test_foreign_text_is_refused(space, text):
     with pytest.raises(ValueError, match=r"\w"):
@@ -150,9 +187,42 @@ def test_broken_tokens_are_refused(space, cells):
             space.decode(broken)
 
 
-def test_settings_beyond_the_space_are_refused():
-    with pytest.raises(ValueError, match="did you mean 'nb201'"):
-        get_space("nb210")
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("nb210", {}, "did you mean 'nb201'"),
+        ("nb201", {"layers": 2}, "nb201 has none"),
+        ("darts", {"layer": 2}, "no setting 'layer', did you mean 'layers'"),
+        ("darts", {"layers": 0}, "at least 1"),
+        ("darts", {"channels": "many"}, "must be integers, got str 'many'"),
+        ("transformer-student", {"layers": 2.0}, "must be integers, got float 2.0"),
+        ("transformer-student", {"width": None}, "must be integers, got NoneType"),
+        ("transformer-student", {"heads": (1.5, 2)}, "heads must be integers"),
+        ("transformer-student", {"heads": 4}, "cannot have the settings"),
+        ("transformer-student", {"neurons": ()}, "ascending positive"),
+    ],
+)
+def test_settings_beyond_the_space_are_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        get_space(name, **settings)
+
+
+def test_spaces_are_told_apart_by_name_and_settings(space):
+    again = get_space(space.name, **space.settings)
+    assert space == again
+    assert hash(space) == hash(again)
+    assert space.full_name == space.name
+    assert all(space != get_space(name) for name in NAMES if name != space.name)
+    assert space != space.name
+
+
+def test_a_space_of_other_settings_is_another():
+    small, twin = (get_space("transformer-student", layers=2, heads=heads) for heads in ((4, 12), [4, 12]))
+    assert small == twin
+    assert small.full_name == "transformer-student(layers=2, heads=[4, 12])"
+    assert small != get_space("transformer-student")
+    assert len({small, twin, get_space("transformer-student")}) == 2
+    assert get_space("darts", layers=20) != get_space("darts")
 
 
 def test_neighbours_are_those_of_the_architecture_not_of_its_description(space, cells):

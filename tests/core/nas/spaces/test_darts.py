@@ -85,3 +85,10 @@ def test_a_printed_genotype_is_read_with_either_quote_and_a_range():
 def test_another_genotype_is_refused_and_not_read_as_a_cell_of_the_space(change, message):
     with pytest.raises(ValueError, match=message):
         SPACE.parse(V1.replace(*change))
+
+
+def test_numbers_that_are_not_whole_are_refused_and_not_cut():
+    text = f"({[(0, 3), (1, 3)] * 4}, {[(0, 3), (1, 3)] * 4})"
+    assert SPACE.parse(text).normal == ((0, 3), (1, 3)) * 4
+    with pytest.raises(ValueError, match=r"two lists of eight \(input, operation\) pairs"):
+        SPACE.parse(text.replace("(0, 3)", "(0.7, 3)", 1))

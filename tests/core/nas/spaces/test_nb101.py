@@ -64,12 +64,46 @@ def test_official_specification_is_read():
         (lambda m, o: ([[0, 1, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]], o), "cyclic or unsorted"),
         (lambda m, o: ([[0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]], o), "cyclic or unsorted"),
         (lambda m, o: ([[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], o), r"disconnected.*\[2\]"),
-        (lambda m, o: ([[0, 1, 2, 0], *m[1:]], o), "0 and 1 only"),
+        (lambda m, o: ([[0, 1, 2, 0], *m[1:]], o), "0 and 1 only, got int 2 in row 0, column 2"),
+        (lambda m, o: ([[0, 1, 1], *m[1:]], o), r"need a 4 by 4 adjacency matrix, got rows of lengths \[3, 4, 4, 4\]"),
+        (lambda m, o: ([], o), "need a 4 by 4 adjacency matrix, got 0 by 0"),
+        (lambda m, o: (None, o), "a list of rows, each a list of 0 and 1, got NoneType"),
+        (lambda m, o: ([None, *m[1:]], o), "a list of rows"),
+        (lambda m, o: (["0110", *m[1:]], o), "a list of rows"),
+        (lambda m, o: ({0: m[0]}, o), "a list of rows, each a list of 0 and 1, got dict"),
+        (lambda m, o: ([{0, 1, 2, 3}, *m[1:]], o), "a list of rows"),
+        (lambda m, o: ([[0, "1", 1, 0], *m[1:]], o), "0 and 1 only, got str '1' in row 0, column 1"),
+        (lambda m, o: ([[0, [1], 1, 0], *m[1:]], o), r"0 and 1 only, got list \[1\]"),
+        (lambda m, o: ([[0, float("nan"), 1, 0], *m[1:]], o), "0 and 1 only, got float nan"),
+        (lambda m, o: (np.zeros((4, 4, 4)), o), "0 and 1 only, got ndarray"),
+        (lambda m, o: (m, None), "a list of names, input and output included, got NoneType"),
+        (lambda m, o: (m, "input"), "a list of names"),
+        (lambda m, o: (m, [*o[:1], 3, *o[2:]]), "a list of names"),
+        (lambda m, o: (m, [*o[:1], ["conv3x3-bn-relu"], *o[2:]]), "a list of names"),
     ],
 )
 def test_bad_specifications_name_the_rule(change, message):
     with pytest.raises(ValueError, match=message):
         SPACE.from_matrix(*change(DIAMOND, NAMES))
+
+
+@pytest.mark.parametrize("made", [np.array, lambda m: [np.array(r, bool) for r in m], lambda m: tuple(map(tuple, m))])
+def test_a_matrix_may_be_an_array_or_rows_of_any_sequence(made):
+    assert SPACE.from_matrix(made(DIAMOND), tuple(NAMES)) == SPACE.from_matrix(DIAMOND, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"module_adjacency": [[0,1],[0]], "module_operations": ["input", "output"]}', r"rows of lengths \[2, 1\]"),
+        ('{"module_adjacency": 5, "module_operations": ["input", "output"]}', "a list of rows"),
+        ('{"module_adjacency": [[0,1],[0,0]], "module_operations": 3}', "a list of names"),
+        ('{"module_adjacency": ' + "[" * 100_000, "an nb101 cell in JSON has module_adjacency"),
+    ],
+)
+def test_bad_json_names_the_rule(text, message):
+    with pytest.raises(ValueError, match=message):
+        SPACE.parse(text)
 
 
 def test_too_many_edges_and_nodes_are_refused():
