@@ -69,7 +69,10 @@ def uniform(space: ChoiceSpace, component: int, scale: float) -> np.ndarray:
 
 
 @SEARCHES.register(
-    "choices", "Operator, basis and density chosen per expert and layer group, with their coefficients.", transfer=False
+    "choices",
+    "Operator, basis and density chosen per expert and layer group, with their coefficients.",
+    transfer=False,
+    space="choices",
 )
 def choices(
     fitness: Fitness,

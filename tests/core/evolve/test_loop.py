@@ -7,6 +7,7 @@ import pytest
 
 from core.evolve.injection import Injection
 from core.evolve.loop import Evaluation, search
+from core.evolve.mixed import Mixed
 from core.evolve.optimizers import OPTIMIZERS
 from core.evolve.space import Box
 from core.state import StateError
@@ -19,8 +20,13 @@ def box():
     return Box(-np.ones(3), np.ones(3))
 
 
+def space_of(name):
+    """The box, with two choices beside it for an optimizer that makes choices."""
+    return Mixed(box(), (2, 3)) if OPTIMIZERS.entry(name).facts["space"] == "mixed" else box()
+
+
 def sphere(candidates):
-    return [Evaluation(-float(((c - OPTIMUM) ** 2).sum()), cost=10) for c in candidates]
+    return [Evaluation(-float(((c[:3] - OPTIMUM) ** 2).sum()), cost=10) for c in candidates]
 
 
 def facts(result):
@@ -30,7 +36,7 @@ def facts(result):
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_budget_is_counted_exactly_and_never_exceeded(name):
     budget = Budget("task_examples", 455)
-    result = search(OPTIMIZERS.get(name)(box()), sphere, budget, price=10)
+    result = search(OPTIMIZERS.get(name)(space_of(name)), sphere, budget, price=10)
     assert budget.spent == sum(t.cost for t in result.trials) == 450
     assert result.trials[-1].spent == 450
     assert result.best.score == max(t.score for t in result.trials)
@@ -55,9 +61,11 @@ def test_killed_and_rerun_continues_identically(name, tmp_path):
             if generation == die_at:
                 raise Killed
 
-        injector = Injection(lambda n, g: [OPTIMUM * 0.9**i for i in range(n)], size=2, every=3)
+        space = space_of(name)
+        best = np.append(OPTIMUM, np.ones(space.dimensions - 3))
+        injector = Injection(lambda n, g: [best * 0.9**i for i in range(n)], size=2, every=3)
         return search(
-            OPTIMIZERS.get(name)(box(), seed=2),
+            OPTIMIZERS.get(name)(space, seed=2),
             sphere,
             Budget("task_examples", 900),
             price=10,
