@@ -182,7 +182,10 @@ class EvolveMergeForm(MergeForm):
     medians: int = Field(
         1, ge=1, description="a score is the median of the means over so many parts of a mini-batch; 1: the mean"
     )
-    searches: tuple[str, ...] = Field(("emfto", "cold_cma"), description="searches that spend the same budget each")
+    searches: tuple[str, ...] = Field(
+        ("emfto", "cold_cma"),
+        description=f"searches that spend the same budget each, beside emfto: {', '.join(SEARCHES.names())}",
+    )
 
     def resolved(self) -> Self:
         """With a language model as base, empty fields are filled from its own sizes."""
@@ -198,6 +201,11 @@ class EvolveMergeForm(MergeForm):
     def _known_granularity(cls, granularity: str) -> str:
         granularity_filters(granularity, layers=10**4)  # of how many layers the base is, it says itself
         return granularity
+
+    @field_validator("searches")
+    @classmethod
+    def _known_searches(cls, searches: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(SEARCHES.entry(name).name for name in searches)
 
     @field_validator("choices")
     @classmethod

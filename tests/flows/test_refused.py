@@ -108,6 +108,7 @@ def test_evolution_knows_its_granularities_and_the_names_of_own_tasks(tasks):
 
 
 def test_evolution_knows_its_components_and_what_shares_go_with(tasks):
+    assert "unknown merge search 'emfo', did you mean 'emfto'" in refused("evolve-merge", searches=("emfo",))
     assert "unknown component 'tsv', did you mean 'tsv_m'" in refused("evolve-merge", choices=("tsv", "raw"))
     assert "two or more different components, got raw" in refused("evolve-merge", choices=("raw",))
     assert "give forms_share=0" in refused("evolve-merge", form="simplex")
