@@ -1,6 +1,7 @@
 """Fixtures for all tests: a home of their own, and where shared data may lie."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Prefect reads its settings when it is imported, which a test file may do before the package says the same.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+PREFECT = tempfile.TemporaryDirectory(prefix="prefect-")
+os.environ["PREFECT_HOME"] = PREFECT.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,12 +34,15 @@ def _quiet_environment(tmp_path_factory):
     root = tmp_path_factory.mktemp("home")
     patch.setenv("TRANSFEROPT_HOME", str(root))
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    patch.setenv("PREFECT_HOME", str(root / "prefect"))
     patch.delenv("PREFECT_API_URL", raising=False)
     if (SHARED / "data").is_dir():
         patch.setenv("TRANSFEROPT_DATA", str(SHARED / "data"))
     yield
+    from tasks import embedded
+
+    embedded.stop()  # a worker process of pytest ends without its exit handlers, and a server would stay
     patch.undo()
+    PREFECT.cleanup()
 
 
 @pytest.fixture
