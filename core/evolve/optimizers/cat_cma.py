@@ -78,7 +78,7 @@ class CatCMAES(CMAES):
         return self.space.clip(np.append(numbers * self.space.box.step, choices.argmax(axis=1)))
 
     def _reachable(self, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A candidate as the package takes it: numbers drawn in where they are far, as in CMA-ES, and one-hot choices."""
+        """A candidate as the package takes it: numbers drawn in where they are far (as in CMA-ES), choices one-hot."""
         x = np.asarray(candidate[: self.space.reals], dtype=float) / self.space.box.step
         offset = x - self._cma._mean
         basis, scale = self._cma._eigen_decomposition()
