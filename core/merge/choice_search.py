@@ -11,7 +11,8 @@ from core.merge.choices import ChoiceSpace
 from core.merge.components import TIES, component_named
 from core.merge.emfto import EmftoConfig
 from core.merge.fitness import Answer, Fitness
-from core.merge.solver import Evaluator, Outcome, by_search_score, choose_finalists, run_search, scales_of, select
+from core.merge.full_search import full_search
+from core.merge.solver import Outcome, scales_of
 from core.transfer.budget import Budget
 
 DECIDING = 3  # mini-batches on which the components, each at its best scale, are compared
@@ -96,14 +97,16 @@ def choices(
     scaled, best, start, start_answer = tune_components(fitness, space, budget)
     settings = {"population": solver.population, "restart_after": solver.restart_after}
     optimizer = OPTIMIZERS.get("cat_cma")(scaled.mixed(best, solver.step), seed=seed, **settings)
-    answers: list[tuple[np.ndarray, Answer]] = []
-    evaluator = Evaluator(
-        fitness, scaled, solver, lambda recipe, answer: answers.append((recipe, answer)), first_round=1 + DECIDING
-    )
     key = content_key("choices", solver, space.config, space.names, space.experts, fitness.sizes, budget.limit, seed)
-    path = None if checkpoint is None else checkpoint / "search.ckpt"
-    result = run_search(optimizer, evaluator, budget, solver, checkpoint=path, key=key, description="choices")
-    finalists = choose_finalists(by_search_score(scaled, result, optimizer.mean), solver.finalists)
-    found, validation = select(fitness, finalists, start, start_answer, budget)
-    facts = {"result": result, "optimizer": optimizer}
-    return Outcome(found, validation, start, start_answer, budget.spent, answers, facts)
+    return full_search(
+        optimizer,
+        fitness,
+        scaled,
+        budget,
+        solver,
+        (start, start_answer),
+        key=key,
+        description="choices",
+        checkpoint=checkpoint,
+        first_round=1 + DECIDING,
+    )

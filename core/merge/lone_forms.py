@@ -13,19 +13,12 @@ from core.evolve.optimizers import OPTIMIZERS
 from core.hashing import content_key
 from core.merge.baselines import SEARCHES
 from core.merge.emfto import EmftoConfig, control_scores
-from core.merge.fitness import Answer, Fitness
+from core.merge.fitness import Fitness
 from core.merge.forms import Form, Solved, own_tasks
+from core.merge.full_search import full_search
 from core.merge.recipe_space import RecipeSpace
 from core.merge.relation import RelationGraph
-from core.merge.solver import (
-    Evaluator,
-    Outcome,
-    by_search_score,
-    choose_finalists,
-    run_search,
-    select,
-    tune_static,
-)
+from core.merge.solver import Outcome, tune_static
 from core.transfer.budget import Budget
 
 SHARE, BETA = 0.25, 0.1  # part of the budget for forms; how much an uncertain pair is worth against synergy
@@ -40,9 +33,11 @@ def next_form(graph: RelationGraph, owners: list[int | None], rng: np.random.Gen
     n, seen = len(graph.experts), graph.matrix("seen")
     least = int(seen[np.triu_indices(n, 1)].min())
     level = min(n, 2 + least)
-    drawn = [tuple(sorted(int(i) for i in rng.choice(n, level, replace=False))) for _ in range(n)]
-    sets = dict.fromkeys([*graph.near_cliques(level), *drawn, *combinations(range(n), level)])
-    candidates = [m for m in sets if (seen[np.ix_(m, m)][np.triu_indices(level, 1)] == least).any()]
+    pairs = [p for p in combinations(range(n), 2) if seen[p] == least]
+    others = [rng.permutation([i for i in range(n) if i not in p])[: level - 2].tolist() for p in pairs]
+    drawn = [tuple(sorted((*p, *more))) for p, more in zip(pairs, others, strict=True)]
+    known = [m for m in graph.near_cliques(level) if any(set(p) <= set(m) for p in pairs)]
+    candidates = list(dict.fromkeys([*known, *drawn]))
     value = graph.matrix("synergy") + BETA / np.sqrt(1 + len(graph.solved)) * graph.matrix("uncertainty")
     models = max(candidates, key=lambda m: value[np.ix_(m, m)].sum() / (len(m) * (len(m) - 1)))
     granularity = "global" if len(graph.solved) % 2 == 0 else ""
@@ -124,12 +119,16 @@ def lone_forms(
         restart_after=solver.restart_after,
         correlation=correlation,
     )
-    answers: list[tuple[np.ndarray, Answer]] = []
-    evaluator = Evaluator(fitness, space, solver, lambda recipe, answer: answers.append((recipe, answer)))
     key = content_key("lone forms", config, space.config, space.experts, fitness.sizes, budget.limit, seed)
-    path = None if checkpoint is None else checkpoint / "search.ckpt"
-    result = run_search(optimizer, evaluator, budget, solver, checkpoint=path, key=key, description="lone forms")
-    finalists = choose_finalists(by_search_score(space, result, optimizer.mean), solver.finalists)
-    best, validation = select(fitness, finalists, start, start_answer, budget)
-    facts = {"result": result, "optimizer": optimizer, "forms": len(graph.solved), "spent_forms": spent, "graph": graph}
-    return Outcome(best, validation, start, start_answer, budget.spent, answers, facts)
+    return full_search(
+        optimizer,
+        fitness,
+        space,
+        budget,
+        solver,
+        (start, start_answer),
+        key=key,
+        description="lone forms",
+        checkpoint=checkpoint,
+        facts={"forms": len(graph.solved), "spent_forms": spent, "graph": graph},
+    )

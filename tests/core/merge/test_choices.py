@@ -11,6 +11,7 @@ from core.merge.components import component_named, components, kept
 from core.merge.emfto import EmftoConfig
 from core.merge.engine import merge
 from core.merge.memory import merge_tensors
+from core.merge.plan import make_plan
 from core.merge.recipe_space import SpaceConfig
 from core.merge.solver import SolverConfig
 from core.transfer.budget import Budget
@@ -63,6 +64,21 @@ def test_the_operator_adds_each_models_own_component(deltas):
 def test_components_that_are_none_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         component_named(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"basis": "tsv"}, "did you mean 'tsv_m'"), ({"density": 0}, "above 0")]
+)
+def test_a_recipe_of_components_that_are_none_is_refused_in_its_plan(world, given, message):
+    models = [{"model": str(f), "parameters": given} for f in world.folders.values()]
+    with pytest.raises(ValueError, match=message):
+        make_plan({"merge_method": "components", "base_model": str(world.base), "models": models})
+
+
+def test_a_density_is_taken_as_it_is_written(deltas):
+    each = [{"density": 0.14583334}] * 3  # of 48 elements 7, at six digits 6
+    merged = merge_tensors("components", [{"t": d} for d in deltas], {"t": np.zeros((6, 8))}, per_model=each)
+    assert (merged["t"] != 0).sum() == (sum(kept(d, 7 / 48 + 1e-9) for d in deltas) != 0).sum()
 
 
 @pytest.mark.parametrize("names", [(), ("raw",), ("raw", "raw@1.0")])
@@ -139,7 +155,7 @@ def test_the_search_stays_within_its_budget_and_never_below_its_start(world):
 
 
 def test_killed_it_continues_identically(world, tmp_path, monkeypatch):
-    from core.merge import choice_search as module
+    from core.merge import full_search as module
 
     whole, _ = search(world)
     original, calls = module.Evaluator.__call__, []
