@@ -25,7 +25,7 @@ CLI = [sys.executable, "-c", "from flows.cli import main; main()"]
 
 def long_transfer(place: Path) -> dict:
     """Parameters of a transfer flow: two strategies on a tiny encoder and a csv, each trained for some seconds."""
-    examples = tiny.texts(120)
+    examples = tiny.texts(1200)
     lines = ["text,label", *(f"{t},{['no', 'yes'][y]}" for t, y in zip(examples.texts, examples.labels))]
     (place / "toy.csv").write_text("\n".join(lines) + "\n")
     task = place / "toy.yaml"
@@ -36,7 +36,7 @@ def long_transfer(place: Path) -> dict:
         "sources": (str(model),),
         "target": str(task),
         "strategies": ("full", "scratch"),
-        "examples": 40,
+        "examples": 600,
         "passes": 20_000,
         "max_length": 16,
     }
@@ -65,11 +65,13 @@ def test_a_terminated_run_stops_and_is_taken_up(home, tmp_path):
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         until = time.monotonic() + 600
-        while not list(own.glob("cache/adapt/*.part")):
+        lasting = set()  # a fit that goes on: a short one may end before it is asked to
+        while not lasting:
             assert child.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < until, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        time.sleep(0.5)
+            begun = set(own.glob("cache/adapt/*.part"))
+            time.sleep(0.5)
+            lasting = begun & set(own.glob("cache/adapt/*.part"))
         asked = time.monotonic()
         child.send_signal(signal.SIGTERM)
         child.wait(3 * STOP_S)
