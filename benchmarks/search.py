@@ -146,7 +146,7 @@ def latent(table: str, labelled: bool) -> LatentSpace:
     """The latent space of a table's search space, kept by content. A label that it learns from is a query."""
     space, corpus = table.split()[0], _corpus(table)
     config = ENCODERS[space] if labelled else ENCODERS[space].model_copy(update={"rank_steps": 0})
-    version = code_version(["core.nas.encoder", *modules(OURS, table, "")])
+    version = code_version(["core.nas.encoder", f"core.nas.oracles.{ORACLE_MODULES[space]}"])
     key = content_key(space, config, len(corpus.learned.cells), LABELLED[space], UNSEEN, _inputs(table, ""), version)
 
     def build(folder: Path) -> None:
@@ -253,7 +253,7 @@ def measure(cell: Cell) -> list[Row]:
     for seed in range(cell.seed * BLOCK, (cell.seed + 1) * BLOCK):
         table = oracle(target, seed, QUERIES)
         searcher = get_searcher(
-            cell.method, arena(target), seed, Knowledge(known, prior, table.noise == "single run", latents)
+            cell.method, arena(target), seed, Knowledge(known, prior, table.noise == "single run", latents, table.runs)
         )
         result = search_architectures(table, searcher)
         spent.append(table.queries)

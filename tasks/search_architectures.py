@@ -72,7 +72,7 @@ def _search(
     arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
     spaces = {space.full_name: latent for latent in map(read_latent, latents) for space in latent.codec.spaces}
     learned = tuple(read_source(a) for a in sources)
-    knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces)
+    knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces, oracle.runs)
     searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings)
     trust: list[dict[str, float]] = []
 

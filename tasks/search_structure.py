@@ -73,7 +73,7 @@ def search_structure(
     oracle = SharedStructure(original, space, texts, cells, settings, seed=t.seed, budget=budget)
     arena = Arena(space, cells, cache=Cache())
     given = {"initial": DESIGN} if config.searcher == "predictor_onehot" else {}
-    searcher = get_searcher(config.searcher, arena, t.seed, Knowledge(noisy=True), **given)
+    searcher = get_searcher(config.searcher, arena, t.seed, Knowledge(noisy=True, runs=oracle.runs), **given)
     searcher.inject(cells[:1])  # the first layers are a candidate like any other, and asked first
     checkpoint = out.folder / "search.ckpt"
     result = search_architectures(oracle, searcher, checkpoint=checkpoint, key=content_key(config))

@@ -31,6 +31,9 @@ def search_architectures(
     A budget of queries is spent exactly. Of another unit (training seconds) the cost of a query is known afterwards
     only: then cells are asked one at a time until one is refused as too dear.
 
+    A searcher that declares ``repeats`` asks a cell again to have it trained once more, a query of its own; for others
+    asking again is free.
+
     An answer that the oracle flags as not to be trusted counts as a query and as a failure. The metrics that come with
     an answer (parameters, latency) are kept in the trial's note for reports.
 
@@ -43,9 +46,11 @@ def search_architectures(
     counted = oracle.budget.unit == "queries"
     asker = searcher if counted else _UntilRefused(searcher)
 
+    repeats = getattr(searcher, "repeats", False)
+
     def evaluate(cells: list[Genotype]) -> list[Evaluation]:
         try:
-            answers = [oracle.query(c) for c in cells]
+            answers = [oracle.again(c) if repeats and oracle.answered(c) else oracle.query(c) for c in cells]
         except BudgetExhausted:
             if counted:
                 raise

@@ -2,7 +2,8 @@
 
 An oracle declares what its answers are and counts them: a true query is charged once for each canonical key, in
 ``queries`` and ``simulated_seconds`` of :class:`core.transfer.budget.Budget`; asking again is free and gives the same
-answer. Larger values are better; accuracies are in percent. What only a report may look at is in
+answer. Where answers are single training runs, :meth:`Oracle.again` has an architecture trained once more, at the price
+of another query. Larger values are better; accuracies are in percent. What only a report may look at is in
 :meth:`Oracle.reference` and never charged.
 """
 
@@ -67,6 +68,38 @@ class Oracle(ABC):
         self.budget = budget if budget is not None else Budget("queries")
         self.seed = seed
         self._answers: dict[str, Answer] = {}
+        self._repeats: dict[str, int] = {}
+
+    def runs(self, g: Genotype) -> int:
+        """How many training runs of ``g`` this oracle can answer with, the first included."""
+        return 1
+
+    def answered(self, g: Genotype) -> bool:
+        """Whether ``g`` was queried (and charged) before."""
+        return self.space.key(g) in self._answers
+
+    def again(self, g: Genotype) -> Answer:
+        """Another training run of an architecture that was queried before, charged as a query.
+
+        Raises:
+            ValueError: ``g`` was not queried, or all its runs were.
+            BudgetExhausted: the budget does not afford it. Not charged.
+        """
+        key, text = self.space.key(g), self.space.format(g)
+        if not self.answered(g):
+            raise ValueError(f"{text} was not queried before; its first run is a query")
+        done = 1 + self._repeats.get(key, 0)
+        if done >= self.runs(g):
+            raise ValueError(f"all {done} runs of {text} were asked; {self.describe()} has no other")
+        self._afford(g)
+        answer = self._repeat(g, done)
+        self._charge(1, answer.cost_seconds)
+        self._repeats[key] = done
+        return answer
+
+    def _repeat(self, g: Genotype, run: int) -> Answer:
+        """Run number ``run`` (from 1) after the first of ``g``; for oracles of more than one run."""
+        raise NotImplementedError(f"{type(self).__name__} has runs but no way to repeat one")
 
     def query(self, g: Genotype) -> Answer:
         """The answer for ``g``; charged unless its key was asked before.
@@ -110,13 +143,13 @@ class Oracle(ABC):
 
     @property
     def queries(self) -> int:
-        """Distinct architectures answered and charged."""
-        return len(self._answers)
+        """Training runs answered and charged: one for each distinct architecture, and those asked again."""
+        return len(self._answers) + sum(self._repeats.values())
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: every answer given so far (the budget has its own state)."""
         rows = {key: [a.value, a.cost_seconds, dict(a.metrics), a.flag] for key, a in sorted(self._answers.items())}
-        return {"oracle": self.describe(), "seed": self.seed, "answers": rows}
+        return {"oracle": self.describe(), "seed": self.seed, "answers": rows, "repeats": dict(self._repeats)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict` of an oracle with the same declaration and seed, else ValueError."""
@@ -126,6 +159,7 @@ class Oracle(ABC):
                 f"{self.seed}"
             )
         self._answers = {key: Answer(v, c, m, f) for key, (v, c, m, f) in state["answers"].items()}
+        self._repeats = dict(state.get("repeats", {}))  # states of earlier versions have none
 
     def _afford(self, g: Genotype) -> None:
         """Refuse before the work where the cost is known before: one query."""
@@ -169,6 +203,9 @@ class TableOracle(Oracle):
         metrics = {name: float(column[row]) for name, column in self.columns.items()}
         return Answer(float(self.answers[row]), float(self.seconds[row]), metrics, self.flag(row), charged=new)
 
+    def answered(self, g: Genotype) -> bool:
+        return bool(self.asked[self.index(g)])
+
     def values(self, indices: np.ndarray) -> np.ndarray:
         """Answers of many rows at once, float ``[len(indices)]``; each row is charged the first time only.
 
@@ -211,10 +248,11 @@ class TableOracle(Oracle):
 
     @property
     def queries(self) -> int:
-        return int(self.asked.sum())
+        return int(self.asked.sum()) + sum(self._repeats.values())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"oracle": self.describe(), "seed": self.seed, "asked": np.flatnonzero(self.asked).tolist()}
+        said = {"oracle": self.describe(), "seed": self.seed, "repeats": dict(self._repeats)}
+        return said | {"asked": np.flatnonzero(self.asked).tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict({**state, "answers": {}})
@@ -234,29 +272,6 @@ def integers(values: Any, what: str) -> np.ndarray:
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{what} are integers, got {array.dtype} {shown(values)}")
     return array if array.size else array.astype(np.int64)
-
-
-def chosen_runs(runs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One random run for each row, and its column.
-
-    Args:
-        runs: float ``[rows, most runs]``, NaN where a row has fewer; every row has at least one, runs come first.
-        seed: the same seed chooses the same runs.
-
-    Returns:
-        values ``[rows]`` and column numbers ``[rows]``.
-    """
-    count = (~np.isnan(runs)).sum(1)
-    column = (np.random.default_rng(seed).random(len(runs)) * count).astype(np.int64)
-    return runs[np.arange(len(runs)), column], column
-
-
-def others_mean(runs: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Mean over the runs that :func:`chosen_runs` did not choose, NaN where there is no other, ``[rows]``."""
-    rest = runs.copy()
-    rest[np.arange(len(runs)), column] = np.nan
-    count = (~np.isnan(rest)).sum(1)
-    return np.where(count > 0, np.nansum(rest, axis=1) / np.maximum(count, 1), np.nan)
 
 
 def get_oracle(name: str, **settings: Any) -> Oracle:

@@ -13,9 +13,10 @@ import numpy as np
 from core.data.assets import content_hash
 from core.data.tfrecord import RecordError, protobuf_fields, records
 from core.hashing import content_key
-from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.oracles import ORACLES
 from core.nas.oracles.columns import not_negative, training_runs
 from core.nas.oracles.nb101 import EPOCHS
+from core.nas.oracles.runs import RunsTable
 from core.nas.spaces.nb101 import NB101, NB101Cell
 from core.progress import track
 from core.state import Cache
@@ -26,7 +27,7 @@ EVALUATION = {2: "seconds", 4: "valid", 5: "test"}  # field numbers of Evaluatio
 
 
 @ORACLES.register("nb101-official", space="nb101")
-class NB101Official(TableOracle):
+class NB101Official(RunsTable):
     """NAS-Bench-101 from its official TFRecord: three training runs a cell, validation for search, test for reports.
 
     The file is parsed once and kept as arrays in the cache, under its content hash.
@@ -38,7 +39,6 @@ class NB101Official(TableOracle):
     """
 
     name, dataset = "nb101-official", "cifar10"
-    cost = "training seconds of the answering run, stated by the benchmark"
 
     def __init__(
         self,
@@ -49,28 +49,16 @@ class NB101Official(TableOracle):
         budget: Budget | None = None,
         cache: Cache | None = None,
     ):
-        super().__init__(budget, seed)
-        if noise not in ("single run", "mean"):
-            raise ValueError(f"noise is 'single run' or 'mean', got {noise!r}")
+        super().__init__(noise, seed, budget)
         if not Path(path).is_file():
             raise ValueError(f"no file {path}: give the path of nasbench_only108.tfrecord or nasbench_full.tfrecord")
-        self.space, self.epochs, self.noise = NB101(), epochs, noise
+        self.space, self.epochs = NB101(), epochs
         digest = content_hash(path)
         self.inputs = MappingProxyType({Path(path).name: digest})
         self.cells, self.row_of, arrays = _arrays(str(parsed(path, digest, cache or Cache())), epochs, str(path))
-        single, column = chosen_runs(arrays["valid"], seed)
-        mean = np.nanmean(arrays["valid"], axis=1)
-        rows = np.arange(len(single))
-        self.answers = single if noise == "single run" else mean
-        self.seconds = (
-            arrays["seconds"][rows, column] if noise == "single run" else np.nansum(arrays["seconds"], axis=1)
-        )
+        self.fill(arrays["valid"], arrays["seconds"])
         self.columns = {"params": arrays["params"]}
-        self.report = {
-            "valid_mean": mean,
-            "valid_unqueried": others_mean(arrays["valid"], column),
-            "test": np.nanmean(arrays["test"], axis=1),
-        }
+        self.report["test"] = np.nanmean(arrays["test"], axis=1)
 
     def index(self, g: NB101Cell) -> int:
         key = self.space.key(g)

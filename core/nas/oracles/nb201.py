@@ -10,7 +10,7 @@ import numpy as np
 
 from core.data import pickles
 from core.data.assets import content_hash, find_local, resolve
-from core.nas.oracles import ORACLES, TableOracle, chosen_runs, integers, others_mean
+from core.nas.oracles import ORACLES, integers
 from core.nas.oracles.columns import (
     AGAIN,
     complete,
@@ -24,6 +24,7 @@ from core.nas.oracles.columns import (
     texts,
     training_runs,
 )
+from core.nas.oracles.runs import RunsTable
 from core.nas.spaces.nb201 import NB201, POWERS, NB201Cell
 from core.registry import nearest
 from core.transfer.budget import Budget
@@ -34,7 +35,7 @@ RUNS = 3  # most training runs of a cell
 DATASETS = {"cifar10": ("cifar10", "c10"), "cifar100": ("cifar100", "c100"), "imagenet16": ("imagenet", "in16")}
 
 
-class NB201Table(TableOracle):
+class NB201Table(RunsTable):
     """What the two NAS-Bench-201 tables share: rows in the order of the official index, base-5 look-up.
 
     Args:
@@ -42,27 +43,18 @@ class NB201Table(TableOracle):
         noise: "single run" (one random training run answers, chosen by ``seed``) or "mean" of all runs.
     """
 
-    cost = "training seconds of the answering run, stated by the benchmark"
-
     def __init__(
         self, dataset: str = "cifar10", noise: str = "single run", seed: int = 0, budget: Budget | None = None
     ):
         if dataset not in DATASETS:
             raise ValueError(f"unknown data set {dataset!r}{nearest(dataset, DATASETS)} Allowed: {', '.join(DATASETS)}")
-        if noise not in ("single run", "mean"):
-            raise ValueError(f"noise is 'single run' or 'mean', got {noise!r}")
-        super().__init__(budget, seed)
-        self.space, self.dataset, self.noise = NB201(), dataset, noise
+        super().__init__(noise, seed, budget)
+        self.space, self.dataset = NB201(), dataset
 
     def _fill(self, ops: np.ndarray, runs: np.ndarray, seconds: np.ndarray) -> None:
         """Take over operations ``[15625, 6]``, validation runs ``[15625, runs]`` and training seconds ``[15625]``."""
-        self.ops, self.runs = ops, runs
-        self.row_of = rows_by_code(ops)
-        single, column = chosen_runs(runs, self.seed)
-        mean = np.nanmean(runs, axis=1)
-        self.answers = single if self.noise == "single run" else mean
-        self.seconds = seconds if self.noise == "single run" else seconds * (~np.isnan(runs)).sum(1)
-        self.report = {"valid_mean": mean, "valid_unqueried": others_mean(runs, column)}
+        self.ops, self.row_of = ops, rows_by_code(ops)
+        self.fill(runs, np.where(np.isnan(runs), np.nan, seconds[:, None]))
 
     @property
     def cells(self) -> list[NB201Cell]:

@@ -14,8 +14,9 @@ import numpy as np
 
 from core.data.assets import content_hash
 from core.hashing import content_key
-from core.nas.oracles import ORACLES, TableOracle, chosen_runs, others_mean
+from core.nas.oracles import ORACLES
 from core.nas.oracles.columns import AGAIN, finite, genotypes, not_negative, training_runs
+from core.nas.oracles.runs import RunsTable
 from core.nas.spaces.nb201 import NB201, NB201Cell
 from core.progress import progress
 from core.registry import nearest
@@ -32,7 +33,7 @@ LENGTHS = {200: "full", 12: "less"}
 
 
 @ORACLES.register("nb201-official", space="nb201")
-class NB201Official(TableOracle):
+class NB201Official(RunsTable):
     """NAS-Bench-201 from its official ``.pth``: validation runs for search, test for reports, 12 or 200 epochs.
 
     Cells that the file has not evaluated are refused. What was read is kept in the cache under the file's hash.
@@ -45,7 +46,6 @@ class NB201Official(TableOracle):
     """
 
     name = "nb201-official"
-    cost = "training seconds of the answering run, stated by the benchmark"
 
     def __init__(
         self,
@@ -61,28 +61,16 @@ class NB201Official(TableOracle):
             raise ValueError(f"unknown data set {dataset!r}{nearest(dataset, SETS)} Allowed: {', '.join(SETS)}")
         if epochs not in LENGTHS:
             raise ValueError(f"the file has 12 and 200 epochs, got {epochs}")
-        if noise not in ("single run", "mean"):
-            raise ValueError(f"noise is 'single run' or 'mean', got {noise!r}")
-        super().__init__(budget, seed)
-        self.space, self.dataset, self.epochs, self.noise = NB201(), dataset, epochs, noise
+        super().__init__(noise, seed, budget)
+        self.space, self.dataset, self.epochs = NB201(), dataset, epochs
         digest = content_hash(_existing(path))
         self.inputs = MappingProxyType({Path(path).name: digest})
         arrays = _arrays(path, digest, cache or Cache(), dataset, epochs)
         self.cells = [NB201Cell(tuple(ops)) for ops in arrays["ops"].tolist()]
         self._row_of = {cell: row for row, cell in enumerate(self.cells)}
-        single, column = chosen_runs(arrays["valid"], seed)
-        mean = np.nanmean(arrays["valid"], axis=1)
-        self.answers = single if noise == "single run" else mean
-        rows = np.arange(len(single))
-        self.seconds = (
-            arrays["seconds"][rows, column] if noise == "single run" else np.nansum(arrays["seconds"], axis=1)
-        )
+        self.fill(arrays["valid"], arrays["seconds"])
         self.columns = {"params": arrays["params"], "flops": arrays["flops"]}
-        self.report = {
-            "valid_mean": mean,
-            "valid_unqueried": others_mean(arrays["valid"], column),
-            **{name: arrays[name] for name in ("test",) if name in arrays},
-        }
+        self.report |= {name: arrays[name] for name in ("test",) if name in arrays}
 
     def index(self, g: NB201Cell) -> int:
         if g not in self._row_of:

@@ -20,6 +20,8 @@ from core.nas.spaces import Genotype, get_space
 from core.state import Cache, write_json
 from core.transfer.budget import Budget
 
+RUNS = 3  # trainings of a cell, from other weights and in another order
+
 
 class TrainingSettings(Config):
     """How a cell is trained."""
@@ -49,7 +51,7 @@ class TrainingOracle(Oracle):
         data: name of a built-in image task (scikit-learn's digits) or the path of a task's YAML: image folder or any
             numeric array with an ``image_shape``.
         settings: :class:`TrainingSettings` or a dict of them.
-        seed: of weights, order, and the cut of the training images.
+        seed: of weights, order, and the cut of the training images (which stays when a cell is trained again).
     """
 
     name, noise, cost = "training", "single run", "wall seconds of the training"
@@ -71,36 +73,44 @@ class TrainingOracle(Oracle):
         self.dataset, self.classes, self.parts, self.inputs = _images(str(data), self.settings.train_examples, seed)
         self.settings.macro.check_images(self.parts["train"][0].shape[1:])
 
+    def runs(self, g: Genotype) -> int:
+        return RUNS
+
     def _answer(self, g: Genotype) -> Answer:
-        result = self._result(g)
+        return self._repeat(g, 0)
+
+    def _repeat(self, g: Genotype, run: int) -> Answer:
+        result = self._result(g, run)
         names = ("params", "epochs_trained", "train_accuracy")
         return Answer(result["validation"], result["seconds"], {name: result[name] for name in names})
 
     def reference(self, g: Genotype) -> dict[str, float]:
-        """Test accuracy of the trained network. Raises ValueError for a cell that was never queried."""
+        """Test accuracy, mean over the trainings asked for. Raises ValueError for a cell that was never queried."""
         self.space.check(g)
         if self.space.key(g) not in self._answers:
             raise ValueError(f"{self.space.format(g)} was not queried; only trained cells have a test accuracy")
-        result = self._result(g)
-        return {"test": result["test"], "valid": result["validation"]}
+        results = [self._result(g, run) for run in range(1 + self._repeats.get(self.space.key(g), 0))]
+        told = {"test": "test", "valid": "validation"}
+        return {name: float(np.mean([r[source] for r in results])) for name, source in told.items()}
 
-    def _result(self, g: Genotype) -> dict[str, float]:
+    def _result(self, g: Genotype, run: int) -> dict[str, float]:
         cell = self.space.canonical(g)
         version = code_version(["core.nas.oracles.training", f"core.nas.networks.{self.space.name}"])
         facts = {"cell": self.space.format(cell), "space": self.space.name, "data": dict(self.inputs)}
         settings = self.settings.model_dump(mode="json", exclude={"device", "threads"})
-        key = content_key(facts, settings, self.seed, version)
+        seed = self.seed + run * 1_000_003  # far from the seeds of other searches
+        key = content_key(facts, settings, *((self.seed, run) if run else (self.seed,)), version)
 
         def build(folder):
             with _threads(self.settings.threads):
-                write_json(folder / "result.json", self._train(cell, folder / "training.ckpt"))
+                write_json(folder / "result.json", self._train(cell, seed, folder / "training.ckpt"))
             (folder / "training.ckpt").unlink(missing_ok=True)
             return facts
 
         folder = self.cache.compute("nas-training", key, build)
         return json.loads((folder / "result.json").read_text())
 
-    def _train(self, cell: Genotype, checkpoint) -> dict[str, float]:
+    def _train(self, cell: Genotype, seed: int, checkpoint) -> dict[str, float]:
         import torch
 
         from core.models.load import default_device
@@ -109,7 +119,7 @@ class TrainingOracle(Oracle):
         s = self.settings
         device = default_device() if s.device == "auto" else s.device
         channels = self.parts["train"][0].shape[1]
-        network = build_network(self.space, cell, s.macro, channels, self.classes, self.seed).to(device)
+        network = build_network(self.space, cell, s.macro, channels, self.classes, seed).to(device)
         data = {n: (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)) for n, (x, y) in self.parts.items()}
         images, labels = data["train"]
 
@@ -135,7 +145,7 @@ class TrainingOracle(Oracle):
             loss,
             len(labels),
             config,
-            seed=self.seed,
+            seed=seed,
             checkpoint=checkpoint,
             after_epoch=stop,
             description=name,

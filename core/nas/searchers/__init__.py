@@ -4,7 +4,7 @@
 says what a searcher takes from its :class:`Knowledge`: ``nothing``, ``sizes``, ``encoder`` or ``source``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,14 @@ class Knowledge:
         noisy: whether the oracle answers with single training runs (decides how the incumbent is chosen).
         latents: trained latent spaces by :attr:`~core.nas.spaces.Space.full_name` of their search space (its name
             where the settings are the default ones), for the searchers that work there.
+        runs: how many training runs of a cell the oracle can answer with (:meth:`core.nas.oracles.Oracle.runs`).
     """
 
     sources: tuple[Any, ...] = ()
     prior: bool = False
     noisy: bool = True
     latents: Mapping[str, Any] = field(default_factory=dict)
+    runs: Callable[[Any], int] = lambda cell: 1
 
     def latent(self, space: Space, searcher: str) -> Any:
         """The latent space of ``space``. Raises ValueError, for ``searcher``, where none is known."""

@@ -6,7 +6,7 @@ sources it is ours (:mod:`core.nas.searchers.transfer`). So the cross source {on
 code with itself.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +21,11 @@ from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.spaces import Genotype
 
 TOPS, NEAREST, RANDOM = 400, 300, 800  # candidates a round: best a priori, around the best so far, anywhere
-OWN = 0.65  # how much of what an answer deviates from the process counts as the cell's own (the rest is noise)
+OWN = 0.65  # how much of what one answer deviates from the process counts as the cell's own (the rest is noise)
 NUGGETS = {True: (0.03, 0.3), False: (0.001, 0.03)}
 ROUND = 8  # from 2 * ROUND answers on, an eighth of their number is asked at a time
-UNAIDED, CHANCE = 0.5, 6  # share of such a round asked as if there were no source; before, each 6th cell is random
+UNAIDED = 0.5  # share of such a round asked as if there were no source
+CHANCE, HEARD = 6, 4  # before: each 6th cell is random; where sizes speak, too, each 4th follows the source instead
 
 
 class GuidedSearch:
@@ -34,11 +35,15 @@ class GuidedSearch:
         experts: opinions that cost no query; hypotheses: what is believed of them.
         features: distances between cells on ``generic`` features or ``onehot`` tokens.
         initial: random cells asked first (only where no expert speaks).
-        noisy: the oracle's answers are single runs; the incumbent is then shrunk towards the process.
-        unaided: experts that half of every later round does without, and each sixth of the first cells is random. A
-            source shows where to begin; a search that keeps asking only where the source points never learns that
-            the best cells lie elsewhere.
+        noisy: the oracle's answers are single runs; the incumbent is then shrunk towards the process, and trained again
+            before it is believed: a query of each later round.
+        runs: how many training runs of a cell the oracle can answer with.
+        unaided: experts that half of every later round does without. Of the first cells each sixth is random; where
+            other experts speak, they choose three of four. A source shows where to begin; a search that keeps asking
+            only where the source points never learns that the best cells lie elsewhere.
     """
+
+    repeats = True  # a cell asked again stands for another training run of it
 
     def __init__(
         self,
@@ -50,20 +55,23 @@ class GuidedSearch:
         features: Literal["generic", "onehot"] = "generic",
         initial: int = 1,
         noisy: bool = True,
+        runs: Callable[[Genotype], int] = lambda cell: 1,
         unaided: Collection[str] = (),
     ):
         if features not in ("generic", "onehot"):
             raise ValueError(f"features are 'generic' or 'onehot', got {features!r}")
         self.space = self.arena = arena
         self.rng = np.random.default_rng(seed)
-        self.features, self.initial, self.noisy, self.unaided = features, max(1, initial), noisy, tuple(unaided)
+        self.features, self.initial, self.unaided = features, max(1, initial), tuple(unaided)
+        self.noisy, self.runs = noisy, runs
         self.experts, self.process = {e.name: e for e in experts}, TrustedProcess(hypotheses, NUGGETS[noisy])
         self.told: list[Told[Genotype]] = []
         self.rows: list[int] = []  # of the told cells in the field
         self.queue: list[Genotype] = []
         self.asked: set[str] = set()
         self.field = _Field(arena, self.experts, features)
-        self.first = self._believed()
+        self.others = any(h.slopes and self._hears(h) for h in self.process.hypotheses)
+        self._believe()
 
     @property
     def batch(self) -> int:
@@ -71,13 +79,18 @@ class GuidedSearch:
         n = len(self.told)
         return 1 if n < 2 * ROUND else min(n // ROUND, 25 - n % 25)
 
-    def _believed(self) -> np.ndarray:
-        """What the experts say together before any answer, ``[field]``."""
-        total = np.zeros(len(self.field.cells))
+    def _hears(self, hypothesis: Hypothesis) -> bool:
+        """Whether a hypothesis does without the experts of ``unaided``."""
+        return not any(name in self.unaided for name in hypothesis.slopes)
+
+    def _believe(self) -> None:
+        """What the experts say together before any answer, ``[field]``; and the same without those of ``unaided``."""
+        self.first, self.first_unaided = np.zeros(len(self.field.cells)), np.zeros(len(self.field.cells))
         for h in self.process.hypotheses:
-            for name, slope in h.slopes.items():
-                total += h.weight * slope * self.field.scores[name]
-        return total
+            said = sum(h.weight * slope * self.field.scores[name] for name, slope in h.slopes.items())
+            self.first = self.first + said
+            if self._hears(h):
+                self.first_unaided = self.first_unaided + said
 
     def ask(self, n: int = 1) -> list[Genotype]:
         chosen: list[Genotype] = []
@@ -107,11 +120,27 @@ class GuidedSearch:
             return self._random(min(n, self.initial - len(self.told)))
         if speak and not self.arena.closed and not self.told:
             self._breed()
-        if self.unaided and 0 < len(self.told) < 2 * ROUND and len(self.told) % CHANCE == CHANCE - 1:
-            return self._random(n)
-        unaided = round(UNAIDED * n) if self.unaided and len(self.told) >= 2 * ROUND else 0
-        chosen = self._largest_gain(n - unaided) if n > unaided else []
+        late = len(self.told) >= 2 * ROUND
+        if self.unaided and self.told and not late:
+            if self.others and len(self.told) % HEARD:
+                return self._largest_gain(n, self.unaided)
+            if not self.others and len(self.told) % CHANCE == CHANCE - 1:
+                return self._random(n)
+        chosen = self._unconfirmed() if late else []
+        n -= len(chosen)
+        unaided = round(UNAIDED * n) if self.unaided and late else 0
+        if n > unaided:
+            chosen += self._largest_gain(n - unaided)
         return chosen + self._largest_gain(unaided, self.unaided) if unaided else chosen
+
+    def _unconfirmed(self) -> list[Genotype]:
+        """The cell that would be kept, to be trained again, while the oracle has runs of it that were not asked."""
+        if not self.noisy:
+            return []
+        rows, shrunk, counts = self._shrunk()
+        leader = int(np.argmax(shrunk))
+        cell = self.field.cells[rows[leader]]
+        return [cell] if counts[leader] < self.runs(cell) else []
 
     def _largest_gain(self, n: int, without: Collection[str] = ()) -> list[Genotype]:
         """Up to ``n`` new cells of the largest acquisition (before any answer: of the experts' belief)."""
@@ -142,11 +171,13 @@ class GuidedSearch:
         parts = [self.rng.choice(total, min(RANDOM, total), replace=False)]
         if self.experts:
             parts.append(_largest(self.first, TOPS))
+        if self.unaided and self.others:
+            parts.append(_largest(self.first_unaided, TOPS))
         if self.told:
             best = self._best_rows(3)
             if not self.arena.closed:
                 self.field.add([self.arena.mutate(self.field.cells[i], self.rng) for i in best for _ in range(8)])
-                self.first = self._believed()
+                self._believe()
                 parts.append(np.arange(total, len(self.field.cells)))
             parts.append(_largest(-self.field.square(best).min(0), NEAREST))
         rows = np.unique(np.concatenate(parts))
@@ -157,46 +188,59 @@ class GuidedSearch:
         for _ in range(rounds):
             best = np.argsort(-self.first, kind="stable")[:parents]
             self.field.add([self.arena.mutate(self.field.cells[i], self.rng) for i in best])
-            self.first = self._believed()
+            self._believe()
 
     def _acquisition(self, rows: np.ndarray, without: Collection[str] = ()) -> np.ndarray:
         """Expected improvement of cells over the best mean asked."""
-        asked, mean_asked = self._condition()
+        asked, mean_asked, _ = self._condition()
         if without:
             mean_asked = self.process.predict(self.field.opinions(asked), self.field.square(asked, asked), without)[0]
         mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows), without)
         gain = (mean - mean_asked.max()) / deviation
         return deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
 
-    def _condition(self, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Fit the process to the (first) answers; rows asked and the process there."""
+    def _condition(self, first: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fit the process to the (first) answers, a cell's runs as their mean.
+
+        Returns:
+            rows of the cells asked, the process' mean there, and how many runs each had.
+        """
         told = self.told[:first]
-        rows = np.array(self.rows[:first])
         finite = [t.score for t in told if np.isfinite(t.score)]
         lowest = min(finite, default=0.0)
         y = np.array([t.score if np.isfinite(t.score) else lowest for t in told])
+        rows, place = _distinct(self.rows[:first])
+        counts = np.bincount(place)
         opinions, square = self.field.opinions(rows), self.field.square(rows, rows)
-        self.process.fit(opinions, square, y)
-        return rows, self.process.predict(opinions, square)[0]
+        self.process.fit(opinions, square, np.bincount(place, weights=y) / counts)
+        return rows, self.process.predict(opinions, square)[0], counts
+
+    def _shrunk(self, first: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of the cells asked, what to believe of each (-inf where a run failed), and how many runs each had.
+
+        The belief is the process' mean plus a share of the answers' deviation from it, since the luckiest run is rarely
+        the best cell. Of one run the share is ``OWN``; it grows with further runs as their noise averages out.
+        """
+        rows, mean, counts = self._condition(first)
+        share = counts * OWN / (counts * OWN + 1 - OWN)
+        shrunk = mean + share * (self.process.target - mean)
+        failed = {row for row, t in zip(self.rows[:first], self.told, strict=False) if not np.isfinite(t.score)}
+        return rows, np.where([row in failed for row in rows], -np.inf, shrunk), counts
 
     def _best_rows(self, count: int) -> np.ndarray:
-        return np.array(self.rows)[np.argsort([-t.score for t in self.told], kind="stable")[:count]]
+        rows = np.array(self.rows)[np.argsort([-t.score for t in self.told], kind="stable")]
+        return _distinct(rows)[0][:count]
 
     def incumbent(self, first: int | None = None) -> Genotype | None:
-        """The cell to keep after the first ``first`` answers (all by default).
-
-        Of noise-free answers the best. Of single training runs the best after shrinking: the process' mean plus the
-        share ``OWN`` of the answer's deviation from it, since the luckiest run is rarely the best cell.
-        """
+        """The cell to keep after the first ``first`` answers (all by default): of noise-free answers the best, of
+        training runs the one to believe in (:meth:`_shrunk`)."""
         told = self.told[:first]
         if not any(np.isfinite(t.score) for t in told):
             return None
         if not self.noisy:
             return max(told, key=lambda t: t.score).candidate
-        _, mean = self._condition(first)
-        shrunk = mean + OWN * (self.process.target - mean)
-        failed = np.array([not np.isfinite(t.score) for t in told])
-        return told[int(np.argmax(np.where(failed, -np.inf, shrunk)))].candidate
+        rows, shrunk, _ = self._shrunk(first)
+        return self.field.cells[rows[int(np.argmax(shrunk))]]
 
     def trust(self) -> dict[str, float]:
         """What the answers so far support: posterior weight of each hypothesis."""
@@ -212,7 +256,7 @@ class GuidedSearch:
         self.rows += self.field.add([r.candidate for r in results])
         self.asked.update(self.field.keys[i] for i in self.rows[-len(results) :])
         if len(self.field.cells) > grown:
-            self.first = self._believed()
+            self._believe()
 
     def inject(self, candidates: Sequence[Genotype]) -> None:
         self.queue += list(candidates)
@@ -235,7 +279,7 @@ class GuidedSearch:
         self.field = _Field(self.arena, self.experts, self.features)
         self.field.add([parse(c) for c in state["grown"]])
         self.rows = self.field.add([t.candidate for t in self.told])
-        self.first = self._believed()
+        self._believe()
 
 
 class _Field:
@@ -274,6 +318,12 @@ class _Field:
         return np.maximum(self.norms[a][:, None] + norms - 2 * self.points[a] @ right.T, 0)
 
 
+def _distinct(rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows in the order they came first, and the place of every row among them."""
+    places = {row: i for i, row in enumerate(dict.fromkeys(int(r) for r in rows))}
+    return np.array(list(places)), np.array([places[int(r)] for r in rows])
+
+
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
     """Places of the ``count`` largest values, in no order."""
     return np.argpartition(-values, count)[:count] if count < len(values) else np.arange(len(values))
@@ -293,7 +343,8 @@ def predictor_generic(arena: Arena, seed: int, knowledge: Knowledge, initial: in
     """Gaussian process on the target alone after ten random cells; with ``knowledge.prior`` the sizes are experts."""
     hypotheses = [Hypothesis(0.2), *size_hypotheses(knowledge, 0.8)]
     experts = size_experts(arena, knowledge)
-    return GuidedSearch(arena, seed, experts, hypotheses, features=features, initial=initial, noisy=knowledge.noisy)
+    noise = {"noisy": knowledge.noisy, "runs": knowledge.runs}
+    return GuidedSearch(arena, seed, experts, hypotheses, features=features, initial=initial, **noise)
 
 
 @SEARCHERS.register("predictor_onehot", "Predictor-guided search without source, one-hot tokens", uses="sizes")

@@ -54,7 +54,7 @@ class ParetoSearch(GuidedSearch):
         self.cost = cost
 
     def _acquisition(self, rows: np.ndarray, without: Collection[str] = ()) -> np.ndarray:
-        asked, _ = self._condition()
+        asked, _, _ = self._condition()
         mean_asked, _ = self.process.predict(self.field.opinions(asked), self.field.square(asked, asked), without)
         mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows), without)
         size = self.field.scores[self.cost]

@@ -32,4 +32,5 @@ def transfer(arena: Arena, seed: int, knowledge: Knowledge, initial: int = 10) -
     else:
         hypotheses += size_hypotheses(knowledge, rest)
     experts += size_experts(arena, knowledge)
-    return GuidedSearch(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy, unaided=names)
+    noise = {"noisy": knowledge.noisy, "runs": knowledge.runs}
+    return GuidedSearch(arena, seed, experts, hypotheses, initial=initial, unaided=names, **noise)

@@ -10,6 +10,7 @@ from core.evolve.protocol import Told
 from core.nas.arena import Arena
 from core.nas.encoder import Corpus, EncoderConfig, train_latent_space
 from core.nas.oracles import TableOracle
+from core.nas.oracles.runs import RunsTable
 from core.nas.ranked import ranked_search
 from core.nas.search import incumbent, search_architectures
 from core.nas.searchers import SEARCHERS, Knowledge, get_searcher
@@ -284,3 +285,73 @@ def test_a_search_sums_on_one_thread_whatever_the_caller_has(world):
         search_architectures(Watched(3), get_searcher("random", world[0], 0))
         assert {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"} == {2}
     assert Watched.seen == {1}
+
+
+class Noisy(RunsTable):
+    """The pool of ``Made``, with three training runs a cell that scatter around its accuracy."""
+
+    name, dataset = "noisy", "made"
+
+    def __init__(self, limit, scatter=1.0, seed=0):
+        super().__init__(seed=seed, budget=Budget("queries", limit))
+        made = Made(1)
+        self.space, self.cells, self.rows, self.truth = made.space, made.cells, made.rows, made.answers
+        runs = self.truth[:, None] + scatter * np.random.default_rng(7).standard_normal((300, 3))
+        self.fill(runs, np.ones((300, 3)))
+
+    def index(self, g):
+        return self.rows[self.space.key(g)]
+
+
+def noisy_search(world, oracle, seed=0, **places):
+    arena, _ = world
+    searcher = get_searcher("predictor", arena, seed, Knowledge(noisy=True, runs=oracle.runs))
+    return searcher, search_architectures(oracle, searcher, **places)
+
+
+def test_before_it_is_believed_the_leader_is_trained_again(world):
+    oracle = Noisy(60)
+    searcher, result = noisy_search(world, oracle)
+    keys = [oracle.space.key(t.candidate) for t in result.trials]
+    assert oracle.budget.spent == oracle.queries == len(keys) == 60
+    times = {k: keys.count(k) for k in keys}
+    assert len(set(keys[:16])) == 16, "the first answers all go to new cells"
+    assert 3 <= sum(times.values()) - len(times) <= 20
+    assert max(times.values()) <= 3
+    kept = incumbent(searcher, result)
+    assert times[oracle.space.key(kept)] > 1
+    for key in (k for k, n in times.items() if n == 3):
+        scores = sorted(t.score for t in result.trials if oracle.space.key(t.candidate) == key)
+        row = oracle.index(next(t.candidate for t in result.trials if oracle.space.key(t.candidate) == key))
+        assert scores == sorted(oracle.measured[row]), "each run answers once"
+
+
+def test_trained_again_the_kept_cell_is_better_than_by_single_runs(world):
+    arena, _ = world
+    with_runs, single = [], []
+    for seed in range(12):
+        oracle = Noisy(60, seed=seed)
+        searcher, result = noisy_search(world, oracle, seed)
+        with_runs.append(oracle.truth[oracle.index(incumbent(searcher, result))])
+        oracle = Noisy(60, seed=seed)
+        plain = get_searcher("predictor", arena, seed, Knowledge(noisy=True))
+        result = search_architectures(oracle, plain)
+        single.append(oracle.truth[oracle.index(incumbent(plain, result))])
+    assert np.mean(with_runs) > np.mean(single)
+
+
+def test_a_search_that_trains_again_continues_identically(world, tmp_path):
+    whole = [t.candidate for t in noisy_search(world, Noisy(50))[1].trials]
+    file, calls = tmp_path / "search", []
+
+    def stop(generation, trials):
+        calls.append(generation)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        noisy_search(world, Noisy(50), checkpoint=file, on_generation=stop)
+    oracle = Noisy(50)
+    _, result = noisy_search(world, oracle, checkpoint=file)
+    assert [t.candidate for t in result.trials] == whole
+    assert oracle.queries == 50

@@ -56,7 +56,7 @@ def nb201_table(frame, tmp_path):
 def test_rows_with_fewer_runs_than_others_are_whole(nb201, tmp_path):
     oracle = nb201_table(nb201, tmp_path)
     assert np.isfinite(oracle.answers).all()
-    assert np.isnan(oracle.runs[100:, 2]).all()
+    assert np.isnan(oracle.measured[100:, 2]).all()
 
 
 @pytest.mark.parametrize(

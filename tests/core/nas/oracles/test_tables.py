@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.nas.oracles import chosen_runs, get_oracle, others_mean
+from core.nas.oracles import get_oracle
+from core.nas.oracles.runs import chosen_runs, others_mean
 from core.nas.spaces import get_space
 from core.transfer.budget import Budget, BudgetExhausted
 
@@ -20,9 +21,9 @@ def test_archive_has_the_published_optima():
 
 def test_a_single_run_is_one_of_the_runs_and_seeds_choose_differently():
     a, b, mean = (get_oracle("nb201", **s) for s in ({"seed": 0}, {"seed": 1}, {"noise": "mean"}))
-    assert (a.runs == a.answers[:, None]).any(1).all()
+    assert (a.measured == a.answers[:, None]).any(1).all()
     assert 0.3 < (a.answers != b.answers).mean() < 0.9
-    np.testing.assert_allclose(mean.answers, np.nanmean(a.runs, axis=1))
+    np.testing.assert_allclose(mean.answers, np.nanmean(a.measured, axis=1))
     assert (mean.seconds >= a.seconds).all()
 
 
@@ -234,3 +235,45 @@ def test_a_table_of_a_space_with_settings(tmp_path):
         get_oracle("table", path=str(path), space="transformer-student", metric="accuracy", space_settings={"layer": 2})
     with pytest.raises(ValueError, match="nb201 has none"):
         get_oracle("table", path=str(path), space="nb201", metric="accuracy", space_settings={"layers": 2})
+
+
+def test_another_run_of_a_cell_is_another_query_until_none_is_left():
+    oracle = get_oracle("nb201", seed=3, budget=Budget("queries", 10))
+    row = int(np.flatnonzero((~np.isnan(oracle.measured)).all(1))[0])
+    cell = oracle.cells[row]
+    with pytest.raises(ValueError, match="was not queried before"):
+        oracle.again(cell)
+    assert oracle.reference(cell)["valid_unqueried"] == oracle.references("valid_unqueried")[row]
+    asked = [oracle.query(cell).value, oracle.again(cell).value]
+    (left,) = set(oracle.measured[row]) - set(asked)
+    assert oracle.reference(cell)["valid_unqueried"] == left
+    asked.append(oracle.again(cell).value)
+    assert sorted(asked) == sorted(oracle.measured[row])
+    assert "valid_unqueried" not in oracle.reference(cell)
+    assert oracle.runs(cell) == oracle.queries == oracle.budget.spent == 3
+    assert oracle.query(cell).value == asked[0], "asking as before is free and gives the first run"
+    with pytest.raises(ValueError, match="all 3 runs"):
+        oracle.again(cell)
+    resumed = get_oracle("nb201", seed=3, budget=Budget("queries", 10))
+    resumed.load_state_dict(oracle.state_dict())
+    assert resumed.queries == 3
+    with pytest.raises(ValueError, match="all 3 runs"):
+        resumed.again(cell)
+
+
+def test_where_the_mean_answers_there_is_no_other_run():
+    oracle = get_oracle("nb201", noise="mean", budget=Budget("queries", 10))
+    cell = oracle.cells[0]
+    oracle.query(cell)
+    assert oracle.runs(cell) == 1
+    with pytest.raises(ValueError, match="all 1 runs"):
+        oracle.again(cell)
+
+
+def test_a_run_asked_again_needs_its_budget():
+    oracle = get_oracle("nb201", budget=Budget("queries", 1))
+    cell = oracle.cells[0]
+    oracle.query(cell)
+    with pytest.raises(BudgetExhausted):
+        oracle.again(cell)
+    assert oracle.queries == 1

@@ -34,6 +34,17 @@ def test_the_same_cell_is_trained_once(oracle, monkeypatch):
     assert again.queries == again.budget.spent == 1  # still a query of that run
 
 
+def test_trained_again_a_cell_starts_from_other_weights_and_is_reported_by_the_mean(oracle):
+    cell = oracle.space.parse("323131")
+    first, second = oracle.query(cell), oracle.again(cell)
+    assert oracle.queries == oracle.budget.spent == 2
+    assert (first.value, first.metrics["train_accuracy"]) != (second.value, second.metrics["train_accuracy"])
+    assert oracle.reference(cell)["valid"] == pytest.approx((first.value + second.value) / 2)
+    oracle.again(cell)
+    with pytest.raises(ValueError, match="all 3 runs"):
+        oracle.again(cell)
+
+
 def test_a_killed_training_continues_identically(oracle, monkeypatch):
     cell = oracle.space.parse("323131")
     whole = get_oracle("training", space="nb201", settings=QUICK).query(cell)
