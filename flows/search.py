@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from core.nas.encoder import EncoderConfig
-from core.nas.experts import SIZES
 from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
+from core.nas.searchers.pareto import COSTS
 from core.transfer.problem import Problem
 from flows.own_tables import HOME, STUDENT, OwnTables, Side, checked, checked_source
 from flows.runtime import transfer_flow
-from flows.search_targets import TWIN, WITHOUT, check_data, check_searches, needs_latents, runs, targets
+from flows.search_targets import TWIN, WITHOUT, check_cost, check_data, check_searches, needs_latents, runs, targets
 from tasks.earlier import LATEST, latest, outputs
 from tasks.encode_architectures import EncodeConfig, encode
 from tasks.fan_out import gather
@@ -99,7 +99,11 @@ class SearchForm(OwnTables):
         description="map between the latent spaces, by which bridge carries elites over; shared: one encoder for all",
     )
     prior: bool = Field(False, description="parameters and FLOPs compete as experts")
-    cost: Literal[SIZES] = Field("params", description="what the search pareto weighs against accuracy")
+    cost: Literal[COSTS] = Field(
+        "params",
+        description="what the search pareto weighs against accuracy; latency: of a table's column, or of the networks "
+        "of the target timed on this machine",
+    )
     queries: int | None = Field(None, ge=1, description="true queries of the target a run (empty: by size)")
     graph_queries: int | None = Field(None, ge=1, description="table queries of the second target (empty: by size)")
     seeds: int | None = Field(None, ge=1, description="runs on the graph table, or on an own one (empty: by size)")
@@ -163,6 +167,7 @@ def problem(form: SearchForm) -> Problem:
 )
 def search_flow(form: SearchForm) -> Artifact:
     file, own = checked_source(form), checked(form, form.queries)
+    check_cost(form, own)
     if "target" not in own:
         check_data(form)
     tables = {side: load_table(checked) for side, checked in own.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from core.data.tasks import load_task
 from core.nas.oracles import get_oracle
 from core.nas.searchers import SEARCHERS
+from core.nas.searchers.pareto import LATENCY
 from flows.own_tables import STUDENT, Side
 from tasks.learn_source import OracleConfig
 from tasks.load_table import Checked
@@ -45,6 +46,20 @@ def targets(form: "SearchForm", own: Mapping[Side, Checked]) -> list[Target]:
         Target(f"{form.target} on {form.task}", form.target, _worked(form), form.queries),
         Target(f"graph {form.graph}", "nasbench-graph", graphs, form.graph_queries, form.seeds, True),
     ]
+
+
+def check_cost(form: "SearchForm", own: Mapping[Side, Checked]) -> None:
+    """Refuse a latency that nobody knows.
+
+    Raises:
+        ValueError: the target is the user's own table or a student, and ``pareto`` should weigh its latency.
+    """
+    if form.cost == LATENCY and "pareto" in form.searches and ("target" in own or form.target == STUDENT):
+        what = "an own table" if "target" in own else f"a {STUDENT}"
+        raise ValueError(
+            f"cost={LATENCY} for the search pareto, but the target is {what}, of which no latency is known; a target "
+            "that is trained (nb101, nb201, darts) is timed; else give cost=params or cost=flops"
+        )
 
 
 def check_data(form: "SearchForm") -> None:

@@ -13,7 +13,7 @@ from core.evaluate import plots
 from core.evaluate.rows import Row
 from core.evaluate.statistics import Interval, bootstrap_mean
 from core.nas.draw import draw
-from core.nas.searchers.pareto import front
+from core.nas.searchers.pareto import LATENCY, front
 from core.nas.spaces import Space, get_space
 from core.state import write_bytes, write_json
 from core.transfer import effect_page
@@ -240,9 +240,11 @@ def _pareto(artifacts: list[Artifact], words: Words, cost: str) -> list[Table]:
         if told["searcher"] == "pareto":
             trials = told["trials"]
             chosen = front([t["score"] for t in trials], [t[cost] for t in trials])
-            lines = [[trials[i]["score"], trials[i]["params"], trials[i]["flops"], trials[i]["cell"]] for i in chosen]
+            shown = {"score": words.answer, "params": "parameters", "flops": "FLOPs"}
+            shown |= {LATENCY: "latency, s"} if cost == LATENCY else {}
+            lines = [[*(trials[i][name] for name in shown), trials[i]["cell"]] for i in chosen]
             caption = f"Pareto front of {words.answer} and {cost}, first seed"
-            return [Table([words.answer, "parameters", "FLOPs", "cell"], lines, caption)]
+            return [Table([*shown.values(), "cell"], lines, caption)]
     return []
 
 

@@ -9,8 +9,10 @@ from core.config import Config
 from core.evaluate.rows import Row
 from core.hashing import content_key
 from core.nas.arena import Arena
+from core.nas.latency import latency_of
 from core.nas.search import incumbent, search_architectures
 from core.nas.searchers import Knowledge, get_searcher
+from core.nas.searchers.pareto import LATENCY
 from core.state import Cache, write_json
 from core.transfer.budget import Budget
 from tasks.encode_architectures import read_latent
@@ -47,6 +49,7 @@ class SearchConfig(Config):
         "core.nas.searchers.local_search",
         "core.nas.searchers.size_first",
         "core.nas.searchers.target_latent",
+        "core.nas.latency",
     ],
 )
 def search(
@@ -73,7 +76,9 @@ def _search(
     spaces = {space.full_name: latent for latent in map(read_latent, latents) for space in latent.codec.spaces}
     learned = tuple(read_source(a) for a in sources)
     knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces, oracle.runs)
-    searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings)
+    latency = latency_of(oracle) if config.settings.get("cost") == LATENCY else None
+    given = {"latency": latency} if latency else {}
+    searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings, **given)
     trust: list[dict[str, float]] = []
 
     def after(generation: int, trials: Any) -> None:
@@ -106,6 +111,9 @@ def _search(
         {"cell": arena.to_json(t.candidate), "score": t.score, **oracle.space.size_features(t.candidate)}
         for t in result.trials
     ]
+    if latency:
+        for trial, seconds in zip(trials, latency([t.candidate for t in result.trials]), strict=True):
+            trial[LATENCY] = float(seconds)
     told = {"label": config.label, "searcher": config.searcher, "space": oracle.space.name}
     told["settings"] = oracle.space.settings
     write_json(out.folder / TRIALS, told | {"trials": trials, "kept": kept})

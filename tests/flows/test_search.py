@@ -181,6 +181,12 @@ def test_unknown_searches_are_refused_with_the_nearest():
     assert FLOW.form(searches=("rea", "rea")).searches == ("rea",)
 
 
+def test_a_latency_that_nobody_knows_is_refused_in_the_plan():
+    given = {"searches": ("pareto",), "cost": "latency"}
+    assert "of which no latency is known" in refused(target="transformer-student", **given)
+    FLOW.plan(FLOW.form(size="smoke", **given))
+
+
 @pytest.mark.parametrize(
     ("name", "sources", "latents"),
     [("transfer", True, False), ("pareto", True, False), ("bridge", True, True), ("target_latent", False, True),

@@ -12,9 +12,9 @@ from tasks.search_architectures import TRIALS
 from tasks.stage import Artifact, Output
 
 TRIALS_OF = [
-    {"cell": "a", "score": 90.0, "params": 1.0, "flops": 9.0},
-    {"cell": "b", "score": 91.0, "params": 2.0, "flops": 3.0},
-    {"cell": "c", "score": 80.0, "params": 3.0, "flops": 1.0},
+    {"cell": "a", "score": 90.0, "params": 1.0, "flops": 9.0, "latency": 0.3},
+    {"cell": "b", "score": 91.0, "params": 2.0, "flops": 3.0, "latency": 0.4},
+    {"cell": "c", "score": 80.0, "params": 3.0, "flops": 1.0, "latency": 0.5},
 ]
 
 
@@ -46,11 +46,12 @@ def made(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("cost", "cells"), [("params", ["a", "b"]), ("flops", ["c", "b"])])
+@pytest.mark.parametrize(("cost", "cells"), [("params", ["a", "b"]), ("flops", ["c", "b"]), ("latency", ["a", "b"])])
 def test_the_front_is_of_the_cost_that_was_searched(made, cost, cells):
     (table,) = _pareto([made("no source", 0, [1]), made("pareto", 0, [1], searcher="pareto")], Words(), cost)
     assert [line[-1] for line in table.rows] == cells
     assert cost in table.caption
+    assert ("latency, s" in table.columns) == (cost == "latency")
 
 
 def test_the_effect_pairs_seeds_and_its_budget_ratio_counts_queries(made):

@@ -73,6 +73,12 @@ class TrainingOracle(Oracle):
         self.dataset, self.classes, self.parts, self.inputs = _images(str(data), self.settings.train_examples, seed)
         self.settings.macro.check_images(self.parts["train"][0].shape[1:])
 
+    def device(self) -> str:
+        """Where networks are trained and timed."""
+        from core.models.load import default_device
+
+        return default_device() if self.settings.device == "auto" else self.settings.device
+
     def runs(self, g: Genotype) -> int:
         return RUNS
 
@@ -102,7 +108,7 @@ class TrainingOracle(Oracle):
         key = content_key(facts, settings, *((self.seed, run) if run else (self.seed,)), version)
 
         def build(folder):
-            with _threads(self.settings.threads):
+            with limited_threads(self.settings.threads):
                 write_json(folder / "result.json", self._train(cell, seed, folder / "training.ckpt"))
             (folder / "training.ckpt").unlink(missing_ok=True)
             return facts
@@ -113,11 +119,9 @@ class TrainingOracle(Oracle):
     def _train(self, cell: Genotype, seed: int, checkpoint) -> dict[str, float]:
         import torch
 
-        from core.models.load import default_device
         from core.models.train import TrainConfig, train
 
-        s = self.settings
-        device = default_device() if s.device == "auto" else s.device
+        s, device = self.settings, self.device()
         channels = self.parts["train"][0].shape[1]
         network = build_network(self.space, cell, s.macro, channels, self.classes, seed).to(device)
         data = {n: (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)) for n, (x, y) in self.parts.items()}
@@ -204,7 +208,7 @@ class _Best:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
     """Torch's CPU threads set to ``count`` inside, as before afterwards."""
     import torch
 

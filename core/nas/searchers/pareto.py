@@ -1,11 +1,12 @@
-"""Accuracy and size together: the guided search asks where the Pareto front should gain most hypervolume.
+"""Accuracy and cost together: the guided search asks where the Pareto front should gain most hypervolume.
 
-The size of a cell is known without a query, so only the accuracy is uncertain, and the expected hypervolume improvement
-is an integral over the front's steps: for a cell of size c, the expected improvement over the best answer among cells
-at most as large as s, summed over all sizes s >= c.
+The cost of a cell (its size, or its latency) is known without a query, so only the accuracy is uncertain, and the
+expected hypervolume improvement is an integral over the front's steps: for a cell of cost c, the expected improvement
+over the best answer among cells that cost at most s, summed over all costs s >= c.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -16,6 +17,10 @@ from core.nas.predictors.gaussian import Hypothesis
 from core.nas.searchers import SEARCHERS, Knowledge
 from core.nas.searchers.guided import GuidedSearch, size_hypotheses
 from core.nas.searchers.transfer import NONE, SLOPE
+from core.nas.spaces import Genotype
+
+LATENCY = "latency"
+COSTS = (*SIZES, LATENCY)
 
 
 def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
@@ -33,17 +38,31 @@ def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
     return found
 
 
-@SEARCHERS.register("pareto", "Accuracy and size: expected hypervolume improvement", uses="source")
+@SEARCHERS.register("pareto", "Accuracy and cost: expected hypervolume improvement", uses="source")
 class ParetoSearch(GuidedSearch):
-    """Expected hypervolume improvement over (accuracy, smallness), with sources as experts.
+    """Expected hypervolume improvement over (accuracy, cheapness), with sources as experts.
 
     Args:
-        cost: ``params`` or ``flops``; measured by its normal score in the population, so the axis has no unit.
+        cost: ``params``, ``flops`` or ``latency``; measured by its normal score in the population, so the axis has no
+            unit.
+        latency: seconds of cells, ``[cells]`` (:func:`core.nas.latency.latency_of`), where the cost is the latency.
     """
 
-    def __init__(self, arena: Arena, seed: int, knowledge: Knowledge, cost: str = "params", initial: int = 10):
-        if cost not in SIZES:
-            raise ValueError(f"cost is one of {', '.join(SIZES)}, got {cost!r}")
+    def __init__(
+        self,
+        arena: Arena,
+        seed: int,
+        knowledge: Knowledge,
+        cost: str = "params",
+        initial: int = 10,
+        latency: Callable[[Sequence[Genotype]], np.ndarray] | None = None,
+    ):
+        if cost not in COSTS:
+            raise ValueError(f"cost is one of {', '.join(COSTS)}, got {cost!r}")
+        if cost == LATENCY and latency is None:
+            raise ValueError(
+                "cost latency needs the latencies of cells; give latency=core.nas.latency.latency_of(oracle)"
+            )
         sources = [source_expert(s, arena) for s in knowledge.sources]
         share = (1 - NONE) / max(1, len(sources))
         hypotheses = [Hypothesis(NONE), *(Hypothesis(share, {e.name: SLOPE}) for e in sources)]
@@ -51,13 +70,32 @@ class ParetoSearch(GuidedSearch):
         experts = [*sources, *(size_expert(name, arena) for name in SIZES)]
         unaided = [e.name for e in sources]
         super().__init__(arena, seed, experts, hypotheses, initial=initial, noisy=knowledge.noisy, unaided=unaided)
-        self.cost = cost
+        self.cost, self.latency = cost, latency
+        self.seconds = np.zeros(0)  # of the field's first cells
+
+    def _cost(self) -> np.ndarray:
+        """Normal scores of the field's costs in the population, ``[field]``."""
+        if self.cost != LATENCY:
+            return self.field.scores[self.cost]
+        new = self.field.cells[len(self.seconds) :]
+        if new:
+            self.seconds = np.concatenate([self.seconds, self.latency(new)])
+        population = np.sort(self.seconds[: len(self.arena.cells)])
+        below = np.searchsorted(population, self.seconds, "left") + np.searchsorted(population, self.seconds, "right")
+        return norm.ppf((below / 2 + 0.5) / (len(population) + 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"seconds": self.seconds.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seconds = np.array(state.get("seconds", []))  # timed again, a cell is a little faster or slower
 
     def _acquisition(self, rows: np.ndarray, without: Collection[str] = ()) -> np.ndarray:
         asked, _, _ = self._condition()
         mean_asked, _ = self.process.predict(self.field.opinions(asked), self.field.square(asked, asked), without)
         mean, deviation = self.process.predict(self.field.opinions(rows), self.field.square(asked, rows), without)
-        size = self.field.scores[self.cost]
+        size = self._cost()
         steps = front(mean_asked, size[asked])
         edges = np.concatenate([size[asked][steps], [max(size.max(), size[asked].max()) + 0.5]])
         floor = mean_asked.min() - 1.0
