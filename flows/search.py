@@ -1,18 +1,20 @@
 """Search an architecture in one space with what another space taught."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.nas.encoder import EncoderConfig
 from core.nas.oracles.nasbench_graph import DATASETS as GRAPHS
+from core.nas.oracles.student import ORIGINAL
 from core.nas.searchers.pareto import COSTS
+from core.nas.spaces import Space, get_space
 from core.transfer.problem import Problem
 from flows.own_tables import HOME, STUDENT, OwnTables, Side, checked, checked_source
 from flows.runtime import transfer_flow
 from flows.search_targets import TWIN, WITHOUT, check_cost, check_data, check_searches, needs_latents, runs, targets
 from tasks.earlier import LATEST, latest, outputs
-from tasks.encode_architectures import EncodeConfig, encode
+from tasks.encode_architectures import EncodeConfig, SpaceConfig, encode
 from tasks.fan_out import gather
 from tasks.learn_source import (
     LearnConfig,
@@ -23,6 +25,7 @@ from tasks.learn_source import (
     learn_from_search,
     read_source,
 )
+from tasks.load_model import load_model
 from tasks.load_source import LOADED, SourceFile, load_source
 from tasks.load_table import Checked, load_table
 from tasks.map_latent_spaces import MapConfig, map_spaces
@@ -91,6 +94,11 @@ class SearchForm(OwnTables):
         description="task of a query, built-in or a YAML: images (folder, arrays), for a student texts with classes "
         "(empty: digits, for a student mr_reviews)",
     )
+    model: str = Field(
+        "",
+        description="model whose sub-networks the target transformer-student has: asset name, folder or hub name of a "
+        "BERT- or Llama-like encoder or decoder (empty: MiniLM-L6)",
+    )
     graph: Literal[GRAPHS] | None = Field(
         None, description="graph data set on which the gate is shown (empty: by size)"
     )
@@ -121,6 +129,12 @@ class SearchForm(OwnTables):
     def _searches_are_known(cls, searches: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if searches is None else check_searches(searches)
 
+    @model_validator(mode="after")
+    def _model_is_searched(self) -> Self:
+        if self.model and self.target != STUDENT:
+            raise ValueError(f"model is what target {STUDENT} cuts sub-networks of, but target is {self.target!r}")
+        return self
+
     @property
     def task(self) -> str:
         """The task of a query."""
@@ -139,7 +153,7 @@ def problem(form: SearchForm) -> Problem:
     if form.source == LATEST:
         taught = "the latest finished search: its source, and its own trials"
     if file:
-        taught, home = str(file), file.space
+        taught, home = str(file), file.home.full_name
     if source:
         home = source.space
         taught = f"{source.file} ({source.space}, {source.answer}), at most {form.labels} labelled cells"
@@ -173,20 +187,23 @@ def search_flow(form: SearchForm) -> Artifact:
     tables = {side: load_table(checked) for side, checked in own.items()}
     sources = _sources(form, file, own, tables)
     home = _home(form, file, sources[0])
-    planned = targets(form, own)
+    cut = {"model": load_model(form.model or ORIGINAL)} if form.target == STUDENT else {}
+    planned = targets(form, own, **cut)
     latents = _latent_spaces(form, home, [t.space for t in planned], sources[0])
-    first, carried = planned[0].space, {"seed": form.seed, "mapping": form.mapping}
-    mapped = map_spaces(MapConfig(target=first, **carried), source=sources[0], here=latents[home], there=latents[first])
+    first = planned[0].space
+    carried = {"target": SpaceConfig.of(first), "seed": form.seed, "mapping": form.mapping}
+    both = {"here": latents[home.full_name], "there": latents[first.full_name]}
+    mapped = map_spaces(MapConfig(**carried), source=sources[0], **both)
     answers = {"table": tables["target"]} if "target" in own else {}  # of a built-in target the oracle has its own
     done = gather(
         {
-            (target.label, number): search.submit(config, **given, **answers)
+            (target.label, number): search.submit(config, **given, **answers, **(cut if target is planned[0] else {}))
             for target in planned
             for number, (config, given) in enumerate(runs(form, target, sources, _of(latents, home, target.space)))
         }
     )
     searches = {t.label: [artifact for (label, _), artifact in done.items() if label == t.label] for t in planned}
-    packing = PackageSourcesConfig(target=first, **carried)
+    packing = PackageSourcesConfig(**carried)
     packed = package_sources(packing, source=sources[0], latents=latents, mapped=mapped, searches=list(done.values()))
     config = ReportConfig(
         title=_title(form, own, home),
@@ -198,42 +215,44 @@ def search_flow(form: SearchForm) -> Artifact:
     return report_search(config, searches=searches, mapped=mapped, packed=packed, **answers)
 
 
-def _home(form: SearchForm, file: SourceFile | None, source: Artifact) -> str:
+def _home(form: SearchForm, file: SourceFile | None, source: Artifact) -> Space:
     """The space in which the first source was learned."""
     if form.source == LATEST:
-        return read_source(source).space
-    return file.space if file else form.source_space or HOME
+        return read_source(source).home
+    return file.home if file else get_space(form.source_space or HOME)
 
 
-def _latent_spaces(form: SearchForm, home: str, spaces: list[str], source: Artifact) -> dict[str, Artifact]:
-    """Space -> its latent space: of the source's, of the first target's, and of all in which a search works."""
+def _latent_spaces(form: SearchForm, home: Space, spaces: list[Space], source: Artifact) -> dict[str, Artifact]:
+    """Full name of a space -> its latent space: the source's, the first target's, and all in which a search works."""
     if not any(needs_latents(name) for name in form.searches):
         spaces = spaces[:1]  # for the map and its picture
     sizes = EncoderConfig(
         steps=form.encoder_steps, rank_steps=form.encoder_steps // 5, every=50, width=32, feedforward=64
     )
     shape = {"cells": form.encoder_cells, "shown": min(1000, form.encoder_cells), "encoder": sizes, "seed": form.seed}
-    names = tuple(dict.fromkeys((home, *spaces)))
+    places = {space.full_name: SpaceConfig.of(space) for space in (home, *spaces)}
     if form.mapping == "shared":
-        return dict.fromkeys(names, encode(EncodeConfig(spaces=names, **shape), source=[source]))
+        return dict.fromkeys(places, encode(EncodeConfig(spaces=tuple(places.values()), **shape), source=[source]))
     brought = [source] if source.name == LOADED else []  # a file may carry latent spaces of targets, too
     return gather(
         {
-            name: encode.submit(EncodeConfig(spaces=(name,), **shape), source=[source] if name == home else brought)
-            for name in names
+            name: encode.submit(
+                EncodeConfig(spaces=(place,), **shape), source=[source] if name == home.full_name else brought
+            )
+            for name, place in places.items()
         }
     )
 
 
-def _of(latents: dict[str, Artifact], *spaces: str) -> list[Artifact]:
+def _of(latents: dict[str, Artifact], *spaces: Space) -> list[Artifact]:
     """The latent spaces of these search spaces, as far as there are some, each once."""
-    found = [latents[space] for space in dict.fromkeys(spaces) if space in latents]
+    found = [latents[space.full_name] for space in dict.fromkeys(spaces) if space.full_name in latents]
     return list({a.sha256: a for a in found}.values())
 
 
-def _title(form: SearchForm, own: dict[Side, Checked], home: str) -> str:
+def _title(form: SearchForm, own: dict[Side, Checked], home: Space) -> str:
     there = own["target"].table.file if "target" in own else f"{form.target} and to graph networks"
-    return f"Architecture search: {home} to {there}"
+    return f"Architecture search: {home.name} to {there}"
 
 
 def _facts(

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.data.tasks import load_task
 from core.nas.oracles import get_oracle
 from core.nas.searchers import SEARCHERS
 from core.nas.searchers.pareto import LATENCY
+from core.nas.spaces import Space, get_space
 from flows.own_tables import STUDENT, Side
 from tasks.learn_source import OracleConfig
 from tasks.load_table import Checked
-from tasks.search_architectures import SearchConfig
+from tasks.search_architectures import SearchConfig, model_in
 from tasks.stage import Artifact, is_planning
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Target:
     """A space, who answers there, how many queries a run has, and how many runs each search."""
 
     label: str
-    space: str
+    space: Space
     oracle: OracleConfig
     queries: int
     seeds: int = 1
@@ -35,16 +37,25 @@ class Target:
     metric: str = "test"
 
 
-def targets(form: "SearchForm", own: Mapping[Side, Checked]) -> list[Target]:
-    """The user's own table; or a space in which every query is work, and a graph table, where the gate is shown."""
+def targets(form: "SearchForm", own: Mapping[Side, Checked], model: Artifact | None = None) -> list[Target]:
+    """The user's own table; or a space in which every query is work, and a graph table, where the gate is shown.
+
+    Args:
+        model: what students are cut from (a plan has not loaded it, and names the space of MiniLM-L6).
+    """
     if "target" in own:
         table = own["target"].table
         oracle = OracleConfig(name="table", settings=table.settings)
-        return [Target(table.file, table.space, oracle, form.queries, form.seeds, True, form.target_test)]
+        space = get_space(table.space)
+        return [Target(table.file, space, oracle, form.queries, form.seeds, True, form.target_test)]
     graphs = OracleConfig(name="nasbench-graph", settings={"dataset": form.graph})
+    worked, graph = _worked(form), get_space("nasbench-graph")
+    loaded = model is not None and not is_planning()
+    space = worked.open(**model_in(model)).space if loaded else get_space(form.target)
+    name = f"{form.target} of {Path(form.model).name}" if form.model else form.target
     return [
-        Target(f"{form.target} on {form.task}", form.target, _worked(form), form.queries),
-        Target(f"graph {form.graph}", "nasbench-graph", graphs, form.graph_queries, form.seeds, True),
+        Target(f"{name} on {form.task}", space, worked, form.queries),
+        Target(f"graph {form.graph}", graph, graphs, form.graph_queries, form.seeds, True),
     ]
 
 
@@ -74,8 +85,6 @@ def check_data(form: "SearchForm") -> None:
     kind = load_task(form.task).kind
     if kind not in ("single", "pair"):
         raise ValueError(f"task {form.task} is of kind {kind}; a {STUDENT} needs texts with classes")
-    if not is_planning():  # which may not have the model yet
-        get_oracle("student", **_worked(form).settings)
 
 
 def _worked(form: "SearchForm") -> OracleConfig:

@@ -1,6 +1,7 @@
 """The latent space of a search space, or one that several share: trained on cells, or taken from a portable source."""
 
 import json
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -16,10 +17,24 @@ from tasks.stage import METRICS, Artifact, Output, stage
 FILE, LATENTS, CELLS = "latent", "latents.npz", "cells.json"
 
 
+class SpaceConfig(Config):
+    """A search space by name."""
+
+    name: str = Field(description="registered search space")
+    settings: dict[str, Any] = Field(default_factory=dict, description="its settings, where they are not the default")
+
+    @classmethod
+    def of(cls, space: Space) -> "SpaceConfig":
+        return cls(name=space.name, settings=space.settings if space != get_space(space.name) else {})
+
+    def open(self) -> Space:
+        return get_space(self.name, **self.settings)
+
+
 class EncodeConfig(Config):
     """Which spaces, on how many cells, how long."""
 
-    spaces: tuple[str, ...] = Field(min_length=1, description="registered search spaces; several share one encoder")
+    spaces: tuple[SpaceConfig, ...] = Field(min_length=1, description="search spaces; several share one encoder")
     cells: int = Field(4000, ge=50, description="random cells without labels to learn from, of each space")
     shown: int = Field(1000, ge=50, description="cells whose latents are kept for the map and the picture")
     encoder: EncoderConfig = EncoderConfig()
@@ -43,20 +58,20 @@ def encode(out: Output, config: EncodeConfig, source: list[Artifact]) -> None:
 
     A source that carries the latent space of these very spaces brings it along, and nothing is trained.
     """
-    spaces = [get_space(name) for name in config.spaces]
-    drawn = {space.name: draw(space, config.cells, config.seed) for space in spaces}
-    carried = (latent_space(read_source(a), config.spaces) for a in source)
+    spaces = [place.open() for place in config.spaces]
+    drawn = {space: draw(space, config.cells, config.seed) for space in spaces}
+    carried = (latent_space(read_source(a), [space.full_name for space in spaces]) for a in source)
     latent = next((found for found in carried if found is not None), None)
     brought = latent is not None
     if latent is None:
         checkpoint = out.folder / "training"
-        corpora = [_corpus(space, drawn[space.name], source) for space in spaces]
+        corpora = [_corpus(space, drawn[space], source) for space in spaces]
         latent = train_latent_space(corpora, config.encoder, checkpoint)
         checkpoint.unlink(missing_ok=True)
     latent.save(out.folder / FILE)
-    shown = {space.name: drawn[space.name][: config.shown] for space in spaces}
-    np.savez(out.folder / LATENTS, **{space.name: latent.encode(space, shown[space.name]) for space in spaces})
-    write_json(out.folder / CELLS, {space.name: [space.format(c) for c in shown[space.name]] for space in spaces})
+    shown = {space: drawn[space][: config.shown] for space in spaces}
+    np.savez(out.folder / LATENTS, **{space.full_name: latent.encode(space, shown[space]) for space in spaces})
+    write_json(out.folder / CELLS, {space.full_name: [space.format(c) for c in shown[space]] for space in spaces})
     out.metrics(latent.facts | {"brought": brought})
 
 
@@ -79,9 +94,9 @@ def read_latent(artifact: Artifact) -> LatentSpace:
 
 def read_shown(artifact: Artifact, space: Space) -> tuple[list[Genotype], np.ndarray]:
     """The cells shown of one space, and their latents ``[n, latent]``."""
-    texts = json.loads((artifact.folder / CELLS).read_text())[space.name]
+    texts = json.loads((artifact.folder / CELLS).read_text())[space.full_name]
     with np.load(artifact.folder / LATENTS) as latents:
-        return [space.parse(t) for t in texts], latents[space.name]
+        return [space.parse(t) for t in texts], latents[space.full_name]
 
 
 def was_brought(artifact: Artifact) -> bool:

@@ -10,7 +10,7 @@ from core.config import Config
 from core.hashing import sha256_file
 from core.nas.packed import MAPS, SPACES
 from core.nas.source import Source
-from core.nas.spaces import get_space
+from core.nas.spaces import Space
 from core.state import StateError, write_json
 from tasks.learn_source import FILE
 from tasks.stage import DATA, Artifact, Output, stage
@@ -24,7 +24,7 @@ class SourceFile:
 
     path: str
     name: str
-    space: str
+    home: Space
     labels: int
     carried: tuple[str, ...]
     sha256: str
@@ -32,7 +32,7 @@ class SourceFile:
     def __str__(self) -> str:
         brings = f", with latent spaces {', '.join(self.carried)}" if self.carried else ""
         file = Path(self.path).name
-        return f"{file} ({self.name}: {self.space}, {self.labels:,} labels, sha256 {self.sha256[:12]}{brings})"
+        return f"{file} ({self.name}: {self.home.full_name}, {self.labels:,} labels, sha256 {self.sha256[:12]}{brings})"
 
 
 class LoadSourceConfig(Config):
@@ -63,13 +63,8 @@ def check_source(name: str) -> SourceFile:
     except (StateError, KeyError, TypeError) as error:
         said = error if isinstance(error, StateError) else f"it lacks {error}"
         raise ValueError(f"{name} is no usable portable source: {said}") from None
-    if learned.home != get_space(learned.space):
-        raise ValueError(
-            f"{name} comes from a space {learned.space} with settings of its own ({learned.settings}); the flow "
-            "searches with the default ones, give it to a search in Python"
-        )
-    carried = tuple(learned.facts.get(SPACES, {}))
-    return SourceFile(name, learned.name, learned.space, int(learned.facts["labels"]), carried, sha256_file(path))
+    carried, labels = tuple(learned.facts.get(SPACES, {})), int(learned.facts["labels"])
+    return SourceFile(name, learned.name, learned.home, labels, carried, sha256_file(path))
 
 
 def load_source(file: SourceFile) -> Artifact:

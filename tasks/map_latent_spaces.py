@@ -9,9 +9,9 @@ from core.nas.encoder import LatentSpace
 from core.nas.experts import source_expert
 from core.nas.mapping import MAPPINGS, Map
 from core.nas.packed import AffineMap, labelled_latents, latent_map
-from core.nas.spaces import Space, get_space
+from core.nas.spaces import Space
 from core.state import write_json
-from tasks.encode_architectures import read_latent, read_shown, was_brought
+from tasks.encode_architectures import SpaceConfig, read_latent, read_shown, was_brought
 from tasks.learn_source import read_labelled, read_source
 from tasks.stage import Artifact, Output, stage
 
@@ -24,7 +24,7 @@ class MapConfig(Config):
     """Which map to which space, and how many elites it carries."""
 
     mapping: str = Field("linear", description="registered latent mapping")
-    target: str = Field(description="registered search space")
+    target: SpaceConfig = Field(description="search space to which the map leads")
     elites: int = Field(50, ge=1, description="source elites carried over")
     seed: int = 0
 
@@ -36,7 +36,7 @@ def map_spaces(out: Output, config: MapConfig, source: Artifact, here: Artifact,
     A source that brought both latent spaces and carries this map between them brings it along.
     """
     learned = read_source(source)
-    origin, target = learned.home, get_space(config.target)
+    origin, target = learned.home, config.target.open()
     left, right = read_latent(here), read_latent(there)
     (cells_left, z_left), (cells_right, z_right) = read_shown(here, origin), read_shown(there, target)
     value_left = source_expert(learned, Arena(origin, cells_left)).population

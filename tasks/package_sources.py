@@ -9,7 +9,7 @@ from core.config import Config
 from core.nas.packed import MAPS, SPACES, pack
 from core.nas.source import Source
 from core.state import write_json
-from tasks.encode_architectures import read_latent
+from tasks.encode_architectures import SpaceConfig, read_latent
 from tasks.learn_source import by_target, learn_trials, read_source
 from tasks.load_source import SUFFIX
 from tasks.map_latent_spaces import read_labelled_latents, read_map
@@ -22,7 +22,7 @@ class PackageSourcesConfig(Config):
     """How the map was made, and to which space."""
 
     mapping: str = Field(description="registered latent mapping")
-    target: str = Field(description="space to which the map leads")
+    target: SpaceConfig = Field(description="space to which the map leads")
     seed: int = 0
 
 
@@ -37,16 +37,18 @@ def package_sources(
 ) -> None:
     """Write the source with latent spaces and map, and a source of each target of which enough cells were measured.
 
-    ``latents``: space -> what encoded it. ``searches``: of all targets. MLflow gets the files with the report.
+    ``latents``: full name of a space -> what encoded it. ``searches``: of all targets. MLflow gets the files with the
+    report.
     """
     spaces = {space: read_latent(artifact) for space, artifact in latents.items()}
     known, move = read_source(source), read_map(mapped, config.mapping)
-    maps = {} if move is None else {config.target: move}
-    used = [spaces[known.space], spaces[config.target]]
+    target = config.target.open().full_name
+    maps = {} if move is None else {target: move}
+    used = [spaces[known.home.full_name], spaces[target]]
     written = [pack(known, used, maps, read_labelled_latents(mapped))]
-    for target, runs in by_target(searches).items():
-        learned = learn_trials(target, runs, config.seed)
-        written.append(pack(learned, [spaces[s] for s in spaces if s == learned.space]))
+    for name, runs in by_target(searches).items():
+        learned = learn_trials(name, runs, config.seed)
+        written.append(pack(learned, [spaces[s] for s in spaces if s == learned.home.full_name]))
     files: dict[str, Source] = {}
     for learned in written:
         files[_file(learned.name, files)] = learned
@@ -65,7 +67,7 @@ def _file(name: str, taken: Collection[str]) -> str:
 def _told(learned: Source) -> dict:
     return {
         "name": learned.name,
-        "space": learned.space,
+        "space": learned.home.full_name,
         "labels": learned.facts["labels"],
         "elites": len(learned.elites),
         "latent spaces": list(learned.facts.get(SPACES, {})),

@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 from core.config import Config
 from core.evaluate.rows import Row
 from core.hashing import content_key
+from core.models.load import kind_of
 from core.nas.arena import Arena
 from core.nas.latency import latency_of
 from core.nas.search import incumbent, search_architectures
@@ -17,6 +18,7 @@ from core.state import Cache, write_json
 from core.transfer.budget import Budget
 from tasks.encode_architectures import read_latent
 from tasks.learn_source import OracleConfig, read_source
+from tasks.load_model import opened
 from tasks.load_table import path_in
 from tasks.stage import Artifact, Output, stage
 
@@ -58,20 +60,26 @@ def search(
     sources: list[Artifact],
     latents: list[Artifact],
     table: Artifact | None = None,
+    model: Artifact | None = None,
 ) -> None:
     """Search, then write one row a query: the score of the cell that would be kept after it.
 
-    ``table``: the user's own table that the oracle reads.
+    ``table``: the user's own table that the oracle reads; ``model``: of which it cuts students.
     """
     # More threads sum in another order, and a search that is one rounding off asks other cells.
     with threadpool_limits(1, user_api="blas"):
-        _search(out, config, sources, latents, table)
+        _search(out, config, sources, latents, {**path_in(table), **model_in(model)})
+
+
+def model_in(artifact: Artifact | None) -> dict[str, Any]:
+    """The settings of an oracle that cuts students of a loaded model; nothing for one that trains cells."""
+    return {} if artifact is None else {"model": opened(artifact), "decoder": kind_of(opened(artifact)) == "causal"}
 
 
 def _search(
-    out: Output, config: SearchConfig, sources: list[Artifact], latents: list[Artifact], table: Artifact | None
+    out: Output, config: SearchConfig, sources: list[Artifact], latents: list[Artifact], given: dict[str, Any]
 ) -> None:
-    oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries), **path_in(table))
+    oracle = config.oracle.open(seed=config.seed, budget=Budget("queries", config.queries), **given)
     arena = Arena(oracle.space, oracle.pool() if config.closed else None, config.population, Cache())
     spaces = {space.full_name: latent for latent in map(read_latent, latents) for space in latent.codec.spaces}
     learned = tuple(read_source(a) for a in sources)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.nas.arena import Arena
-from core.nas.source import Source, learn_source
+from core.nas.source import Source
 from core.nas.spaces import get_space
+from core.nas.spaces.transformer_student import TransformerStudent
 from core.state import save_checkpoint
 from flows.cli import message
 from flows.own_tables import checked
@@ -17,7 +17,10 @@ from flows.runtime import FLOWS
 from flows.search_targets import needs_latents, needs_sources, runs, targets
 from tasks import earlier
 from tasks.learn_source import LABELLED, LearnConfig, OracleConfig, learn, read_labelled
+from tasks.search_architectures import TRIALS
 from tasks.stage import Artifact, Output
+from tests import tiny_models
+from tests.core.nas.oracles.files import tiny_student
 from tests.flows.test_own_table import nodes, page, rows_of
 
 FLOW = FLOWS.get("search")
@@ -230,11 +233,6 @@ def test_files_that_are_no_portable_source_are_refused_by_the_plan(tmp_path, fil
     assert "it lacks 'space'" in refused(source=str(tmp_path / "empty.source"))
     taken = str(next(iter(files.values())))
     assert "source_space: only for a table of your own" in refused(source=taken, source_space="nb101")
-    space = get_space("transformer-student", layers=2)
-    arena = Arena(space, sample=40)
-    values = np.array([space.size_features(c)["params"] for c in arena.cells])
-    learn_source("small", arena, arena.cells, values).save(tmp_path / "small.source")
-    assert "with settings of its own" in refused(source=str(tmp_path / "small.source"))
     assert "or a .parquet or .csv or .source file" in refused(source="cifar.xlsx")
 
 
@@ -248,3 +246,29 @@ def test_public_labels_are_written_and_own_rows_stay_at_home(tmp_path, tables, e
     assert (out.folder / LABELLED).exists()
     assert len(cells) == 40
     assert sorted(labels) == pytest.approx(sorted(pd.read_csv(tables["source"])["accuracy"]))
+
+
+def test_students_of_an_own_model_are_searched_and_what_was_learned_goes_on(tmp_path):
+    arguments = tiny_student(tmp_path, rows=700)
+    given = {"target": "transformer-student", "model": arguments["model"], "data": arguments["task"]}
+    tiny = {"size": "smoke", "queries": 20, "graph_queries": 3, "seeds": 1, "labels": 50, "encoder_steps": 5}
+    done = FLOW.run(FLOW.form(**tiny, **given, images=30, epochs=1, searches=("bridge",)))
+    found = [json.loads((Path(n.path) / TRIALS).read_text()) for n in nodes(done, "search-architectures")]
+    (trials,) = [t for t in found if (t["label"], t["space"]) == ("bridge", "transformer-student")]
+    space = get_space("transformer-student", **trials["settings"])
+    original = TransformerStudent.of(tiny_models.bert_config())
+    assert space == original != get_space("transformer-student")
+    assert len(trials["trials"]) == 20
+    files = {p.name: p for p in (done.artifact.folder / "sources").iterdir()}
+    learned = Source.load(next(p for n, p in files.items() if n.startswith("transformer-student")))
+    assert learned.home == original
+    assert original.full_name in learned.facts["latent_spaces"]
+    taught = {p.name: Source.load(p) for p in files.values()}
+    assert original.full_name in taught["nb201-cifar10.source"].facts["latent_maps"]
+    again = FLOW.form(**tiny, source=str(files[f"{learned.name.replace(' ', '-')}.source"]), target="nb201", images=60)
+    assert original.full_name in FLOW.describe(again).source
+
+
+def test_a_model_is_for_students_alone():
+    assert "model is what target transformer-student cuts" in refused(model="here")
+    assert "does not exist" in refused(target="transformer-student", model="./nowhere")

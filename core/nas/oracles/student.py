@@ -20,6 +20,8 @@ from core.nas.spaces.transformer_student import StudentShape, TransformerStudent
 from core.state import Cache, write_json
 from core.transfer.budget import Budget
 
+ORIGINAL = "all-minilm-l6-v2"
+
 
 class StudentSettings(Config):
     """How a student is distilled and judged."""
@@ -43,7 +45,8 @@ class StudentOracle(Oracle):
     test accuracy, and the original's own validation and test accuracy under the same probe.
 
     Args:
-        model: asset name, folder or hub name of an encoder, or of a decoder with ``decoder=True``.
+        model: asset name, folder, hub name or :class:`core.models.load.Source` of an encoder, or of a decoder with
+            ``decoder=True``.
         task: name of a built-in text task, or the path of a task's YAML.
         settings: :class:`StudentSettings` or a dict of them.
         seed: of the text samples and the distillation.
@@ -54,7 +57,7 @@ class StudentOracle(Oracle):
 
     def __init__(
         self,
-        model: str = "all-minilm-l6-v2",
+        model: Any = ORIGINAL,
         task: str = "mr_reviews",
         settings: StudentSettings | dict[str, Any] | None = None,
         decoder: bool = False,
@@ -177,7 +180,7 @@ class StudentOracle(Oracle):
         }
 
 
-def _load(model: str, decoder: bool, max_length: int):
+def _load(model: Any, decoder: bool, max_length: int):
     """The original as a text encoder with mean pooling; a decoder without its head."""
     from core.models.encoder import TextEncoder
     from core.models.load import load_causal, load_encoder

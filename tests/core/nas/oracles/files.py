@@ -116,7 +116,7 @@ def nb201_file(path):
     return path
 
 
-def tiny_student(folder) -> dict:
+def tiny_student(folder, rows=240) -> dict:
     """Arguments of a student oracle over a tiny encoder and a tiny sentiment task, both written to ``folder``."""
     import torch
 
@@ -132,12 +132,12 @@ def tiny_student(folder) -> dict:
         encoder.tokenizer.save_pretrained(model)
         rng = np.random.default_rng(0)
         good, bad = ("good", "great", "fine", "lovely", "fun"), ("bad", "terrible", "awful", "dull", "boring")
-        rows = ["text,label"]
-        for i in range(240):
+        lines = ["text,label"]
+        for i in range(rows):
             words = list(rng.choice(tiny_models.WORDS[:2] + tiny_models.WORDS[4:6] + ["story", "music"], 6))
             words[int(rng.integers(6))] = str(rng.choice((bad, good)[i % 2]))
-            rows.append(f"{' '.join(words)} {tiny_models.WORDS[i % 30].replace(',', '.')},{'np'[i % 2]}")
-        (folder / "tiny.csv").write_text("\n".join(dict.fromkeys(rows)) + "\n")
+            lines.append(f"{' '.join(words)} {tiny_models.WORDS[i % 30].replace(',', '.')},{'np'[i % 2]}")
+        (folder / "tiny.csv").write_text("\n".join(dict.fromkeys(lines)) + "\n")
         task.write_text(
             f"version: 1\nkind: single\nsource: {{path: {folder / 'tiny.csv'}}}\nlabels: ['n', 'p']\nmetric: accuracy\n"
             "splits: {validation: 0.2, test: 0.2}\n"
