@@ -189,11 +189,13 @@ def distill_flow(form: DistillForm) -> Artifact:
     evaluated = evaluate_students(EvaluateConfig(study=study), signals=signals, students=students, tuned=tuned)
     best = "prompt_distiller" if "prompt_distiller" in students else methods[-1]
     served = METHODS[best].kind != "gold"  # a ceiling has read labels that nobody has
-    if not is_planning() and study.student.kind == "encoder" and served:
-        register_model(f"distilled-{Path(form.task).stem}", students[best], evaluated, best, hits_of(evaluated, best))
+    model = {}
+    if not is_planning() and served:
+        name, hits = f"distilled-{Path(form.task).stem}", hits_of(evaluated, best)
+        model = {"model": register_model(name, students[best], evaluated, best, hits)}
     models = {"teacher": study.teacher, "student": study.student}
     facts = {role: f"{m.asset}, {READ_AS[m.kind]}" for role, m in models.items()}
-    facts |= {"task": form.task, "seed": str(form.seed)}
+    facts |= {"task": form.task, "seed": str(form.seed), **model}
     quoted = {}
     if form.log_examples:
         wanted = QuoteConfig(tasks=(form.task,), models=(best,), test_examples=form.test_rows)

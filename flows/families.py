@@ -109,7 +109,10 @@ def _deliver_language_model(
     packing = PackageLanguageConfig(method=best)
     also = {"also": [load_model(m, adapter=True) for m in form.experts.values()]} if form.experts else {}
     package = package_language(packing, base=base, experts=experts, merged=merged[best], **also)
-    return evaluated, {"merged model": f"{package.path} (transferopt predict)"}
+    if is_planning():
+        return evaluated, {}
+    told = register_model("evolved-language-model", package, evaluated, best, hits_of(evaluated, best))
+    return evaluated, {"merged model": f"{package.path} (transferopt predict), {told}"}
 
 
 def _test(form: MergeForm) -> EvaluateConfig:

@@ -1,18 +1,20 @@
-"""What an MLflow server runs: a packaged classifier. MLflow stores this file, not a pickle of it."""
+"""What an MLflow server runs: a packaged model. MLflow stores this file, not a pickle of it."""
+
+from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from core.models.classifier import TextClassifier
+from core.packages import open_package
 
 
-class ServedClassifier(PythonModel):
+class ServedPackage(PythonModel):
     """Columns ``text``, with several tasks ``task``, for pair tasks ``pair`` -> ``label``, ``probability``."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open the package."""
-        self.classifier = TextClassifier(context.artifacts["package"])
+        self.package = open_package(Path(context.artifacts["package"]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None
@@ -25,9 +27,9 @@ class ServedClassifier(PythonModel):
             part = model_input.iloc[rows]
             second = part["pair"].fillna("") if "pair" in part else pd.Series([""] * len(part))
             pairs = second.tolist() if second.astype(bool).any() else None
-            answers |= dict(zip(rows, self.classifier.predict(part["text"].tolist(), pairs, task), strict=True))
+            answers |= dict(zip(rows, self.package.predict(part["text"].tolist(), pairs, task), strict=True))
         found = [answers[i] for i in range(len(model_input))]
         return pd.DataFrame({"label": [a.label for a in found], "probability": [a.probability for a in found]})
 
 
-mlflow.models.set_model(ServedClassifier())
+mlflow.models.set_model(ServedPackage())

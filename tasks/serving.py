@@ -1,6 +1,5 @@
 """Models in MLflow: logged with signature and a synthetic example, registered, promoted only on a significant gain."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
 
 from core.evaluate.statistics import stratified_bootstrap
-from core.models.classifier import CARD
+from core.packages import CARDS, described
 from tasks import mlflow_store
 from tasks.hits import Hits
 
@@ -32,14 +31,13 @@ class Untried:
 
 
 def log_model(run_id: str, package: Path, name: str, alias: str, tags: dict[str, str]) -> None:
-    """Log a packaged classifier to a run, register a version, and set its alias (idempotent by the package's hash)."""
+    """Log a packaged model to a run, register a version, and set its alias (idempotent by the package's hash)."""
     client = mlflow_store.client()
     known = client.search_model_versions(f"name='{name}'") if _exists(name) else []
     if any(v.tags.get("sha256") == tags["sha256"] and v.run_id == run_id for v in known):
         return
-    card = json.loads((package / "classifier.json").read_text())
-    task = sorted(card["tasks"])[0]
-    second = {"pair": [EXAMPLE]} if card.get("pairs", {}).get(task) else {}  # refused by a task of single texts
+    task, pair = min(described(package).pairs.items())
+    second = {"pair": [EXAMPLE]} if pair else {}  # refused by a task of single texts
     inputs = Schema(
         [
             ColSpec("string", "text"),
@@ -121,7 +119,7 @@ def package_of(model: str) -> Path:
         raise ValueError(
             f"no folder and no registered model {model!r} (registered: {known}): {error.message}"
         ) from None
-    found = next(root.rglob(CARD), None)
+    found = next((path for card in CARDS for path in root.rglob(card)), None)
     if found is None:
-        raise ValueError(f"registered model {model!r} holds no packaged classifier ({CARD})")
+        raise ValueError(f"registered model {model!r} holds no package of a flow ({', '.join(CARDS)})")
     return found.parent

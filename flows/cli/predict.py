@@ -20,9 +20,7 @@ def predict(
 
     from core.data.encoded import read_text
     from core.data.tables import read_table, strings
-    from core.distill.export import STUDENT, load_student
-    from core.merge import language_package
-    from core.models.classifier import CARD, TextClassifier
+    from core.packages import open_package
     from core.state import write_bytes
     from flows.cli.parameters import writable_file
     from flows.cli.show import console
@@ -68,12 +66,7 @@ def predict(
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(pairs)} second texts for {len(texts)} texts; give one for each, or one for all")
     folder = _folder(model)
-    if (folder / STUDENT).is_file() and not (folder / CARD).is_file():  # a language model that answers a prompt
-        answers = load_student(folder).predict(texts, pairs)
-    elif (folder / language_package.CARD).is_file():
-        answers = language_package.LanguagePackage(folder).predict(texts, pairs, task)
-    else:
-        answers = TextClassifier(folder).predict(texts, pairs, task)
+    answers = open_package(folder).predict(texts, pairs, task)
     table = pd.DataFrame(
         {"label": [a.label for a in answers], "probability": [round(a.probability, 4) for a in answers]}
     )

@@ -1,7 +1,10 @@
 """Flow evolve-merge on a causal language model: adapters trained in the flow beside one that was trained elsewhere."""
 
+import json
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -9,12 +12,17 @@ from typer.testing import CliRunner
 from core.merge.adapter_experts import train_adapter
 from core.merge.language_package import LanguagePackage
 from core.merge.recipe import load_recipe
+from core.packages import open_package
 from core.state import Cache
 from flows.cli import app
 from flows.evolve_merge import EvolveMergeForm
 from flows.runtime import FLOWS
+from tasks import mlflow_store, register_model, serving
+from tasks.hits import Hits
+from tasks.stage import Artifact
 from tests import tiny_language as tl
 
+TASKS = ("mood", "light")
 FLOW = FLOWS.get("evolve-merge")
 
 
@@ -62,6 +70,7 @@ def test_the_page_says_what_was_merged_and_where_it_lies(done):
     assert "label word of highest likelihood" in page
     assert "heads aligned" not in page
     assert "transferopt predict" in page
+    assert "registered as evolved-language-model" in page
 
 
 def package() -> Path:
@@ -85,6 +94,26 @@ def test_the_merged_model_opens_in_transformers_and_answers_every_task(done, giv
     told = CliRunner().invoke(app, ["predict", str(folder), "the movie was fun", "--task", "mood"])
     assert told.exit_code == 0, told.output
     assert told.output.split()[0] in tl.SIGNS["mood"]
+
+
+def test_the_merged_model_is_registered_and_served(done):
+    folder = serving.package_of("evolved-language-model")
+    texts = ["the movie was fun", "the scene was bright"]
+    expected = [open_package(folder).predict([text], task=task)[0] for text, task in zip(texts, TASKS, strict=True)]
+    served = mlflow.pyfunc.load_model("models:/evolved-language-model@champion")
+    answers = served.predict(pd.DataFrame({"text": texts, "task": list(TASKS)}))
+    assert answers["label"].tolist() == [e.label for e in expected]
+    version = mlflow_store.client().get_model_version_by_alias("evolved-language-model", "champion")
+    assert set(json.loads(version.tags["accuracies"])) == {"mood", "part", "light"}
+    assert set(Hits.of(version.tags)) == {"mood", "part", "light"}
+
+
+def test_a_model_above_the_limit_stays_where_it_is(monkeypatch):
+    monkeypatch.setattr(register_model, "LIMIT_GB", 1e-6)
+    artifact = Artifact(name="package-language-merge", path=str(package()), sha256="x")
+    told = register_model.register_model("large", artifact, artifact, "average", {})
+    assert told.startswith("not registered: ")
+    assert "at most 1e-06 GB" in told
 
 
 def test_the_recipe_names_adapters_of_the_base(done):
