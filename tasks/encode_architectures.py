@@ -25,7 +25,7 @@ class SpaceConfig(Config):
 
     @classmethod
     def of(cls, space: Space) -> "SpaceConfig":
-        return cls(name=space.name, settings=space.settings if space != get_space(space.name) else {})
+        return cls(name=space.name, settings=space.settings if space.full_name != space.name else {})
 
     def open(self) -> Space:
         return get_space(self.name, **self.settings)
