@@ -20,7 +20,7 @@ from tasks.tracking import artifact_limit_bytes, metric_name
 
 
 class Echo:
-    """In the place of a packaged classifier: answers with what it was given."""
+    """In the place of a package: answers with what it was given."""
 
     def __init__(self, folder):
         pass
@@ -40,7 +40,7 @@ class Echo:
     ],
 )
 def test_second_texts_come_from_where_they_are_given(tmp_path, monkeypatch, text, pair, answers):
-    monkeypatch.setattr("core.models.classifier.TextClassifier", Echo)
+    monkeypatch.setattr("core.packages.open_package", Echo)
     monkeypatch.chdir(tmp_path)
     Path("first.txt").write_text("a\nb\n")
     Path("second.txt").write_text("x\ny\n")
@@ -55,7 +55,7 @@ def test_second_texts_come_from_where_they_are_given(tmp_path, monkeypatch, text
 
 
 def test_a_mistyped_column_of_second_texts_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.models.classifier.TextClassifier", Echo)
+    monkeypatch.setattr("core.packages.open_package", Echo)
     monkeypatch.chdir(tmp_path)
     Path("rows.csv").write_text("text,two\nc,u\nd,v\n")
     Path("all.txt").write_text("w\n")
@@ -67,7 +67,7 @@ def test_a_mistyped_column_of_second_texts_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_line_of_a_text_file_ends_at_a_newline_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.models.classifier.TextClassifier", Echo)
+    monkeypatch.setattr("core.packages.open_package", Echo)
     texts = ["a\u2028b", "c\x85d", "e\x0cf", "", "g"]
     Path(tmp_path / "package").mkdir()
     for end in ("\n", "\r\n"):
