@@ -302,9 +302,9 @@ def _counting(data: Frame, rows: Sequence[Row]) -> list[str]:
 
 def _curves(data: Frame, target: str, folder: Path) -> str:
     curves = {}
-    for method, t, name, prior, metric in data:
+    for method, t, name, prior, metric in sorted(data, key=str):
         if t == target and metric == "mean@1" and method in (OURS, TWIN, "random", "local_search", "parameters_first"):
-            label = f"{method} {name}{' + sizes' if prior else ''}"
+            label = " ".join(part for part in (method, name, "+ sizes" if prior else "") if part)
             values = np.stack([get(data, method, t, name, prior, f"mean@{n}") for n in CURVE])
             curves[label] = (list(CURVE), values)
     if not curves:

@@ -14,6 +14,7 @@ from core.evaluate.statistics import Interval
 
 # Okabe and Ito's eight colours, told apart under the common colour-vision deficiencies.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+STYLES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE = {
     "font.size": 9,
@@ -79,13 +80,16 @@ def curves_with_bands(
         if len(x) != len(y) or not len(x):
             raise ValueError(f"curve {name!r} has {len(x)} x values and {len(y)} y values")
         points = [v if isinstance(v, Interval) else Interval(float(v), None, None) for v in y]
+        again = i // len(PALETTE)  # from the ninth curve on colours come a second time: dashed, with hollow markers
+        drawn = {"linestyle": STYLES[again % len(STYLES)], "markerfacecolor": "white" if again else None}
         marker = MARKERS[i % len(MARKERS)] if len(x) <= 30 else None
-        ax.plot(x, [p.mean for p in points], color=_colour(i), marker=marker, markersize=4, label=name)
+        ax.plot(x, [p.mean for p in points], color=_colour(i), marker=marker, markersize=4, label=name, **drawn)
         low = [p.mean if p.low is None else p.low for p in points]
         high = [p.mean if p.high is None else p.high for p in points]
         ax.fill_between(x, low, high, color=_colour(i), alpha=0.18, linewidth=0)
     if log_x:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     if len(curves) > 1:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return fig
