@@ -352,10 +352,8 @@ def _harms(data: Frame) -> list[str]:
         else:
             out.append(f"| {s} | {t} | {kind(s, t)} | {'on' if p else 'off'} | " + " | ".join(parts) + " |")
     room = [f"{t} {BEST[t] - v.mean():.2f}" for t in NB201 if len(v := get(data, TWIN, t, "", False, "score@25"))]
-    out += [
-        "",
-        f"Keeping the table's best cell from 25 queries on would gain, prior off: {', '.join(room) or 'no rows'}.",
-    ]
+    most = f"Most that a source can gain at 25 queries, prior off, the table's best cell kept: {', '.join(room)}."
+    out += ["", most] if room else []
     for twin in (TWIN, EAGER):
         rates = [f"{n} queries: {h}" for n in (25, 50, 100) if (h := harm(data, n, twin))]
         out += ["", f"Mean harm over pairs against `{twin}`: {', '.join(rates) or 'no rows'}."]
@@ -371,7 +369,7 @@ def _again(data: Frame) -> list[str]:
     out.append("Once all its runs were asked, the mean over all runs is what the search saw; the test accuracy is not.")
     out += [
         "",
-        "| target | method | source | prior | mean of all runs | test | unqueried runs (blocks that have any) |",
+        "| target | method | source | prior | mean of all runs | test | unqueried runs, of seeds that have any |",
     ]
     out.append("|---|---|---|---|---|---|---|")
     known = {k[:4] for k in data if k[1] in NB201 and k[4] == "score@50"}

@@ -1,4 +1,7 @@
-"""What a flow packaged, whatever kind of model it is: one way to describe it, to open it and to ask it."""
+"""What a flow packaged, whatever kind of model it is: one way to describe it, to open it and to ask it.
+
+Describing a package costs neither the model nor torch: the process that delivers to MLflow does no more than that.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from core.distill import export
-from core.merge import language_package
-from core.models import classifier
-from core.models.classifier import Prediction
+from core.models.classifier import CARD, Prediction, TextClassifier
 
-CARDS = (classifier.CARD, language_package.CARD, export.STUDENT)  # a packaged encoder student has the first and last
+LANGUAGE, STUDENT = "language.json", "student.json"  # of core.merge.language_package and core.distill.export
+CARDS = (CARD, LANGUAGE, STUDENT)  # a packaged encoder student has the first and the last
 TASK = "task"  # of a language model that learned one task and is asked by its prompt
 
 
@@ -47,9 +48,9 @@ def described(folder: Path) -> Described:
     if card is None:
         raise ValueError(f"{folder} is no packaged model (none of {', '.join(CARDS)}); give what a flow packaged")
     told = json.loads((folder / card).read_text())
-    if card == classifier.CARD:
+    if card == CARD:
         pairs = {task: bool(told.get("pairs", {}).get(task)) for task in told["tasks"]}
-    elif card == language_package.CARD:
+    elif card == LANGUAGE:
         pairs = {task: bool(asked["pair"]) for task, asked in told["tasks"].items()}
     else:
         pairs = {TASK: "{pair}" in json.dumps(told["prompt"])}
@@ -62,19 +63,23 @@ def open_package(folder: Path) -> Package:
     Raises:
         ValueError: no package. StateError: one that a newer version wrote.
     """
-    openers = {
-        classifier.CARD: classifier.TextClassifier,
-        language_package.CARD: language_package.LanguagePackage,
-        export.STUDENT: _OneTask,
-    }
-    return openers[described(folder).card](folder)
+    card = described(folder).card
+    if card == CARD:
+        return TextClassifier(folder)
+    if card == STUDENT:
+        return _OneTask(folder)
+    from core.merge.language_package import LanguagePackage
+
+    return LanguagePackage(folder)
 
 
 class _OneTask:
     """A language model that learned one task."""
 
     def __init__(self, folder: Path):
-        self.student = export.load_student(folder)
+        from core.distill.export import load_student
+
+        self.student = load_student(folder)
 
     def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, task: str | None = None

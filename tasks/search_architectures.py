@@ -85,8 +85,8 @@ def _search(
     learned = tuple(read_source(a) for a in sources)
     knowledge = Knowledge(learned, config.prior, oracle.noise == "single run", spaces, oracle.runs)
     latency = latency_of(oracle) if config.settings.get("cost") == LATENCY else None
-    given = {"latency": latency} if latency else {}
-    searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **config.settings, **given)
+    own = config.settings | ({"latency": latency} if latency else {})
+    searcher = get_searcher(config.searcher, arena, config.seed, knowledge, **own)
     trust: list[dict[str, float]] = []
 
     def after(generation: int, trials: Any) -> None:

@@ -85,7 +85,7 @@ def _forward_seconds(oracle: TrainingOracle, cell: Genotype, device: str) -> flo
         for _ in range(1 + REPEATS):  # the first pass allocates
             begin = perf_counter()
             network(images)
-            if device == "cuda":
+            if device.startswith("cuda"):
                 torch.cuda.synchronize()
             times.append(perf_counter() - begin)
     return min(times[1:])

@@ -1,12 +1,17 @@
 """Every kind of package is described without its model, opened by one call, and answers alike."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from core.distill import export
 from core.distill.export import export_student
+from core.merge import language_package
 from core.merge.language_package import Asked, describe
-from core.models.classifier import Head, save
-from core.packages import described, open_package
+from core.models.classifier import CARD, Head, save
+from core.packages import CARDS, described, open_package
 from tests import tiny_language
 from tests.core.distill.test_pieces import teacher
 from tests.tiny_experts import base_folder
@@ -49,6 +54,15 @@ def test_a_student_needs_no_task(tmp_path, kind):
     assert opened.predict(TEXTS) == opened.predict(TEXTS, task=task)
     with pytest.raises(ValueError, match="unknown task 'other'"):
         opened.predict(TEXTS, task="other")
+
+
+def test_the_cards_are_those_that_the_packagers_write():
+    assert set(CARDS) == {CARD, language_package.CARD, export.STUDENT}
+
+
+def test_what_delivers_to_mlflow_needs_no_torch():
+    program = "import sys, tasks.serving; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_a_folder_without_a_card_is_no_package(tmp_path):
